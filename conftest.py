@@ -16,7 +16,9 @@ def data_directory() -> pathlib.Path:
     default = pathlib.Path(__file__).resolve().parents[1] / "shared" / "data"
     directory = pathlib.Path(os.environ.get("ZOO_DATA", default))
     if not directory.is_dir():
-        pytest.skip(f"no real data: set ZOO_DATA to a folder with ptb/ and the other sets ({directory=})")
+        pytest.skip(
+            f"no real data: set ZOO_DATA to a folder with ptb/ and the other sets ({directory=})"
+        )
     return directory
 
 

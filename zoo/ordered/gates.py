@@ -1,0 +1,117 @@
+"""Cumax: the softmax's running sum, a soft version of the binary gate (0, …, 0, 1, …, 1).
+
+    cumax(x)_k = Σ_{j ≤ k} softmax(x)_j = P(split ≤ k),   split ~ softmax(x)
+
+Its reverse runs the other way, Σ_{j ≥ k}. Both are probabilities of a random split point, so they
+are monotone, lie in [0, 1] and end exactly at 1.
+
+Source: Yikang Shen, Shawn Tan, Alessandro Sordoni, Aaron Courville, «Ordered Neurons: Integrating
+Tree Structures into Recurrent Neural Networks», 2018, arXiv 1810.09536; article
+https://kexue.fm/archives/6621.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Array:
+    """Cumulative softmax, ``cumsum(softmax(x))``.
+
+    cumax(x)_k = Σ_{j ≤ k} e^{x_j} / Σ_j e^{x_j}, or the sum over j ≥ k with ``reverse``.
+
+    Args:
+        x: logits of the split point, ``[..., levels]``; -inf excludes a level. If all are -inf the
+            result is NaN; an empty axis gives an empty result.
+        axis: the axis of the levels.
+        reverse: sum from the last level to the first.
+
+    Returns:
+        Values in [0, 1] of the shape and dtype of ``x``, computed in at least float32: never
+        decreasing along ``axis`` and exactly 1 at its end (never increasing from exactly 1 with
+        ``reverse``).
+
+    Raises:
+        TypeError: if ``x`` is not a floating-point array.
+
+    >>> import jax.numpy as jnp
+    >>> cumax(jnp.array([1.0, 2.0, 3.0, 0.0])).tolist()
+    [0.087, 0.324, 0.968, 1.0]
+    >>> cumax(jnp.array([1.0, 2.0, 3.0, 0.0]), reverse=True).tolist()
+    [1.0, 0.913, 0.676, 0.032]
+
+    Reference: arXiv 1810.09536, equation 5.
+    """
+    x, wide = _widen(x, "cumax")
+    if wide.shape[axis] == 0:
+        return x
+    return _cumax(axis % x.ndim, reverse, wide).astype(x.dtype)
+
+
+def log_cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Array:
+    """Logarithm of :func:`cumax`, exact where cumax itself underflows to 0.
+
+    log_cumax(x)_k = log Σ_{j ≤ k} e^{x_j} - log Σ_j e^{x_j}.
+
+    Args:
+        x: logits of the split point, ``[..., levels]``; -inf excludes a level. If all are -inf the
+            result is NaN; an empty axis gives an empty result.
+        axis: the axis of the levels.
+        reverse: sum from the last level to the first.
+
+    Returns:
+        Values ≤ 0 in nats, of the shape and dtype of ``x``, computed in at least float32; exactly 0
+        at the end of ``axis`` (at its start with ``reverse``).
+
+    Raises:
+        TypeError: if ``x`` is not a floating-point array.
+
+    >>> import jax.numpy as jnp
+    >>> print(log_cumax(jnp.array([0.0, 200.0])))
+    [-200.    0.]
+
+    Reference: arXiv 1810.09536, equation 5.
+    """
+    x, wide = _widen(x, "log_cumax")
+    if wide.shape[axis] == 0:
+        return x
+    sums = lax.cumlogsumexp(wide, axis=axis % wide.ndim, reverse=reverse)
+    total = lax.index_in_dim(sums, 0 if reverse else -1, axis)
+    return (sums - total).astype(x.dtype)
+
+
+def _widen(x: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+    """Checks the dtype; returns ``x`` as an array and its copy in at least float32."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{name}: x must be a floating-point array, got {x.dtype}; "
+            "convert it first, for example x.astype(jnp.float32)"
+        )
+    return x, x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _cumax(axis: int, reverse: bool, x: jax.Array) -> jax.Array:
+    sums = lax.cumsum(jax.nn.softmax(x, axis=axis), axis=axis, reverse=reverse)
+    # Parallel prefix sums round each entry by itself, so neighbours can swap by an ulp and the end
+    # can miss 1. The order and the end are promised, and 1 - cumax must not be negative.
+    ordered = lax.cummax(sums, axis=axis, reverse=reverse)
+    end = 0 if reverse else x.shape[axis] - 1
+    at_end = lax.broadcasted_iota(jnp.int32, x.shape, axis) == end
+    unknown = jnp.isnan(sums)
+    return jnp.where(at_end & ~unknown, 1, jnp.minimum(ordered, 1))
+
+
+@_cumax.defjvp
+def _cumax_jvp(
+    axis: int, reverse: bool, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    probabilities = jax.nn.softmax(x, axis=axis)
+    mean = jnp.sum(probabilities * dx, axis=axis, keepdims=True)
+    # d softmax sums to 0 over the whole axis, as a gate that ends at exactly 1 must.
+    tangent = lax.cumsum(probabilities * (dx - mean), axis=axis, reverse=reverse)
+    return _cumax(axis, reverse, x), tangent

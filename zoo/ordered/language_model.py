@@ -1,0 +1,219 @@
+"""A language model of stacked ON-LSTM layers with tied word vectors.
+
+    ids -> embedding E -> ON-LSTM × num_layers -> features · Eᵀ + bias = logits
+
+The widths are embed, hidden, …, hidden, embed: the last layer has the width of the word vectors, so
+that input and output share E. Dropout is that of Merity, Keskar, Socher, «Regularizing and
+Optimizing LSTM Language Models», 2017, arXiv 1708.02182: one mask for all steps of a sequence,
+whole words of E, and recurrent weights.
+
+Source: arXiv 1810.09536, section 5.1.
+"""
+
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from zoo.ordered.ordered_lstm import (
+    Depths,
+    MasterInput,
+    OnLstm,
+    OnLstmCarry,
+    initial_carry,
+    on_lstm,
+)
+
+
+class LanguageModelOutput(NamedTuple):
+    """The result of :class:`OnLstmLanguageModel`."""
+
+    logits: jax.Array  # [B, T, V] in at least float32
+    features: jax.Array  # [B, T, embed], the last layer before its dropout
+    carries: tuple[OnLstmCarry, ...]  # one a layer, after the last step
+    depths: Depths  # [layers, B, T] each, after reading each word
+
+
+def dropout(
+    key: jax.Array, x: jax.Array, *, rate: float, shared_axes: tuple[int, ...] = ()
+) -> jax.Array:
+    """Dropout whose mask is the same all along ``shared_axes``.
+
+    y = x · m / (1 - rate),  m ~ Bernoulli(1 - rate), one draw an entry of the other axes.
+
+    Args:
+        key: typed key, consumed.
+        x: any shape.
+        rate: share of entries set to 0, in [0, 1).
+        shared_axes: axes along which the mask does not change: time for locked dropout, the
+            features of an embedding table to drop whole words.
+
+    Returns:
+        The shape and dtype of ``x``.
+
+    Raises:
+        ValueError: if ``rate`` is outside [0, 1).
+
+    >>> import jax, jax.numpy as jnp
+    >>> y = dropout(jax.random.key(0), jnp.ones((2, 3)), rate=0.5, shared_axes=(1,))
+    >>> bool((y == y[:, :1]).all())
+    True
+
+    Reference: arXiv 1708.02182, sections 4.2 and 4.3.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout: rate must be in [0, 1), got {rate}")
+    shared = {axis % x.ndim for axis in shared_axes}
+    shape = tuple(1 if axis in shared else size for axis, size in enumerate(x.shape))
+    kept = jax.random.bernoulli(key, 1 - rate, shape)
+    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+
+
+class OnLstmLanguageModel(nnx.Module):
+    """ON-LSTM language model, see the module docstring.
+
+    Args:
+        vocab_size: V, number of tokens.
+        embed_features: width of the word vectors and of the last layer.
+        hidden_features: width of the other layers.
+        num_layers: number of layers.
+        chunk_size: C, units that share a master gate value; must divide both widths.
+        master_input: ``"complement"`` (paper) or ``"reverse"`` (article).
+        embedding_dropout: share of words whose vector is 0 for one call, at input only.
+        input_dropout: locked dropout of the embedded words.
+        hidden_dropout: locked dropout between layers.
+        output_dropout: locked dropout of the features before the logits.
+        recurrent_dropout: share of recurrent weights set to 0 for one call («weight drop»).
+        param_dtype: dtype of the parameters.
+        rngs: Flax's random streams; ``params`` is used.
+
+    Raises:
+        ValueError: if ``chunk_size`` does not divide a width, or ``num_layers`` < 1.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = OnLstmLanguageModel(10, 4, 6, 3, chunk_size=2, rngs=nnx.Rngs(0))
+    >>> output = model(jnp.zeros((2, 5), jnp.int32))
+    >>> output.logits.shape, output.depths.forget.shape
+    ((2, 5, 10), (3, 2, 5))
+
+    Reference: arXiv 1810.09536, section 5.1; arXiv 1708.02182.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_features: int,
+        hidden_features: int,
+        num_layers: int,
+        *,
+        chunk_size: int,
+        master_input: MasterInput = "complement",
+        embedding_dropout: float = 0.1,
+        input_dropout: float = 0.5,
+        hidden_dropout: float = 0.3,
+        output_dropout: float = 0.45,
+        recurrent_dropout: float = 0.45,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        self.embedding_dropout = embedding_dropout
+        self.input_dropout = input_dropout
+        self.hidden_dropout = hidden_dropout
+        self.output_dropout = output_dropout
+        self.recurrent_dropout = recurrent_dropout
+        self.chunk_size = chunk_size
+        table = (vocab_size, embed_features)
+        key = rngs.params()
+        self.embedding = nnx.Param(jax.random.uniform(key, table, param_dtype, -0.1, 0.1))
+        self.bias = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
+        inner = [hidden_features] * (num_layers - 1)
+        widths = [embed_features, *inner, embed_features]
+        self.layers = nnx.List(
+            OnLstm(
+                before,
+                after,
+                chunk_size=chunk_size,
+                master_input=master_input,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+            for before, after in itertools.pairwise(widths)
+        )
+
+    def initial_carries(self, batch: int, dtype: Any = jnp.float32) -> tuple[OnLstmCarry, ...]:
+        """The carries of ``batch`` sequences of which nothing was read yet, one a layer."""
+        return tuple(
+            initial_carry(batch, layer.features, chunk_size=self.chunk_size, dtype=dtype)
+            for layer in self.layers
+        )
+
+    def __call__(
+        self,
+        ids: jax.Array,
+        carries: tuple[OnLstmCarry, ...] | None = None,
+        *,
+        key: jax.Array | None = None,
+    ) -> LanguageModelOutput:
+        """Reads ``ids`` and predicts at each position what comes next.
+
+        Args:
+            ids: ``[B, T]`` int. An id outside the vocabulary gives NaN logits from there on.
+            carries: the ``carries`` of an earlier call to go on from, zeros if None.
+            key: typed key for dropout, consumed; None for evaluation.
+
+        Returns:
+            ``LanguageModelOutput``.
+
+        Raises:
+            TypeError: if ``ids`` are not integers; ValueError: if their shape is not [batch, time]
+                or there is not one carry a layer.
+        """
+        if not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise TypeError(f"ids must be integers, got {ids.dtype}; encode the text first")
+        if ids.ndim != 2:
+            raise ValueError(f"ids must be [batch, time], got shape {ids.shape}")
+        if carries is not None and len(carries) != len(self.layers):
+            raise ValueError(
+                f"carries must hold one carry for each of {len(self.layers)} layers, "
+                f"got {len(carries)}"
+            )
+        before = carries or (None,) * len(self.layers)
+        keys = iter(() if key is None else jax.random.split(key, 2 * len(self.layers) + 2))
+
+        def drop(x: jax.Array, rate: float, shared_axes: tuple[int, ...] = ()) -> jax.Array:
+            if key is None or not rate:
+                return x
+            return dropout(next(keys), x, rate=rate, shared_axes=shared_axes)
+
+        table = self.embedding[...]
+        words = drop(table, self.embedding_dropout, (1,))
+        # Ids outside the table must not silently read a wrong row. Time goes first from here on.
+        x = words.at[ids.T].get(mode="fill", fill_value=jnp.nan)
+        x = drop(x, self.input_dropout, (0,))
+        after, depths = [], []
+        for index, (layer, carry) in enumerate(zip(self.layers, before, strict=True)):
+            if index:
+                x = drop(x, self.hidden_dropout, (0,))
+            params = layer.params
+            weights = drop(params.recurrent_kernel, self.recurrent_dropout)
+            x, carry, depth = on_lstm(
+                params._replace(recurrent_kernel=weights),
+                x,
+                carry,
+                chunk_size=layer.chunk_size,
+                master_input=layer.master_input,
+            )
+            after.append(carry)
+            depths.append(depth)
+        features = x.swapaxes(0, 1)
+        last = drop(features, self.output_dropout, (1,))
+        wide = jnp.promote_types(last.dtype, jnp.float32)
+        logits = jnp.einsum("btd,vd->btv", last, table, preferred_element_type=wide)
+        logits += self.bias[...].astype(wide)[None, None]
+        by_layer = jax.tree.map(lambda *xs: jnp.stack(xs).swapaxes(1, 2), *depths)
+        return LanguageModelOutput(logits, features, tuple(after), by_layer)

@@ -1,0 +1,437 @@
+"""ON-LSTM: an LSTM whose units are ordered, so that its forgetting draws a tree over the sentence.
+
+One step, with C units to a chunk, L = D / C chunks («levels»), each master gate value shared by the
+C units of its level:
+
+    f, i, o = σ(...), σ(...), σ(...);  ĉ = tanh(...)             the gates of a plain LSTM
+    f̃ = cumax(...)                                               master forget gate, ends at 1
+    ĩ = 1 - cumax(...)                                           master input gate, ends at 0
+    ω = f̃ · ĩ                                                    where the two overlap
+    c' = (f·ω + f̃ - ω) · c + (i·ω + ĩ - ω) · ĉ
+    h' = o · tanh(c')
+
+where every (...) is its own slice of x·input_kernel + h·recurrent_kernel + bias. High levels keep
+what spans the sentence, low levels what changes with every word; how far f̃ forgets at a word
+(``Depths.forget``) tells how large a unit ended before it.
+
+The paper's ĩ is exactly 0 at the top level, where f̃ is exactly 1: the top chunk of the cell never
+leaves its initial value. ``master_input="reverse"`` is the article's symmetric gate, the sum from
+the other end, which has no dead chunk.
+
+Sources: Yikang Shen, Shawn Tan, Alessandro Sordoni, Aaron Courville, «Ordered Neurons: Integrating
+Tree Structures into Recurrent Neural Networks», 2018, arXiv 1810.09536; Su Jianlin,
+https://kexue.fm/archives/6621.
+"""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from zoo.ordered.gates import cumax
+
+MasterInput = Literal["complement", "reverse"]
+
+
+class OnLstmParams(NamedTuple):
+    """Parameters of one layer for I inputs, D units and L levels, G = 4D + 2L.
+
+    Columns: master input L | master forget L | output D | candidate D | input D | forget D.
+    """
+
+    input_kernel: jax.Array  # [I, G]
+    recurrent_kernel: jax.Array  # [D, G]
+    bias: jax.Array  # [G]
+
+
+class OnLstmCarry(NamedTuple):
+    """What one step hands to the next."""
+
+    hidden: jax.Array  # [B, D]
+    cell: jax.Array  # [B, L, C]; unit d of hidden is (d // C, d % C) here
+
+
+class MasterGates(NamedTuple):
+    """The two master gates, each monotone over the levels."""
+
+    forget: jax.Array  # [..., L], f̃: 0 … 1, how much of each level's history is kept
+    input: jax.Array  # [..., L], ĩ: 1 … 0, how much of each level the word may write
+
+
+class Depths(NamedTuple):
+    """How far up each master gate reaches at each step, as a fraction of the levels, in [0, 1]."""
+
+    forget: jax.Array  # [B] or [T, B], 1 - mean_k f̃_k: the largest where the largest unit ends
+    input: jax.Array  # [B] or [T, B], mean_k ĩ_k
+
+
+class OnLstmOutput(NamedTuple):
+    """The result of :func:`on_lstm`."""
+
+    hidden: jax.Array  # [T, B, D]
+    carry: OnLstmCarry  # after the last step
+    depths: Depths  # [T, B] each, in at least float32: trees are read from their order
+
+
+def initial_carry(batch: int, features: int, *, chunk_size: int, dtype: Any = None) -> OnLstmCarry:
+    """A carry of zeros: nothing read yet.
+
+    Args:
+        batch: B, number of sequences.
+        features: D, number of units.
+        chunk_size: C, units that share a master gate value; must divide ``features``.
+        dtype: dtype of the carry, JAX's default float if None.
+
+    Returns:
+        ``OnLstmCarry`` of zeros, ``[B, D]`` and ``[B, D / C, C]``.
+
+    Raises:
+        ValueError: if ``chunk_size`` does not divide ``features``.
+
+    >>> initial_carry(2, 6, chunk_size=3).cell.shape
+    (2, 2, 3)
+    """
+    levels = _num_levels(features, chunk_size)
+    return OnLstmCarry(
+        jnp.zeros((batch, features), dtype), jnp.zeros((batch, levels, chunk_size), dtype)
+    )
+
+
+def master_gates(
+    params: OnLstmParams,
+    hidden: jax.Array,
+    x: jax.Array,
+    *,
+    chunk_size: int,
+    master_input: MasterInput = "complement",
+) -> MasterGates:
+    """The master gates at given states, for pictures and analysis.
+
+    f̃ = cumax(...) and ĩ = 1 - cumax(...) as in the module docstring. Over a whole sequence, pass
+    the hidden states *before* each step: the initial one, then ``output.hidden[:-1]``.
+
+    Args:
+        params: parameters of the layer.
+        hidden: ``[..., D]``, the hidden state before the step.
+        x: ``[..., I]``, the input of the step.
+        chunk_size: C, units that share a master gate value.
+        master_input: ``"complement"`` (paper) or ``"reverse"`` (article).
+
+    Returns:
+        ``MasterGates``, each ``[..., L]`` in at least float32.
+
+    Raises:
+        ValueError: if shapes or ``chunk_size`` do not fit; TypeError: if an input is not floating.
+
+    >>> import jax.numpy as jnp
+    >>> params = OnLstmParams(jnp.ones((3, 20)), jnp.ones((4, 20)), jnp.zeros(20))
+    >>> gates = master_gates(params, jnp.zeros((5, 4)), jnp.ones((5, 3)), chunk_size=2)
+    >>> print(gates.forget[0], gates.input[0])
+    [0.5 1. ] [0.5 0. ]
+
+    Reference: arXiv 1810.09536, equations 9 and 10.
+    """
+    levels = _check_params(params, chunk_size)
+    _check_operand("x", x, params.input_kernel)
+    _check_operand("hidden", hidden, params.recurrent_kernel)
+    kernels = (params.input_kernel[:, : 2 * levels], params.recurrent_kernel[:, : 2 * levels])
+    logits = _affine(x, kernels[0], params.bias[: 2 * levels]) + _dot(hidden, kernels[1])
+    return _master_gates(logits, levels, master_input)
+
+
+def on_lstm_step(
+    params: OnLstmParams,
+    carry: OnLstmCarry,
+    x: jax.Array,
+    *,
+    chunk_size: int,
+    master_input: MasterInput = "complement",
+) -> tuple[OnLstmCarry, Depths]:
+    """One step of an ON-LSTM, the equations of the module docstring.
+
+    Args:
+        params: parameters of the layer.
+        carry: ``[B, D]`` and ``[B, L, C]``, the state before the step.
+        x: ``[B, I]``, the input.
+        chunk_size: C, units that share a master gate value.
+        master_input: ``"complement"``, the paper's ĩ = 1 - cumax, which leaves the top chunk of the
+            cell at its initial value for ever; or ``"reverse"``, the article's ĩ, the cumax from
+            the last level down.
+
+    Returns:
+        The state after the step in the dtype of ``x``, and the depths ``[B]``.
+
+    Raises:
+        ValueError: if shapes or ``chunk_size`` do not fit; TypeError: if an input is not floating.
+
+    >>> import jax.numpy as jnp
+    >>> params = OnLstmParams(jnp.ones((3, 20)), jnp.ones((4, 20)), jnp.zeros(20))
+    >>> carry = initial_carry(5, 4, chunk_size=2)
+    >>> carry, depths = on_lstm_step(params, carry, jnp.ones((5, 3)), chunk_size=2)
+    >>> carry.hidden.shape, carry.cell.shape, depths.forget.shape
+    ((5, 4), (5, 2, 2), (5,))
+
+    Reference: arXiv 1810.09536, equations 1 to 14.
+    """
+    output = on_lstm(params, x[None], carry, chunk_size=chunk_size, master_input=master_input)
+    return output.carry, jax.tree.map(lambda depth: depth[0], output.depths)
+
+
+def on_lstm(
+    params: OnLstmParams,
+    xs: jax.Array,
+    carry: OnLstmCarry | None = None,
+    *,
+    chunk_size: int,
+    master_input: MasterInput = "complement",
+) -> OnLstmOutput:
+    """Runs an ON-LSTM layer over a sequence, :func:`on_lstm_step` for each ``xs[t]``.
+
+    The input product, and in the gradient both weight products, are taken over the whole sequence
+    at once; only the recurrent product stays in the loop.
+
+    Args:
+        params: parameters of the layer.
+        xs: ``[T, B, I]``, time first. T = 0 returns the carry as it came.
+        carry: state before the first step, zeros if None.
+        chunk_size: C, units that share a master gate value; must divide D.
+        master_input: ``"complement"`` (paper) or ``"reverse"`` (article), see
+            :func:`on_lstm_step`.
+
+    Returns:
+        ``OnLstmOutput`` in the dtype of ``xs``; depths in at least float32.
+
+    Raises:
+        ValueError: if shapes or ``chunk_size`` do not fit; TypeError: if an input is not floating.
+
+    >>> import jax.numpy as jnp
+    >>> params = OnLstmParams(jnp.ones((3, 20)), jnp.ones((4, 20)), jnp.zeros(20))
+    >>> output = on_lstm(params, jnp.ones((7, 5, 3)), chunk_size=2)
+    >>> output.hidden.shape, output.depths.forget.shape
+    ((7, 5, 4), (7, 5))
+    >>> print(output.carry.cell[0, 1])  # the paper's input gate never writes the top chunk
+    [0. 0.]
+
+    Reference: arXiv 1810.09536, section 4.
+    """
+    levels = _check_params(params, chunk_size)
+    _check_operand("xs", xs, params.input_kernel)
+    if xs.ndim != 3:
+        raise ValueError(f"on_lstm: xs must be [time, batch, features], got shape {xs.shape}")
+    features = params.recurrent_kernel.shape[0]
+    expected = ((xs.shape[1], features), (xs.shape[1], levels, chunk_size))
+    if carry is None:
+        carry = initial_carry(xs.shape[1], features, chunk_size=chunk_size, dtype=xs.dtype)
+    elif (got := (carry.hidden.shape, carry.cell.shape)) != expected:
+        raise ValueError(
+            f"on_lstm: carry must have shapes hidden, cell = {expected} for this batch and "
+            f"chunk_size={chunk_size}, got {got}; build it with initial_carry"
+        )
+    if master_input not in ("complement", "reverse"):
+        raise ValueError(
+            f"on_lstm: master_input must be 'complement' or 'reverse', got {master_input!r}"
+        )
+    projected = _affine(xs, params.input_kernel, params.bias)
+    wide = OnLstmCarry(*(x.astype(projected.dtype) for x in carry))
+    kernel = params.recurrent_kernel.astype(xs.dtype)
+    hidden, last, depths = _recur(master_input, kernel, wide, projected)
+    carry = OnLstmCarry(*(x.astype(xs.dtype) for x in last))
+    return OnLstmOutput(hidden.astype(xs.dtype), carry, depths)
+
+
+class OnLstm(nnx.Module):
+    """One ON-LSTM layer as a Flax NNX module; :func:`on_lstm` with its parameters.
+
+    Kernels and bias start as the original's: uniform in ±1/√fan_in.
+
+    Args:
+        in_features: I, width of the input.
+        features: D, number of units.
+        chunk_size: C, units that share a master gate value; must divide ``features``.
+        master_input: ``"complement"`` (paper) or ``"reverse"`` (article).
+        param_dtype: dtype of the parameters.
+        rngs: Flax's random streams; ``params`` is used.
+
+    Raises:
+        ValueError: if ``chunk_size`` does not divide ``features``.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> layer = OnLstm(3, 4, chunk_size=2, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((7, 5, 3))).hidden.shape
+    (7, 5, 4)
+
+    Reference: arXiv 1810.09536.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        chunk_size: int,
+        master_input: MasterInput = "complement",
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        columns = 4 * features + 2 * _num_levels(features, chunk_size)
+        self.features = features
+        self.chunk_size = chunk_size
+        self.master_input = master_input
+
+        def uniform(shape: tuple[int, ...], fan_in: int) -> nnx.Param:
+            bound = fan_in**-0.5
+            key = rngs.params()
+            return nnx.Param(jax.random.uniform(key, shape, param_dtype, -bound, bound))
+
+        self.input_kernel = uniform((in_features, columns), in_features)
+        self.recurrent_kernel = uniform((features, columns), features)
+        # The original adds two biases, one drawn like the input kernel, one like the recurrent
+        # one; their sum is all that matters and a single bias is enough to train.
+        self.bias = uniform((columns,), features)
+
+    @property
+    def params(self) -> OnLstmParams:
+        """The parameters as :func:`on_lstm` takes them."""
+        return OnLstmParams(self.input_kernel[...], self.recurrent_kernel[...], self.bias[...])
+
+    def __call__(self, xs: jax.Array, carry: OnLstmCarry | None = None) -> OnLstmOutput:
+        """Runs the layer over ``xs`` ``[T, B, I]``, see :func:`on_lstm`."""
+        return on_lstm(
+            self.params, xs, carry, chunk_size=self.chunk_size, master_input=self.master_input
+        )
+
+
+def _num_levels(features: int, chunk_size: int) -> int:
+    if chunk_size < 1 or features % chunk_size:
+        divisors = [c for c in range(1, features + 1) if features % c == 0]
+        raise ValueError(
+            f"chunk_size must divide the number of units {features}, got {chunk_size}; "
+            f"possible: {', '.join(map(str, divisors))}"
+        )
+    return features // chunk_size
+
+
+def _check_params(params: OnLstmParams, chunk_size: int) -> int:
+    """Checks the parameters' shapes; returns the number of levels."""
+    features = params.recurrent_kernel.shape[0]
+    levels = _num_levels(features, chunk_size)
+    columns = 4 * features + 2 * levels
+    expected = ((params.input_kernel.shape[0], columns), (features, columns), (columns,))
+    if (got := tuple(p.shape for p in params)) != expected:
+        raise ValueError(
+            f"params must have shapes {expected} (4D + 2L columns for D={features} units and "
+            f"L={levels} levels of chunk_size={chunk_size}), got {got}"
+        )
+    return levels
+
+
+def _check_operand(name: str, x: jax.Array, kernel: jax.Array) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must be a floating-point array, got {x.dtype}; "
+            "token ids must be embedded first"
+        )
+    if not x.ndim or x.shape[-1] != kernel.shape[0]:
+        raise ValueError(
+            f"{name} must have {kernel.shape[0]} features on its last axis to match its kernel "
+            f"{kernel.shape}, got shape {x.shape}"
+        )
+
+
+def _dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x·kernel in the dtype of ``x``, accumulated and returned in at least float32."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=wide)
+
+
+def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return _dot(x, kernel) + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+
+
+def _master_gates(logits: jax.Array, levels: int, master_input: MasterInput) -> MasterGates:
+    """Gates from the first 2L columns: master input | master forget."""
+    forget = cumax(logits[..., levels:])
+    downwards = cumax(logits[..., :levels], reverse=True)
+    if master_input == "complement":
+        # 1 - cumax_k = Σ_{j > k} is the reverse sum one level up: never negative, and as exact
+        # near 0 as near 1.
+        zero = jnp.zeros_like(downwards[..., :1])
+        downwards = jnp.concatenate([downwards[..., 1:], zero], axis=-1)
+    return MasterGates(forget, downwards)
+
+
+def _cell(
+    master_input: MasterInput, preactivation: jax.Array, cell: jax.Array
+) -> tuple[jax.Array, jax.Array, Depths]:
+    """Everything of one step but its matrix products: [B, G], [B, L, C] -> hidden, cell, depths."""
+    batch, levels, chunk_size = cell.shape
+    master = _master_gates(preactivation[:, : 2 * levels], levels, master_input)
+    gates = preactivation[:, 2 * levels :].reshape(batch, 4, levels, chunk_size)
+    output, candidate, input_, forget = (gates[:, k] for k in range(4))
+    master_forget, master_in = master.forget[..., None], master.input[..., None]
+    overlap = master_forget * master_in
+    kept = jax.nn.sigmoid(forget) * overlap + (master_forget - overlap)
+    written = jax.nn.sigmoid(input_) * overlap + (master_in - overlap)
+    cell = kept * cell + written * jnp.tanh(candidate)
+    hidden = jax.nn.sigmoid(output) * jnp.tanh(cell)
+    depths = Depths(1 - jnp.mean(master.forget, axis=-1), jnp.mean(master.input, axis=-1))
+    return hidden.reshape(batch, -1), cell, depths
+
+
+def _preactivation(kernel: jax.Array, hidden: jax.Array, projected: jax.Array) -> jax.Array:
+    return projected + _dot(hidden.astype(kernel.dtype), kernel)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _recur(
+    master_input: MasterInput, kernel: jax.Array, carry: OnLstmCarry, projected: jax.Array
+) -> tuple[jax.Array, OnLstmCarry, Depths]:
+    """The loop: [D, G], carry, [T, B, G] -> hidden [T, B, D], carry, depths [T, B]."""
+
+    def step(carry: OnLstmCarry, projected: jax.Array) -> tuple[OnLstmCarry, tuple]:
+        preactivation = _preactivation(kernel, carry.hidden, projected)
+        hidden, cell, depths = _cell(master_input, preactivation, carry.cell)
+        return OnLstmCarry(hidden, cell), (hidden, depths)
+
+    carry, (hidden, depths) = lax.scan(step, carry, projected)
+    return hidden, carry, depths
+
+
+@_recur.defjvp
+def _recur_jvp(master_input: MasterInput, primals: tuple, tangents: tuple) -> tuple:
+    """The tangent of the loop with the kernel's tangent hoisted out of it.
+
+    d preactivation_t = (d projected_t + h_{t-1}·d kernel) + d h_{t-1}·kernel: the bracket needs
+    only known states, so it is one product over all T·B rows, and its transpose, the gradient of
+    the kernel, is one as well instead of T accumulations of a [D, G] matrix. Differentiating a
+    rule for tangents keeps forward mode and higher derivatives. Residuals are [T, B, G + D]: the
+    elementwise part is computed again on the way back.
+    """
+    kernel, carry, projected = primals
+    d_kernel, d_carry, d_projected = tangents
+
+    def step(carry: OnLstmCarry, projected: jax.Array) -> tuple[OnLstmCarry, tuple]:
+        preactivation = _preactivation(kernel, carry.hidden, projected)
+        hidden, cell, depths = _cell(master_input, preactivation, carry.cell)
+        return OnLstmCarry(hidden, cell), (hidden, depths, carry, preactivation)
+
+    last, (hidden, depths, before, preactivations) = lax.scan(step, carry, projected)
+    d_hoisted = _preactivation(d_kernel, before.hidden, d_projected)
+
+    @partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
+    def d_step(d_carry: OnLstmCarry, inputs: tuple) -> tuple[OnLstmCarry, tuple]:
+        preactivation, cell, d_hoisted = inputs
+        d_preactivation = _preactivation(kernel, d_carry.hidden, d_hoisted)
+        d_hidden, d_cell, d_depths = jax.jvp(
+            partial(_cell, master_input), (preactivation, cell), (d_preactivation, d_carry.cell)
+        )[1]
+        return OnLstmCarry(d_hidden, d_cell), (d_hidden, d_depths)
+
+    d_last, (d_hidden, d_depths) = lax.scan(
+        d_step, d_carry, (preactivations, before.cell, d_hoisted)
+    )
+    return (hidden, last, depths), (d_hidden, d_last, d_depths)
