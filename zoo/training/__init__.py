@@ -1,0 +1,31 @@
+"""What every experiment shares: mesh, state, step, loop, checkpoints, records."""
+
+from zoo.training.checkpoint import Checkpointer
+from zoo.training.fit import fit
+from zoo.training.mesh import batch_sharding, initialize_distributed, make_mesh, put_batch
+from zoo.training.placement import Rules, path_name, shardings
+from zoo.training.records import MetricsLog, open_workdir, results_table, write_summary
+from zoo.training.state import TrainState, abstract_state, functional, init_state
+from zoo.training.step import LossOutput, make_train_step
+
+__all__ = [
+    "Checkpointer",
+    "LossOutput",
+    "MetricsLog",
+    "Rules",
+    "TrainState",
+    "abstract_state",
+    "batch_sharding",
+    "fit",
+    "functional",
+    "init_state",
+    "initialize_distributed",
+    "make_mesh",
+    "make_train_step",
+    "open_workdir",
+    "path_name",
+    "put_batch",
+    "results_table",
+    "shardings",
+    "write_summary",
+]

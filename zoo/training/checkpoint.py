@@ -1,0 +1,307 @@
+"""Checkpoints: saved in the background, visible only when whole, checked when read.
+
+The only file that knows Orbax. A checkpoint of step s is the folder ``<directory>/<s>``:
+
+    parameters/   the parameters (readable alone with Orbax)
+    loop/         optimiser state, step, key, count of refused steps, carry
+    manifest/     JSON: shape, dtype and checksum of each array, the data position
+
+The checksum of an array with 32-bit words w_i is Σ_i (2·i + 1)·w_i modulo 2^32, computed on the
+devices: the odd factors make every change of a single word visible, and the sum does not depend on
+how the array is split. What a disk or a cut-off copy broke is thus found before it is trained on.
+"""
+
+import json
+import logging
+import pathlib
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from zoo import extras
+from zoo.training.placement import path_name
+from zoo.training.state import TrainState
+
+
+class Checkpointer:
+    """The checkpoints of one run.
+
+    Every method is to be called by all processes. Use it as a context manager, so that a save in
+    the background ends before the program does.
+
+    Args:
+        directory: created if absent; leftovers of a save that was killed are removed.
+        keep: how many of the newest checkpoints stay.
+
+    Raises:
+        ValueError: if keep < 1.
+        ImportError: without the extra ``train``.
+
+    >>> import tempfile, optax
+    >>> from zoo.training import init_state, make_mesh
+    >>> init = lambda key: {"kernel": jnp.zeros((3, 1))}
+    >>> state = init_state(init, optax.sgd(0.1), key=jax.random.key(0), mesh=make_mesh())
+    >>> with tempfile.TemporaryDirectory() as folder, Checkpointer(folder) as checkpointer:
+    ...     _ = checkpointer.save(state, position={"batch": 0})
+    ...     restored, position = checkpointer.restore(state)
+    >>> position
+    {'batch': 0}
+    """
+
+    def __init__(self, directory: str | pathlib.Path, *, keep: int = 3) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        orbax = extras.require("orbax.checkpoint.experimental.v1", "train")
+        self.directory = pathlib.Path(directory).resolve()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        registry = orbax.handlers.local_registry()
+        registry.add(orbax.handlers.JsonHandler, checkpointable_name="manifest")
+        context = orbax.Context()
+        context.checkpointables.registry = registry
+        self._orbax = orbax.training.Checkpointer(
+            self.directory,
+            context=context,
+            preservation_policy=orbax.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+        self._damaged: list[int] = []
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, ascending.
+
+        Returns:
+            The steps; those still being saved are among them.
+        """
+        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+
+    def save(self, state: TrainState, *, position: Any, force: bool = False) -> bool:
+        """Starts saving; returns once the state is copied, so that the next step may donate it.
+
+        Args:
+            state: what to save; its step names the checkpoint.
+            position: of the data, anything JSON holds; the same on every process.
+            force: replace a checkpoint of this step instead of leaving it.
+
+        Returns:
+            Whether a save began; False if this step is saved already.
+
+        Raises:
+            TypeError: if the position is not JSON.
+            Exception: an earlier save's failure in the background (a full disk).
+        """
+        step = int(state.step)
+        for damaged in self._damaged:  # they would count as the newest, and take our place
+            self._orbax.delete(damaged, missing_ok=True)
+        self._damaged.clear()
+        if not force and step in self.steps():
+            return False
+        text = json.dumps({"leaves": _describe(state), "position": position}, sort_keys=True)
+        crc = zlib.crc32(text.encode())
+        if len(np.unique(multihost_utils.process_allgather(np.uint32(crc)))) > 1:
+            raise ValueError(f"position must be the same on every process, got here {position!r}")
+        manifest = {"content": json.loads(text), "crc32": crc}
+        self._orbax.save_checkpointables_async(
+            step, {**_items(state), "manifest": manifest}, force=True, overwrite=force
+        )
+        return True
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Any] | None:
+        """Reads the newest checkpoint that is whole.
+
+        Args:
+            like: a state of arrays or of ``jax.ShapeDtypeStruct``: its shapes must be those
+                saved, its shardings say where the arrays go, on any number of devices.
+
+        Returns:
+            The state and the data position; None when there is no checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint belongs to another model or optimiser.
+            RuntimeError: if every checkpoint is damaged.
+        """
+        self.wait()
+        reasons: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            result, reason = self._read(step, like)
+            if reason is None:
+                self._damaged = list(reasons)
+                return result
+            reasons[step] = reason
+            warnings.warn(
+                f"checkpoint {self.directory / str(step)} is damaged and passed over: {reason}",
+                stacklevel=2,
+            )
+        if reasons:
+            lines = "".join(f"\n  step {step}: {reason}" for step, reason in reasons.items())
+            raise RuntimeError(
+                f"every checkpoint in {self.directory} is damaged:{lines}\n"
+                "Restore the folder from a copy, or remove it to start from step 0."
+            )
+        return None
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk.
+
+        Raises:
+            Exception: the save's failure, if it failed.
+        """
+        self._orbax.wait()
+
+    def close(self) -> None:
+        """Waits and gives up the folder."""
+        self._orbax.close()
+
+    def _read(self, step: int, like: TrainState) -> tuple[Any, str | None]:
+        """Gives the state and position, or why this checkpoint is damaged."""
+        try:
+            with _quiet():
+                manifest = self._orbax.load_checkpointables(step, {"manifest": None})["manifest"]
+            content = manifest["content"]
+            whole = manifest["crc32"] == zlib.crc32(json.dumps(content, sort_keys=True).encode())
+        except Exception as error:
+            return None, f"manifest: {_cause(error)}"
+        if not whole:
+            return None, "manifest: its checksum does not match"
+        leaves = content["leaves"]
+        _check_same_model(leaves, like, self.directory / str(step))
+        try:
+            with _quiet():
+                state = _from_items(
+                    self._orbax.load_checkpointables(step, _items(like)), like, leaves
+                )
+        except Exception as error:
+            reason: str | None = _cause(error)
+        else:
+            found = _describe(state)
+            wrong = [name for name in leaves if leaves[name] != found[name]]
+            reason = f"the checksum does not match in {', '.join(wrong)}" if wrong else None
+        if jax.process_count() > 1:  # one process may have read what another could not
+            broken = multihost_utils.process_allgather(np.array(reason is not None)).any()
+            reason = reason or ("unreadable on another process" if broken else None)
+        if reason is not None:
+            return None, reason
+        return (state, content["position"]), None
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """What Orbax gets: typed keys as numbers, and the fields in items that are never empty."""
+
+    def plain(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array):
+            return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
+
+    loop = jax.tree.map(plain, state)._asdict()
+    return {"parameters": loop.pop("parameters"), "loop": loop}
+
+
+def _from_items(items: dict[str, Any], like: TrainState, leaves: dict[str, Any]) -> TrainState:
+    def typed(path: tuple[Any, ...], target: Any, leaf: jax.Array) -> jax.Array:
+        if not _is_key(target):
+            return leaf
+        key = jax.random.wrap_key_data(leaf, impl=leaves[path_name(path)]["implementation"])
+        return jax.device_put(key, target.sharding)
+
+    state = TrainState(parameters=items["parameters"], **items["loop"])
+    return jax.tree_util.tree_map_with_path(typed, like, state)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _describe(state: TrainState) -> dict[str, dict[str, Any]]:
+    """Name -> shape, dtype and checksum of every leaf, and how a key is made from its numbers."""
+    named = [(path_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(state)]
+    checksums = np.asarray(_checksums([leaf for _, leaf in named])).tolist()
+    described: dict[str, dict[str, Any]] = {}
+    for (name, leaf), checksum in zip(named, checksums, strict=True):
+        described[name] = {
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "checksum": checksum,
+        }
+        if _is_key(leaf):
+            described[name]["implementation"] = str(jax.random.key_impl(leaf))
+    return described
+
+
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_checksum(leaf) for leaf in leaves])
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+    """The sum over words of (2·index + 1)·word modulo 2^32, [] uint32."""
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
+    if leaf.dtype.itemsize == 8:
+        words = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+    elif jnp.issubdtype(leaf.dtype, jnp.floating):
+        unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    else:
+        words = leaf.astype(jnp.uint32)
+    index = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):  # no reshape: that would move split arrays about
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    return jnp.sum(words * (2 * index + 1), dtype=jnp.uint32)
+
+
+def _check_same_model(saved: dict[str, Any], like: TrainState, directory: pathlib.Path) -> None:
+    wanted = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(like)}
+    problems = [f"{name} is only in the checkpoint" for name in saved.keys() - wanted.keys()]
+    problems += [f"{name} is not in the checkpoint" for name in wanted.keys() - saved.keys()]
+    for name in saved.keys() & wanted.keys():
+        before = f"{saved[name]['dtype']}{saved[name]['shape']}"
+        now = f"{wanted[name].dtype}{list(wanted[name].shape)}"
+        if before != now:
+            problems.append(f"{name} is {before} in the checkpoint, {now} here")
+    if problems:
+        raise ValueError(
+            f"checkpoint {directory} belongs to another model, optimiser or batch size: "
+            f"{'; '.join(sorted(problems))}. Use the settings it was made with, or another folder."
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back Orbax's own log of a failure that is reported in one line, or not ours to show."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost error's first line: Orbax wraps it several times."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"

@@ -1,0 +1,265 @@
+"""The training loop: runs a step over batches, and survives being stopped in any way.
+
+It is built so that the devices never wait for the host: steps are dispatched ahead, and metrics are
+read only when they are logged. A run that is stopped (SIGTERM, Ctrl-C) saves first; one that is
+killed goes back to its last checkpoint. Both continue bit for bit when the same command runs again,
+because the state, the data position and the key of every step are restored.
+"""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from zoo.training.checkpoint import Checkpointer
+from zoo.training.mesh import put_batch
+from zoo.training.progress import Progress
+from zoo.training.records import MetricsLog
+from zoo.training.signals import StopSignals
+from zoo.training.state import TrainState
+
+# Steps dispatched but not done. A few keep the devices busy; more would only hold more batches in
+# their memory and delay Ctrl-C.
+STEPS_AHEAD = 4
+
+
+def fit(
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+    state: TrainState,
+    batches: Iterator[Any],
+    *,
+    num_steps: int,
+    mesh: Mesh,
+    checkpointer: Checkpointer | None = None,
+    log: MetricsLog | None = None,
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+    evaluate_every: int | None = None,
+    checkpoint_every: int | None = None,
+    log_every: int = 50,
+    rate_unit: str = "examples",
+    max_nonfinite_steps: int = 10,
+    progress: bool = True,
+) -> TrainState:
+    """Trains until ``num_steps`` steps are done in all, or the batches end.
+
+    With a checkpointer it first restores the newest checkpoint that is whole, with the position of
+    the batches, and saves at the end. SIGTERM and Ctrl-C finish the step, save, and leave through
+    ``SystemExit`` (143, 130); a second one leaves at once. Several processes agree on stopping when
+    they log.
+
+    Args:
+        step: from ``make_train_step``.
+        state: from ``init_state``; consumed, as the step donates it.
+        batches: iterator of pytrees of numpy arrays ``[B, ...]``, B the rows of this process. With
+            a checkpointer it also has ``get_state() -> position`` (JSON, the same on every
+            process) and ``set_state(position)``, as ``zoo.data.Pipeline`` has.
+        num_steps: the step to stop at, counted from the very first start.
+        mesh: the one the state lies on.
+        checkpointer: keeps the run; None trains without a net.
+        log: gets a record at each log step (means over the steps since the last, refused ones left
+            out) and each evaluation.
+        evaluate: ``(state) -> {name: number}``; runs at the end, and every evaluate_every
+            steps; all processes call it.
+        evaluate_every: in steps.
+        checkpoint_every: in steps.
+        log_every: in steps.
+        rate_unit: what ``weight`` counts, for the display.
+        max_nonfinite_steps: refused updates in a row that end the run.
+        progress: show a bar on a terminal, else a line at each log step.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        ValueError: if a number is not positive.
+        TypeError: if the batches cannot be resumed but a checkpointer is given.
+        FloatingPointError: after ``max_nonfinite_steps`` refused updates in a row.
+        SystemExit: when stopped by a signal.
+
+    >>> import itertools, optax
+    >>> from zoo.training import LossOutput, init_state, make_mesh, make_train_step
+    >>> def loss_fn(parameters, batch, *, key, carry):
+    ...     errors = batch @ parameters["kernel"] - 1.0
+    ...     return LossOutput((errors**2).sum(), errors.size)
+    >>> init = lambda key: {"kernel": jax.numpy.zeros((3, 1))}
+    >>> optimizer, mesh = optax.sgd(0.1), make_mesh()
+    >>> state = init_state(init, optimizer, key=jax.random.key(0), mesh=mesh)
+    >>> step = make_train_step(loss_fn, optimizer, shardings=state.shardings)
+    >>> batches = itertools.repeat(np.ones((8, 3), np.float32))
+    >>> state = fit(step, state, batches, num_steps=20, mesh=mesh, progress=False)
+    >>> state.parameters["kernel"].sum().round(3)
+    Array(1., dtype=float32)
+    """
+    settings = {
+        "num_steps": num_steps,
+        "log_every": log_every,
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
+        "max_nonfinite_steps": max_nonfinite_steps,
+    }
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    positioned = _check_batches(batches, resumable=checkpointer is not None)
+    if checkpointer is not None:
+        state = _restore(checkpointer, state, positioned)
+    first = done = int(state.step)
+    if log is not None:
+        log.resume(first)
+    window = _Window(max_nonfinite_steps)
+    logged = evaluated = first
+    stop = 0
+
+    with StopSignals() as signals, Progress(num_steps, done, rate_unit, shown=progress) as display:
+
+        def write_log() -> None:
+            nonlocal logged
+            record, rate, pace = window.read()
+            display.report(done, record, rate=rate, pace=pace)
+            if log is not None:
+                log.write(done, {**record, f"{rate_unit}_per_second": rate})
+            logged = done
+
+        def write_evaluation() -> None:
+            nonlocal evaluated
+            if evaluate is not None:
+                with window.paused():
+                    values = evaluate(state)
+                if log is not None:
+                    log.write(done, values)
+            evaluated = done
+
+        def save() -> None:
+            if checkpointer is not None:
+                with window.paused():
+                    checkpointer.save(state, position=positioned.get_state())
+
+        while done < num_steps and not stop:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                break
+            state, metrics = step(state, put_batch(batch, mesh))
+            done += 1
+            window.add(done, metrics)
+            display.advance(done)
+            if done % log_every == 0:
+                write_log()
+            if evaluate_every and done % evaluate_every == 0:
+                write_evaluation()
+            if checkpoint_every and done % checkpoint_every == 0:
+                save()
+            if jax.process_count() == 1 or done % log_every == 0:
+                stop = _agreed(signals.received)
+
+        if logged < done:
+            write_log()
+        if evaluated < done and not (stop and done < num_steps):
+            write_evaluation()
+        if done > first:
+            save()
+        if checkpointer is not None:
+            checkpointer.wait()
+        if stop:
+            kept = f"saved in {checkpointer.directory}" if checkpointer else "nothing saved"
+            display.say(
+                f"stopped at step {done} by {signal.Signals(stop).name}; {kept}; "
+                "the same command continues"
+            )
+            raise SystemExit(128 + stop)
+    return state
+
+
+class _Window:
+    """The metrics since the last log step, read from the devices all at once."""
+
+    def __init__(self, max_nonfinite_steps: int) -> None:
+        self._max_nonfinite_steps = max_nonfinite_steps
+        self._entries: list[tuple[int, dict[str, jax.Array]]] = []
+        self._timed_from = 1  # the first step compiles: it is left out of the rate
+        self._clock = time.perf_counter()
+        self._last_loss = math.nan
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self._entries.append((step, metrics))
+        if len(self._entries) == self._timed_from:
+            jax.block_until_ready(metrics)
+            self._clock = time.perf_counter()
+        elif len(self._entries) > STEPS_AHEAD:
+            self._entries[-STEPS_AHEAD - 1][1]["loss"].block_until_ready()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what runs inside out of the rate."""
+        begin = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - begin
+
+    def read(self) -> tuple[dict[str, float], float, float]:
+        """Gives the means over the accepted steps, weight a second and steps a second."""
+        steps = [step for step, _ in self._entries]
+        read = jax.device_get([metrics for _, metrics in self._entries])
+        seconds = time.perf_counter() - self._clock
+        for step, metrics in zip(steps, read, strict=True):
+            if metrics["nonfinite_steps"] >= self._max_nonfinite_steps:
+                raise FloatingPointError(
+                    f"step {step}: loss or gradient were not finite in "
+                    f"{self._max_nonfinite_steps} steps in a row; the last finite loss was "
+                    f"{self._last_loss:.6g}. The parameters are those before these steps. Lower "
+                    "the learning rate, clip the gradient (optax.clip_by_global_norm), or look "
+                    "at the batches of these steps for bad values."
+                )
+            if metrics["nonfinite_steps"] == 0:
+                self._last_loss = float(metrics["loss"])
+        accepted = [metrics for metrics in read if metrics["nonfinite_steps"] == 0]
+        record = {
+            name: float(np.mean([metrics[name] for metrics in accepted])) if accepted else math.nan
+            for name in read[0]
+        }
+        record["nonfinite_steps"] = len(read) - len(accepted)
+        timed = read[self._timed_from :]
+        rate = sum(float(metrics["weight"]) for metrics in timed) / seconds
+        self._entries.clear()
+        self._timed_from = 0
+        self._clock = time.perf_counter()
+        return record, rate, len(timed) / seconds
+
+
+def _agreed(signal_number: int) -> int:
+    """The same answer on every process: one that was told to stop stops them all."""
+    if jax.process_count() == 1:
+        return signal_number
+    return int(multihost_utils.process_allgather(np.int32(signal_number)).max())
+
+
+def _check_batches(batches: Any, *, resumable: bool) -> Any:
+    if not hasattr(batches, "__next__"):
+        raise TypeError(f"batches must be an iterator, got {type(batches).__name__}: use iter(...)")
+    if resumable and not (hasattr(batches, "get_state") and hasattr(batches, "set_state")):
+        raise TypeError(
+            f"a run with a checkpointer needs batches with get_state and set_state, got "
+            f"{type(batches).__name__}: use zoo.data.Pipeline, or train without a checkpointer"
+        )
+    return batches
+
+
+def _restore(checkpointer: Checkpointer, state: TrainState, batches: Any) -> TrainState:
+    checkpointer.wait()
+    if not checkpointer.steps():
+        return state
+    like = state.abstract
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()  # two states at once may not fit in memory
+    restored = checkpointer.restore(like)
+    if restored is None:
+        raise RuntimeError(f"the checkpoints in {checkpointer.directory} vanished meanwhile")
+    state, position = restored
+    batches.set_state(position)
+    return state

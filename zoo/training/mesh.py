@@ -1,0 +1,166 @@
+"""One mesh for every machine: a laptop, a GPU box, a pod slice.
+
+The mesh always has the three axes ``data``, ``fsdp`` and ``model``. The batch is split over
+``data`` and ``fsdp`` together; parameters are placed over ``fsdp`` and ``model`` by the rules of
+``zoo.training.placement``. An axis of size one costs nothing, so the same script runs anywhere.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from zoo.training.placement import path_name
+
+AXES = ("data", "fsdp", "model")
+BATCH_AXES = ("data", "fsdp")
+
+
+def initialize_distributed(
+    *,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins the processes of one run; does nothing when there is only one.
+
+    Call it before anything touches a device. What is not given is read from the environment
+    (``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES``, ``JAX_PROCESS_ID``).
+
+    Args:
+        coordinator_address: ``"host:port"`` of process 0, or ``"auto"`` where JAX finds the other
+            processes itself (Cloud TPU, Slurm, Open MPI).
+        num_processes: how many processes take part.
+        process_id: this one's number, from 0.
+
+    Raises:
+        ValueError: if only some of the three are known.
+
+    >>> initialize_distributed(num_processes=1)
+    """
+    environment = os.environ.get
+    address = coordinator_address or environment("JAX_COORDINATOR_ADDRESS")
+    if address == "auto":
+        jax.distributed.initialize()
+        return
+    settings: dict[str, Any] = {
+        "coordinator_address": address,
+        "num_processes": _integer(num_processes, "JAX_NUM_PROCESSES"),
+        "process_id": _integer(process_id, "JAX_PROCESS_ID"),
+    }
+    if settings["num_processes"] == 1 or all(value is None for value in settings.values()):
+        return
+    missing = [name for name, value in settings.items() if value is None]
+    if missing:
+        raise ValueError(
+            "several processes need coordinator_address, num_processes and process_id together; "
+            f"missing: {', '.join(missing)}. Give them as arguments or as JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or coordinator_address='auto' on Cloud TPU."
+        )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read on CPU only
+    jax.distributed.initialize(**settings)
+
+
+def make_mesh(
+    *, data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh over all devices of all processes, with axes ``data``, ``fsdp`` and ``model``.
+
+    Args:
+        data: number of groups that see different rows of the batch and hold whole parameters.
+        fsdp: number of devices that see different rows and may also share out the parameters.
+        model: number of devices that see the same rows and may share out the parameters.
+            One of the three may be -1: it takes the devices that are left.
+        devices: use these only (default: all).
+
+    Returns:
+        A mesh whose axes are all ``AxisType.Auto``.
+
+    Raises:
+        ValueError: if the sizes do not multiply to the number of devices.
+
+    >>> dict(make_mesh(devices=jax.devices()[:1]).shape)
+    {'data': 1, 'fsdp': 1, 'model': 1}
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = dict(zip(AXES, (data, fsdp, model), strict=True))
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    wrong = len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1)
+    if not wrong and free:
+        sizes[free[0]] = len(devices) // fixed
+    if wrong or math.prod(sizes.values()) != len(devices):
+        raise ValueError(
+            f"mesh sizes {data=}, {fsdp=}, {model=} do not fit {len(devices)} devices: expected "
+            "positive sizes whose product is the number of devices, at most one of them -1 "
+            "(it takes what is left). Change a size, or pass devices= to use fewer."
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How a batch lies on the mesh: axis 0 over ``data`` and ``fsdp``, the rest whole.
+
+    Args:
+        mesh: from ``make_mesh``.
+
+    Returns:
+        A sharding for arrays ``[B, ...]`` of any rank.
+
+    >>> batch_sharding(make_mesh()).spec == PartitionSpec(("data", "fsdp"))
+    True
+    """
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts this process's rows of a batch on its devices.
+
+    Args:
+        batch: pytree of numpy arrays ``[B, ...]``, B the rows of this process alone.
+        mesh: from ``make_mesh``.
+
+    Returns:
+        The same tree of global arrays ``[B · processes, ...]``, split over ``data`` and ``fsdp``.
+
+    Raises:
+        ValueError: if a leaf has no batch axis, or one that its devices do not divide.
+
+    >>> put_batch({"x": np.zeros((8, 3))}, make_mesh())["x"].shape
+    (8, 3)
+    """
+    shards = _local_shards(mesh)
+    for path, leaf in jax.tree.leaves_with_path(batch):
+        if np.ndim(leaf) == 0 or np.shape(leaf)[0] % shards:
+            raise ValueError(
+                f"batch leaf {path_name(path)!r} has shape {np.shape(leaf)}: expected axis 0 to "
+                f"be the batch and a multiple of {shards}, the number of devices of this process "
+                "that see different rows. Change the batch size or drop the last, smaller batch."
+            )
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch
+    )
+
+
+@functools.lru_cache
+def _local_shards(mesh: Mesh) -> int:
+    """Number of different row blocks that the devices of this process hold."""
+    is_local = np.vectorize(lambda device: device.process_index == jax.process_index())
+    positions = np.argwhere(is_local(mesh.devices))[:, : len(BATCH_AXES)]
+    return len(np.unique(positions, axis=0))
+
+
+def _integer(value: int | None, variable: str) -> int | None:
+    if value is None and variable in os.environ:
+        return int(os.environ[variable])
+    return value

@@ -1,0 +1,253 @@
+"""What a run leaves in its folder: config, metrics, summary; and the table it ends with.
+
+Only process 0 writes. JSON has no NaN and no infinity: they are written as null.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from zoo import extras
+
+
+def open_workdir(
+    directory: str | pathlib.Path, config: Any, *, ignore: Sequence[str] = ()
+) -> pathlib.Path:
+    """Makes the folder of a run, or enters it again with the same settings.
+
+    Args:
+        directory: created if absent.
+        config: dataclass instance, written to ``config.json`` the first time.
+        ignore: dotted names of fields that may differ from the first time, such as
+            ``"mesh"`` (with all below it) or ``"logging.every"``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if the folder holds a run with other settings, or its config is unreadable.
+
+    >>> import tempfile
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Config:
+    ...     seed: int = 0
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = open_workdir(folder, Config())
+    ...     _ = open_workdir(folder, Config(seed=1))
+    Traceback (most recent call last):
+    ...
+    ValueError: ... holds a run with other settings:
+      seed: 0 there, 1 here
+    ...
+    """
+    directory = pathlib.Path(directory)
+    if jax.process_index() != 0:
+        return directory
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "config.json"
+    here = _plain(config)
+    if not path.exists():
+        _write(path, here)
+        return directory
+    try:
+        there = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); use another --workdir") from error
+    old, new = _flat(there), _flat(here)
+    differing = [
+        f"\n  {name}: {_show(old, name)} there, {_show(new, name)} here"
+        for name in dict.fromkeys([*old, *new])
+        if _show(old, name) != _show(new, name)
+        and not any(name == field or name.startswith(field + ".") for field in ignore)
+    ]
+    if differing:
+        raise ValueError(
+            f"{directory} holds a run with other settings:{''.join(differing)}\n"
+            "Give the same settings to continue it, or another --workdir."
+        )
+    return directory
+
+
+class MetricsLog:
+    """One JSON object a line, each written out at once.
+
+    Args:
+        path: the file; created if absent.
+        resume_step: continue a run from this step: later lines, and a line cut off by a crash,
+            are dropped. None leaves the file as it is; ``fit`` calls ``resume`` itself.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with MetricsLog(folder + "/metrics.jsonl") as log:
+    ...         log.write(1, {"loss": 2.5})
+    ...         log.write(2, {"loss": float("nan")})
+    ...     print(pathlib.Path(folder, "metrics.jsonl").read_text().strip())
+    {"step": 1, "loss": 2.5}
+    {"step": 2, "loss": null}
+    """
+
+    def __init__(self, path: str | pathlib.Path, *, resume_step: int | None = None) -> None:
+        self.path = pathlib.Path(path)
+        self._writes = jax.process_index() == 0
+        if self._writes:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8")
+        if resume_step is not None:
+            self.resume(resume_step)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds a line.
+
+        Args:
+            step: how many steps are done.
+            values: name -> number or anything else that JSON, NumPy or JAX scalars can say.
+        """
+        if self._writes:
+            self._file.write(json.dumps({"step": step, **_plain(values)}) + "\n")
+            self._file.flush()
+
+    def resume(self, step: int) -> None:
+        """Drops what a run that continues from ``step`` will write again.
+
+        Args:
+            step: the restored step, 0 for a new start.
+        """
+        if not self._writes:
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, TypeError, KeyError):
+                continue  # cut off by a crash
+        self._file.close()
+        _replace(self.path, "".join(kept))
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._writes:
+            self._file.close()
+
+
+def write_summary(directory: str | pathlib.Path, summary: Mapping[str, Any]) -> pathlib.Path:
+    """Writes ``summary.json``, whole or not at all.
+
+    Args:
+        directory: of the run.
+        summary: the results.
+
+    Returns:
+        The path of the file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     json.loads(write_summary(folder, {"loss": np.float32(0.5)}).read_text())
+    {'loss': 0.5}
+    """
+    path = pathlib.Path(directory) / "summary.json"
+    if jax.process_index() == 0:
+        _write(path, _plain(summary))
+    return path
+
+
+def results_table(rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
+    """Prints a table on the terminal.
+
+    Args:
+        rows: one mapping a row, column name -> value; missing values stay empty.
+        title: above the table.
+
+    Raises:
+        ImportError: without the extra ``train``.
+
+    >>> results_table([{"model": "5-gram", "perplexity": 141.25}], title="Test set")
+           Test set
+    ┏━━━━━━━━┳━━━━━━━━━━━━┓
+    ┃ model  ┃ perplexity ┃
+    ┡━━━━━━━━╇━━━━━━━━━━━━┩
+    │ 5-gram │      141.2 │
+    └────────┴────────────┘
+    """
+    if jax.process_index() != 0:
+        return
+    table = extras.require("rich.table", "train").Table(title=title)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for name in columns:
+        numeric = all(isinstance(_plain(row.get(name, 0)), int | float | None) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(_cell(row.get(name, "")) for name in columns))
+    extras.require("rich.console", "train").Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    value = value if isinstance(value, float) else _plain(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        value = np.asarray(value).tolist()
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=str)  # their own order changes from run to run
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for name, item in tree.items():
+        flat |= _flat(item, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def _show(flat: dict[str, Any], name: str) -> str:
+    return json.dumps(flat[name]) if name in flat else "absent"
+
+
+def _write(path: pathlib.Path, content: Any) -> None:
+    _replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that a crash leaves the old one or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,48 @@
+"""SIGTERM and Ctrl-C as a wish to stop, granted at the end of a step."""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class StopSignals:
+    """Remembers SIGTERM or Ctrl-C instead of dying of it; a second Ctrl-C goes through.
+
+    As a context manager; on leaving, the handlers are those from before.
+
+    Attributes:
+        received: number of the first signal, 0 while there was none.
+
+    >>> with StopSignals() as signals:
+    ...     signal.raise_signal(signal.SIGTERM)
+    >>> signals.received == signal.SIGTERM
+    True
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or number
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nfinishing the step, then saving; Ctrl-C stops at once\n")

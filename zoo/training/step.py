@@ -1,0 +1,247 @@
+"""One training step: exact global means, accumulation, low precision, a guard against NaN.
+
+The loss function returns sums, not means, so that the gradient is that of
+
+    loss = Σ total / Σ weight
+
+over all rows of all devices and micro-batches, also when they hold unequal numbers of words. A mean
+of the micro-batches' means would be another, biased loss.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from zoo.training.placement import path_name
+from zoo.training.state import TrainState
+
+
+class LossOutput(NamedTuple):
+    """What a loss function returns.
+
+    Attributes:
+        total: ``[]`` floating, the sum of what is averaged (over rows, words …).
+        weight: ``[]``, how many there are.
+        carry: for the next batch; same structure, shapes and dtypes as the one that came in.
+        metrics: name -> (total, weight), reported as their ratio.
+    """
+
+    total: jax.Array
+    weight: jax.Array
+    carry: Any = ()
+    metrics: dict[str, tuple[jax.Array, jax.Array]] = {}  # noqa: RUF012 - never changed
+
+
+LossFunction = Callable[..., LossOutput]
+RESERVED = ("loss", "gradient_norm", "weight", "nonfinite_steps")
+
+
+def make_train_step(
+    loss_fn: LossFunction,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulation_steps: int = 1,
+    compute_dtype: DTypeLike | None = None,
+    shardings: TrainState | None = None,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the jitted step ``(state, batch) -> (state, metrics)``; the state is donated.
+
+    When the loss or the global gradient norm is not finite, parameters, optimiser state and carry
+    stay as they were, and ``nonfinite_steps`` counts up; a good step sets it back to 0. A batch of
+    zero weight counts as one with loss and gradient 0.
+
+    Args:
+        loss_fn: ``(parameters, batch, *, key, carry) -> LossOutput``. Inside it, the mesh of
+            ``shardings`` is the context mesh: ``with_sharding_constraint(x, PartitionSpec(...))``.
+        optimizer: an Optax transformation; its update also gets the parameters and ``value=loss``.
+        accumulation_steps: A, number of micro-batches a batch is worked through in; A must divide
+            the rows of each device. Memory for activations shrinks by A, the result stays.
+        compute_dtype: such as ``jnp.bfloat16``: floating parameters are cast to it for the loss
+            function. Masters, sums of gradients and optimiser state keep float32. Cast the inputs
+            in the loss function too: float32 inputs pull the computation back to float32.
+        shardings: ``state.shardings``. Given, the new state lies where the old one lay, whatever
+            the compiler would prefer, so that no later call compiles again.
+
+    Returns:
+        A ``jax.jit`` function (``step.lower(...)`` works). Its metrics are ``[]`` arrays: ``loss``,
+        ``gradient_norm``, ``weight``, ``nonfinite_steps`` and those of ``loss_fn``.
+
+    Raises:
+        ValueError: if accumulation_steps < 1. At the first call: TypeError or ValueError if the
+            loss function's output has another form, or the batch does not split.
+
+    >>> import numpy as np
+    >>> from zoo.training import init_state, make_mesh, put_batch
+    >>> def loss_fn(parameters, batch, *, key, carry):
+    ...     errors = batch["x"] @ parameters["kernel"] - batch["y"]
+    ...     return LossOutput((errors**2).sum(), jnp.float32(errors.size))
+    >>> optimizer, mesh = optax.sgd(0.1), make_mesh()
+    >>> init = lambda key: {"kernel": jnp.zeros((3, 1))}
+    >>> state = init_state(init, optimizer, key=jax.random.key(0), mesh=mesh)
+    >>> step = make_train_step(loss_fn, optimizer, shardings=state.shardings)
+    >>> state, metrics = step(state, put_batch({"x": np.ones((8, 3)), "y": np.ones((8, 1))}, mesh))
+    >>> float(metrics["loss"])
+    1.0
+    """
+    if accumulation_steps < 1:
+        raise ValueError(f"accumulation_steps must be at least 1, got {accumulation_steps}")
+    update = optax.with_extra_args_support(optimizer).update
+
+    def sums(parameters: Any, batch: Any, key: jax.Array, carry: Any) -> tuple[Any, LossOutput]:
+        if compute_dtype is not None:
+            parameters = jax.tree.map(lambda leaf: _cast(leaf, compute_dtype), parameters)
+        output = loss_fn(parameters, batch, key=key, carry=carry)
+        _check_output(output, carry)
+        output = LossOutput(
+            total=_float32(output.total),
+            weight=_float32(output.weight),
+            carry=output.carry,
+            metrics=jax.tree.map(_float32, output.metrics),
+        )
+        return output.total, output
+
+    gradient = jax.grad(sums, has_aux=True)
+
+    def accumulated(state: TrainState, batch: Any, key: jax.Array) -> tuple[Any, LossOutput]:
+        if accumulation_steps == 1:
+            return gradient(state.parameters, batch, key, state.carry)
+
+        def add(total: Any, inputs: Any) -> tuple[Any, LossOutput]:
+            more, output = gradient(state.parameters, *inputs)
+            return jax.tree.map(jnp.add, total, more), output
+
+        inputs = (
+            _split(batch, accumulation_steps, "batch"),
+            jax.random.split(key, accumulation_steps),
+            _split(state.carry, accumulation_steps, "carry"),
+        )
+        zeros = jax.tree.map(jnp.zeros_like, state.parameters)
+        gradients, outputs = jax.lax.scan(add, zeros, inputs)
+        total, weight, metrics = jax.tree.map(
+            lambda leaf: leaf.sum(axis=0), (outputs.total, outputs.weight, outputs.metrics)
+        )
+        return gradients, LossOutput(total, weight, _join(outputs.carry), metrics)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        gradients, output = accumulated(state, batch, jax.random.fold_in(state.key, state.step))
+        loss = _ratio(output.total, output.weight)
+        gradients = jax.tree.map(lambda leaf: _ratio(leaf, output.weight), gradients)
+        norm = optax.tree.norm(gradients)
+        updates, optimizer_state = update(
+            gradients, state.optimizer_state, state.parameters, value=loss
+        )
+        parameters = optax.apply_updates(state.parameters, updates)
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        old = (state.parameters, state.optimizer_state, state.carry)
+        new = (parameters, optimizer_state, output.carry)
+        _check_same("the optimiser state", optimizer_state, state.optimizer_state)
+        parameters, optimizer_state, carry = jax.tree.map(
+            lambda new_leaf, old_leaf: jax.lax.select(finite, new_leaf, old_leaf), new, old
+        )
+        nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1).astype(jnp.int32)
+        metrics = {name: _ratio(*pair) for name, pair in output.metrics.items()}
+        metrics |= {
+            "loss": loss,
+            "gradient_norm": norm,
+            "weight": output.weight,
+            "nonfinite_steps": nonfinite_steps,
+        }
+        state = TrainState(
+            state.step + 1, parameters, optimizer_state, state.key, nonfinite_steps, carry
+        )
+        return state, metrics
+
+    if shardings is None:
+        return jax.jit(step, donate_argnums=0)
+
+    replicated: Any = shardings.step
+    mesh = replicated.mesh.abstract_mesh
+
+    def placed_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        with jax.sharding.use_abstract_mesh(mesh):
+            return step(state, batch)
+
+    return jax.jit(placed_step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+def _cast(leaf: jax.Array, dtype: DTypeLike) -> jax.Array:
+    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _float32(value: ArrayLike) -> jax.Array:
+    """At least float32: sums over many micro-batches need its precision."""
+    return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
+
+
+def _ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
+    return total / jnp.where(weight == 0, 1, weight)
+
+
+def _split(tree: Any, parts: int, what: str) -> Any:
+    """[B, ...] -> [A, B/A, ...]; micro-batch a takes rows a, A+a, 2A+a and so on.
+
+    Neighbouring rows go to different micro-batches, so that each device, which holds a block of
+    rows, finds its share of every micro-batch among its own rows and sends nothing.
+    """
+
+    def split(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        if leaf.shape[0] % parts:
+            raise ValueError(
+                f"{what} leaf {path_name(path)!r} has shape {leaf.shape}: accumulation_steps="
+                f"{parts} must divide its first axis"
+            )
+        leaf = leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:])
+        return leaf.swapaxes(0, 1)
+
+    return jax.tree_util.tree_map_with_path(split, tree)
+
+
+def _join(tree: Any) -> Any:
+    """The inverse of ``_split``."""
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), tree)
+
+
+def _check_output(output: Any, carry: Any) -> None:
+    if not isinstance(output, LossOutput):
+        raise TypeError(f"loss_fn must return a LossOutput, got {type(output).__name__}")
+    pairs = {"total": output.total, "weight": output.weight}
+    for name, pair in output.metrics.items():
+        if name in RESERVED:
+            raise ValueError(f"metric {name!r}: the step itself reports {RESERVED}; rename yours")
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise TypeError(f"metric {name!r} must be a pair (total, weight), got {pair!r}")
+        pairs |= {f"total of metric {name!r}": pair[0], f"weight of metric {name!r}": pair[1]}
+    for name, value in pairs.items():
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"loss_fn: {name} must be a scalar sum, got shape {jnp.shape(value)}; "
+                "return x.sum() and how many there are"
+            )
+    if not jnp.issubdtype(jnp.result_type(output.total), jnp.floating):
+        raise TypeError(
+            f"loss_fn: total must be floating to have a gradient, got "
+            f"{jnp.result_type(output.total)}"
+        )
+    _check_same("the carry", output.carry, carry)
+
+
+def _check_same(what: str, new: Any, old: Any) -> None:
+    structure: Any = jax.tree.structure(old)
+    if structure != jax.tree.structure(new):
+        raise TypeError(
+            f"{what} must keep its structure from step to step: expected {structure}, got "
+            f"{jax.tree.structure(new)}"
+        )
+    for (path, after), before in zip(
+        jax.tree.leaves_with_path(new), jax.tree.leaves(old), strict=True
+    ):
+        if after.shape != before.shape or after.dtype != before.dtype:
+            raise TypeError(
+                f"{what} must keep shapes and dtypes from step to step: {path_name(path)!r} was "
+                f"{before.dtype}{list(before.shape)}, became {after.dtype}{list(after.shape)}"
+            )
