@@ -1,0 +1,1 @@
+"""Microbenchmarks of `zoo` against its rivals; see `benchmarks.run`."""

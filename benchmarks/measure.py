@@ -1,0 +1,199 @@
+"""Compile time, steady time, memory and the roofline of one machine.
+
+Steady time is the wall-clock time of one call from Python until its outputs are ready, so it holds
+the cost of the dispatch. Programs that are compared are timed in turns, round by round, so that
+whatever else the machine does hits all of them.
+
+The roofline is the larger of operations / peak operations a second and bytes / bandwidth. Both
+peaks are measured here, on one large matrix product and one large array that is read and written;
+a program that works inside a cache may beat the second.
+"""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.case import Floor
+
+ROUND_SECONDS = 0.02  # fast programs run several times a round
+GROUP_SECONDS = 90.0  # slow groups stop early, but not before MIN_ROUNDS
+MIN_ROUNDS = 5
+
+
+class Timing(NamedTuple):
+    """Seconds of one call over all samples."""
+
+    median: float
+    quartiles: tuple[float, float]
+    samples: int
+
+
+class Peaks(NamedTuple):
+    """What the device reached when asked for one thing only."""
+
+    operations: dict[str, float]  # a second, by dtype
+    bandwidth: float  # bytes a second, read and written
+
+
+class Compiled(NamedTuple):
+    """A JAX program ready to run, and what making it cost."""
+
+    call: Callable[[], Any]
+    trace_seconds: float
+    compile_seconds: float  # lowering and compilation
+    memory_bytes: int | None  # arguments, outputs and temporaries
+    counted: Floor | None  # XLA's own count
+
+
+def compile_program(function: Callable[..., Any], arguments: tuple) -> Compiled:
+    """Traces and compiles from nothing: caches of earlier programs are dropped first."""
+    arguments = jax.device_put(arguments)
+    jax.clear_caches()
+    start = time.perf_counter()
+    traced = jax.jit(function).trace(*arguments)
+    middle = time.perf_counter()
+    compiled = traced.lower().compile()
+    end = time.perf_counter()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    used = None
+    if memory is not None:
+        parts = (memory.argument_size_in_bytes, memory.output_size_in_bytes)
+        used = sum(parts) + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    counted = None
+    if cost.get("bytes accessed"):
+        counted = Floor(int(cost.get("flops", 0)), int(cost["bytes accessed"]))
+    return Compiled(
+        lambda: jax.block_until_ready(compiled(*arguments)),
+        trace_seconds=middle - start,
+        compile_seconds=end - middle,
+        memory_bytes=used,
+        counted=counted,
+    )
+
+
+def time_in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
+    """Times each call once a round (more often if it is fast), after a warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    typical = {}
+    for name, call in calls.items():
+        call()
+        typical[name] = _seconds(call)
+    start = time.perf_counter()
+    for index in range(rounds):
+        for name, call in calls.items():
+            if typical[name] < ROUND_SECONDS:
+                call()  # the caches and threads of the program before it are no part of it
+            for _ in range(max(1, min(50, int(ROUND_SECONDS / max(typical[name], 1e-9))))):
+                seconds[name].append(_seconds(call))
+        if index + 1 >= MIN_ROUNDS and time.perf_counter() - start > GROUP_SECONDS:
+            break
+    return {name: _summary(samples) for name, samples in seconds.items()}
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _summary(samples: list[float]) -> Timing:
+    if len(samples) == 1:
+        return Timing(samples[0], (samples[0], samples[0]), 1)
+    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Timing(middle, (low, high), len(samples))
+
+
+def measure_peaks() -> Peaks:
+    """The best of several large matrix products and copies on the default device."""
+    accelerator = jax.default_backend() != "cpu"
+    size = 8192 if accelerator else 2048
+    dtypes = ("float32", "bfloat16") if accelerator else ("float32",)
+    product = jax.jit(jnp.matmul)
+    operations = {}
+    for dtype in dtypes:
+        x = jnp.ones((size, size), dtype)
+        operations[dtype] = 2 * size**3 / _best(lambda _, x=x: product(x, x), x)
+    # In place: memory that a process touches for the first time is slow for another reason.
+    increment = jax.jit(lambda x: x + 1, donate_argnums=0)
+    flat = jnp.zeros(2**28 if accelerator else 2**26, jnp.float32)
+    moved = 2 * flat.nbytes
+    return Peaks(operations, moved / _best(increment, flat))
+
+
+def _best(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+    """The fewest seconds of a function that is fed its own result."""
+    seconds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        x = jax.block_until_ready(function(x))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def roofline(floor: Floor, peaks: Peaks) -> tuple[float, str]:
+    """The least seconds the device could take, and which of its two limits sets them."""
+    compute = floor.operations / peaks.operations.get(floor.dtype, peaks.operations["float32"])
+    memory = floor.bytes / peaks.bandwidth
+    return (compute, "compute") if compute >= memory else (memory, "memory")
+
+
+def environment() -> dict[str, Any]:
+    """What a reader must know to believe a number."""
+    versions = {"python": platform.python_version()}
+    for package in ("jax", "jaxlib", "flax", "numpy", "torch"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    device = jax.devices()[0]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": versions,
+        "platform": device.platform,
+        "device": device.device_kind,
+        "processor": _processor(),
+        "threads": cores(),
+        "load_at_start": round(os.getloadavg()[0], 2),
+    }
+
+
+def cores() -> int:
+    """Processor cores this process may use, and the number of threads every program is given."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_peak_bytes() -> int | None:
+    """The most memory the device held since the process began, where it keeps count."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        directory = os.path.dirname(os.path.abspath(__file__))
+        command = ["git", "-C", directory, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "..")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

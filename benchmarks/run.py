@@ -1,0 +1,203 @@
+"""Runs the microbenchmarks: ``python -m benchmarks.run [pattern]``.
+
+Prints a table, one block a case and size, and writes each finished block as JSON lines. What is
+measured and how is in `benchmarks.measure`; `benchmarks.report` turns the lines into a table and a
+plot. An interrupted run keeps its finished blocks.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from benchmarks import measure
+from benchmarks.case import Case, Program, discover, select
+
+COLUMNS = (
+    ("program", 28),
+    ("median", 11),
+    ("quartiles", 21),
+    ("x zoo", 7),
+    ("rate", 14),
+    ("memory", 10),
+    ("trace", 8),
+    ("compile", 8),
+    ("roofline", 8),
+)
+UNITS = ((1, "s"), (1e3, "ms"), (1e6, "us"))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("pattern", nargs="?", default="", help="part of case/size, * allowed")
+    parser.add_argument("--sizes", choices=("small", "full"), default="small")
+    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds of timing")
+    parser.add_argument("--output", type=pathlib.Path, metavar="FILE.jsonl", help="appended to")
+    parser.add_argument("--list", action="store_true", help="list the cases and stop")
+    options = parser.parse_args(words)
+    if options.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {options.repeats}")
+    known = discover()
+    chosen = select(options.pattern, options.sizes, known)
+    if options.list or not chosen:
+        names = [f"  {case.name}/{label}" for case, label in select("", "full", known)]
+        listing = "cases:\n" + "\n".join(names)
+        if options.list:
+            print(listing)
+            return 0
+        message = f"no case matches {options.pattern!r} in --sizes {options.sizes}; {listing}"
+        print(message, file=sys.stderr)
+        return 2
+    return run(chosen, rounds=options.repeats, output=options.output)
+
+
+def run(chosen: list[tuple[Case, str]], *, rounds: int, output: pathlib.Path | None) -> int:
+    """Measures the chosen cases; 1 if a program failed, 130 if interrupted."""
+    environment, status = measure.environment(), 0
+    # A program read from disk would show no compile time.
+    jax.config.update("jax_enable_compilation_cache", False)
+    peaks = measure.measure_peaks()
+    environment["peak_operations"] = peaks.operations
+    environment["peak_bandwidth"] = peaks.bandwidth
+    print(header(environment, rounds))
+    try:
+        for case, label in chosen:
+            rows = measure_case(case, label, rounds, peaks)
+            print(f"\n{case.name}/{label}  " + _describe(case.sizes[label]))
+            print("  ".join(name.ljust(width) for name, width in COLUMNS))
+            for row in rows:
+                print(line_of(row), flush=True)
+            if output is not None:
+                output.parent.mkdir(parents=True, exist_ok=True)
+                with output.open("a") as lines:
+                    for row in rows:
+                        lines.write(json.dumps(row | {"environment": environment}) + "\n")
+            status |= any(row["status"].startswith("failed") for row in rows)
+    except KeyboardInterrupt:
+        kept = f"finished blocks are in {output}" if output else "no --output was given"
+        print(f"\ninterrupted; {kept}", file=sys.stderr)
+        return 130
+    return status
+
+
+def measure_case(case: Case, label: str, rounds: int, peaks: measure.Peaks) -> list[dict[str, Any]]:
+    """One row a program: ours, then the rivals."""
+    size = case.sizes[label]
+    rows, calls = {}, {}
+    for name, build in case.programs().items():
+        row: dict[str, Any] = {"case": case.name, "size": label, "parameters": dict(size)}
+        rows[name] = row | {"program": name, "status": "ok", "unit": case.unit}
+        try:
+            calls[name], facts = prepare(build(**size))
+            rows[name] |= facts
+        except ImportError as error:
+            rows[name]["status"] = f"not installed: {error.name or error}"
+        except Exception as error:  # one broken rival must not cost the rest of the table
+            traceback.print_exc()
+            rows[name]["status"] = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+    timings = measure.time_in_turns(calls, rounds)
+    floor, source = (case.floor(**size), "analytic") if case.floor else (None, "XLA")
+    if floor is None and "zoo" in calls:
+        floor = rows["zoo"].get("counted")
+    for name, timing in timings.items():
+        row = rows[name]
+        row["median_seconds"] = timing.median
+        row["quartiles_seconds"] = timing.quartiles
+        row["samples"] = timing.samples
+        if "zoo" in timings:
+            row["times_zoo"] = timing.median / timings["zoo"].median
+        if case.count is not None:
+            row["rate"] = case.count(**size) / timing.median
+        if floor is not None and name in ("zoo", *case.equal):  # others do other work
+            seconds, bound = measure.roofline(floor, peaks)
+            row |= {"operations": floor.operations, "bytes": floor.bytes, "counted_by": source}
+            row |= {"roofline_fraction": seconds / timing.median, "bound": bound}
+    for row in rows.values():
+        row.pop("counted", None)
+    return list(rows.values())
+
+
+def prepare(program: Program) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """The call to time, and what is known of it before."""
+    if callable(program):
+        return program, {}
+    compiled = measure.compile_program(*program)
+    facts = compiled._asdict()
+    call = facts.pop("call")
+    call()
+    return call, facts | {"device_peak_bytes": measure.device_peak_bytes()}
+
+
+def header(environment: dict[str, Any], rounds: int) -> str:
+    """What is measured, on what, and how far to trust it."""
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    peaks = ", ".join(
+        f"{value / 1e9:,.0f} GFLOP/s {dtype}"
+        for dtype, value in environment["peak_operations"].items()
+    )
+    text = [
+        f"{environment['device']} ({environment['platform']}), {environment['processor']}, "
+        f"{environment['threads']} threads for every program, load {environment['load_at_start']}",
+        f"{versions}; commit {environment['commit']}; {environment['date']}",
+        f"measured peaks: {peaks} (matrix product), "
+        f"{environment['peak_bandwidth'] / 1e9:,.1f} GB/s (read and write)",
+        f"median: seconds of one call until its outputs are ready, over {rounds} or fewer rounds "
+        "in which the programs of a block take turns.",
+        "roofline: least time the peaks allow / median. memory: what XLA plans for the program.",
+    ]
+    if environment["platform"] == "cpu":
+        text.append(
+            "CPU times come from one run on one machine, which may be shared: "
+            "read the ratios (x zoo) of a block, not the seconds."
+        )
+    return "\n".join(text)
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """One line of the table."""
+    if row["status"] != "ok":
+        return f"{row['program']:28}  {row['status']}"
+    low, high = row["quartiles_seconds"]
+    rate = f"{quantity(row['rate'])} {row['unit']}/s" if "rate" in row else ""
+    fraction = row.get("roofline_fraction")
+    cells = (
+        row["program"],
+        duration(row["median_seconds"]),
+        f"{duration(low)}..{duration(high)}",
+        f"{row['times_zoo']:.2f}" if "times_zoo" in row else "",
+        rate,
+        "" if row.get("memory_bytes") is None else f"{quantity(row['memory_bytes'])}B",
+        duration(row["trace_seconds"]) if "trace_seconds" in row else "",
+        duration(row["compile_seconds"]) if "compile_seconds" in row else "",
+        "" if fraction is None else f"{fraction:.1%}",
+    )
+    return "  ".join(str(c).ljust(w) for c, (_, w) in zip(cells, COLUMNS, strict=True)).rstrip()
+
+
+def duration(seconds: float) -> str:
+    """Seconds with a fitting unit and three digits."""
+    factor, unit = next(((f, u) for f, u in UNITS if seconds * f >= 1), UNITS[-1])
+    digits = ".3g" if seconds * factor < 999.5 else ".0f"
+    return f"{seconds * factor:{digits}} {unit}"
+
+
+def quantity(number: float) -> str:
+    """A number with a decimal prefix and three digits, such as ``12.3 M``."""
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {prefix}"
+    return f"{number:.3g} "
+
+
+def _describe(size: Any) -> str:
+    return ", ".join(f"{name}={value}" for name, value in size.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
