@@ -1,0 +1,161 @@
+"""A plain Python generator, made safe for several consumers and for stopping.
+
+A generator cannot be advanced by two threads at once, loses its place with its process, and a
+thread that runs it ahead can keep the interpreter from ending. Here one background thread owns the
+generator; every item goes to exactly one consumer; the position is the number of items handed out,
+and restoring it replays the generator that far. Data that can be read by index restores at once
+instead: see :class:`zoo.data.Pipeline`. The need is that of the article «generators and
+multiprocessing» in kexue.fm/archives/6575.
+"""
+
+import collections
+import concurrent.futures
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def wrap_generator(factory: Callable[[], Iterator[Any]], *, prefetch: int = 2) -> "SafeGenerator":
+    """Runs a generator in a background thread, safely for consumers in any number of threads.
+
+    Args:
+        factory: makes the generator; called again when a position is restored, so it must give the
+            same items each time.
+        prefetch: items to have ready, at least 1.
+
+    Returns:
+        An iterator with ``get_state``, ``set_state`` and ``close``, and a context manager.
+
+    Raises:
+        ValueError: prefetch is less than 1.
+        TypeError: factory is not callable, for instance a generator that was already started.
+
+    >>> with wrap_generator(lambda: iter("abc")) as items:
+    ...     print(next(items), items.get_state(), list(items))
+    a {'items': 1} ['b', 'c']
+    """
+    if not callable(factory):
+        raise TypeError(
+            f"factory must be a function that makes an iterator, got {type(factory).__name__}; "
+            "pass the generator function itself, without calling it"
+        )
+    if prefetch < 1:
+        raise ValueError(f"prefetch must be at least 1, got {prefetch}")
+    return SafeGenerator(factory, prefetch)
+
+
+class SafeGenerator:
+    """What :func:`wrap_generator` returns.
+
+    An exception of the generator reaches the consumer whose turn it is, with its traceback, and
+    every consumer after that. After ``close`` there are no more items, as with a generator.
+    """
+
+    def __init__(self, factory: Callable[[], Iterator[Any]], prefetch: int):
+        self._factory = factory
+        self._prefetch = prefetch
+        self._lock = threading.Lock()
+        self._ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+        self._start(0)
+
+    def __iter__(self) -> "SafeGenerator":
+        return self
+
+    def __next__(self) -> Any:
+        with self._lock:
+            if not self._ahead:  # closed
+                raise StopIteration
+            run, item = self._run, self._ahead.popleft()
+            self._ahead.append(self._thread.submit(run.advance))
+        result = item.result()
+        with self._lock:
+            if run is self._run:  # not moved by set_state meanwhile
+                self._count += 1
+        return result
+
+    def get_state(self) -> dict[str, int]:
+        """The position: how many items were handed out."""
+        return {"items": self._count}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to a position by running a new generator that far: O(n), the items are dropped.
+
+        Raises:
+            ValueError: the generator ends before the position.
+        """
+        with self._lock:
+            self._stop()
+            self._start(state["items"])
+
+    def close(self) -> None:
+        """Closes the generator in its own thread and ends the thread; safe to call twice.
+
+        Waits for the item that is being made: a generator cannot be interrupted.
+        """
+        with self._lock:
+            self._stop()
+
+    def __enter__(self) -> "SafeGenerator":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    def _start(self, position: int) -> None:
+        self._count = position
+        self._run = _Run(self._factory)
+        # The idle thread of an executor ends with the executor and with the interpreter; a thread
+        # that waits at a full queue would do neither.
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="zoo-generator")
+        if position:
+            self._thread.submit(self._run.skip, position).result()
+        for _ in range(self._prefetch):
+            self._ahead.append(self._thread.submit(self._run.advance))
+
+    def _stop(self) -> None:
+        if self._run.closed:
+            return
+        for item in self._ahead:
+            item.cancel()
+        self._ahead.clear()
+        self._thread.submit(self._run.close).result()
+        self._thread.shutdown()
+
+
+class _Run:
+    """One generator; called by one thread only."""
+
+    def __init__(self, factory: Callable[[], Iterator[Any]]):
+        self._factory = factory
+        self._iterator: Iterator[Any] | None = None
+        self._failure: BaseException | None = None
+        self._traceback: types.TracebackType | None = None
+        self.closed = False
+
+    def advance(self) -> Any:
+        if self._failure is None:
+            try:
+                if self._iterator is None:
+                    self._iterator = iter(self._factory())
+                return next(self._iterator)
+            except BaseException as error:
+                self._failure, self._traceback = error, error.__traceback__
+        # A generator that has failed is at its end: without this the next consumer would see an
+        # ordinary end of the data.
+        raise self._failure.with_traceback(self._traceback)
+
+    def skip(self, position: int) -> None:
+        for number in range(position):
+            try:
+                self.advance()
+            except StopIteration:
+                raise ValueError(
+                    f"state is at item {position}, but the generator ended after {number}; "
+                    "the factory must give the same items each time"
+                ) from None
+
+    def close(self) -> None:
+        self.closed = True
+        if (close := getattr(self._iterator, "close", None)) is not None:
+            close()

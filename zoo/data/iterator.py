@@ -1,0 +1,247 @@
+"""What both pipelines share: reading a random-access sequence of batches from a position on.
+
+Reading ahead, worker processes and shared memory are grain's (``IterDataset.mp_prefetch``: worker w
+of W makes every W-th batch). Three things are added, each for a way in which a program would
+otherwise wait for ever or end without a word: an exception travels as a value with its traceback as
+text (grain sends the exception itself, which is lost when it cannot be pickled), a worker that
+leaves is never taken for one that has finished, and workers end with the program even when that is
+killed.
+"""
+
+import builtins
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import traceback
+from typing import Any, NoReturn, Protocol, Self
+
+import jax
+import numpy as np
+
+from zoo.extras import require
+
+Batch = dict[str, np.ndarray]
+_READY = 2  # batches that every worker process keeps ready
+
+
+class Batches(Protocol):
+    """Batches by number, of all epochs; what the two pipelines differ in."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of one epoch."""
+
+    def __getitem__(self, number: int, /) -> Batch:
+        """Batch ``number % batches_per_epoch`` of epoch ``number // batches_per_epoch``."""
+
+
+class BatchIterator:
+    """An iterator over batches with a position that is one number."""
+
+    def __init__(
+        self,
+        batches: Batches,
+        *,
+        num_epochs: int | None,
+        num_workers: int,
+        identity: dict[str, Any],
+    ):
+        check_integer("num_workers", num_workers, 0)
+        if num_epochs is not None:
+            check_integer("num_epochs", num_epochs, 1)
+        self._batches = batches
+        self._num_workers = num_workers
+        self._identity = identity
+        self._total = sys.maxsize if num_epochs is None else num_epochs * self.batches_per_epoch
+        self._position = 0
+        self._iterator: Any = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of one epoch, the filled-up last one included."""
+        return self._batches.batches_per_epoch
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._position >= self._total:
+            self.close()
+            raise StopIteration
+        try:
+            if self._iterator is None:
+                self._iterator = self._open()
+            batch = next(self._iterator)
+            if isinstance(batch, _Failure):
+                batch.throw()
+        except BaseException:  # Ctrl-C too: no process stays behind
+            self.close()
+            raise
+        self._position += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, as what JSON can hold: the next batch, and whose position it is."""
+        return {"batch": self._position, "pipeline": dict(self._identity)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position at once; the numbers of workers and hosts may have changed.
+
+        Raises:
+            ValueError: the state is that of another pipeline, or beyond the last epoch.
+        """
+        saved, position = state.get("pipeline"), state.get("batch")
+        if not isinstance(saved, dict) or not isinstance(position, int):
+            raise ValueError(f"state must be what get_state returned, got {state!r}")
+        names = [*self._identity, *(saved.keys() - self._identity.keys())]
+        differing = [
+            f"{name}={saved.get(name)!r} (here {self._identity.get(name)!r})"
+            for name in names
+            if saved.get(name) != self._identity.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"state was saved by a pipeline with {', '.join(differing)}, whose batches are "
+                "others; use the same data and settings, or start without the state"
+            )
+        if not 0 <= position <= self._total:
+            raise ValueError(
+                f"state is at batch {position}, but this pipeline ends after {self._total}; "
+                "raise num_epochs"
+            )
+        self.close()
+        self._position = position
+
+    def close(self) -> None:
+        """Ends the worker processes; reading on starts new ones where the old ones were."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    def _open(self) -> Any:
+        grain = require("grain", "data")
+        rest = _Rest(self._batches, self._position, self._total, guarded=self._num_workers > 0)
+        dataset = grain.MapDataset.source(rest).to_iter_dataset(
+            grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        )
+        if self._num_workers:
+            options = grain.MultiprocessingOptions(
+                num_workers=self._num_workers, per_worker_buffer_size=_READY
+            )
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_prepare_worker)
+        return iter(dataset)
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Raises a ValueError unless the value is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def host_rows(batch_size: int, process_index: int | None, process_count: int | None) -> range:
+    """The rows of a global batch that belong to one host, by default this one."""
+    check_integer("batch_size", batch_size, 1)
+    if (process_index is None) != (process_count is None):
+        raise ValueError("give both process_index and process_count, or neither")
+    index = jax.process_index() if process_index is None else process_index
+    count = jax.process_count() if process_count is None else process_count
+    if batch_size % count:
+        raise ValueError(
+            f"batch_size is that of all hosts together and must be a multiple of their number, "
+            f"got batch_size={batch_size} with process_count={count}"
+        )
+    if not 0 <= index < count:
+        raise ValueError(f"process_index must be in 0..{count - 1}, got {index}")
+    rows = batch_size // count
+    return range(index * rows, (index + 1) * rows)
+
+
+class _Rest:
+    """The batches from a position on, as the data source that grain reads."""
+
+    def __init__(self, batches: Batches, start: int, stop: int, *, guarded: bool):
+        self._batches = batches
+        self._start, self._stop = start, stop
+        self._guarded = guarded
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, index: int) -> "Batch | _Failure":
+        number = self._start + index
+        try:
+            return self._batches[number]
+        except StopIteration as error:  # would pass for the end of the data
+            failure: BaseException = RuntimeError(f"StopIteration while making batch {number}")
+            failure.__cause__ = error
+        except BaseException as error:
+            failure = error
+        if not self._guarded:
+            raise failure
+        return _Failure.of(failure, number)
+
+
+class _WorkerTraceback(Exception):
+    """The traceback of a worker process, as the cause of the exception that it raised."""
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """An exception on its way from a worker process, in parts that can always travel."""
+
+    kind: str  # the nearest built-in exception type
+    args: tuple[Any, ...]
+    text: str  # the traceback
+
+    @classmethod
+    def of(cls, error: BaseException, number: int) -> "_Failure":
+        error.add_note(f"while a worker process ({os.getpid()}) made batch {number}")
+        text = "\n" + "".join(traceback.format_exception(error))
+        if not isinstance(error, Exception):  # such as SystemExit: must not end the program quietly
+            return cls(
+                "RuntimeError", (f"{type(error).__name__} in a worker process: {error}",), text
+            )
+        kind = next(base for base in type(error).__mro__ if base.__module__ == "builtins")
+        plain = all(isinstance(value, str | bytes | int | float | None) for value in error.args)
+        args = error.args if kind is type(error) and plain else (str(error),)
+        return cls(kind.__name__, args, text)
+
+    def throw(self) -> NoReturn:
+        try:
+            error = getattr(builtins, self.kind)(*self.args)
+        except TypeError:  # one of the few that ask for arguments of their own
+            error = RuntimeError(*self.args)
+        raise error from _WorkerTraceback(self.text)
+
+
+def _prepare_worker(worker_index: int, worker_count: int) -> None:
+    """Makes a process a good worker: off the accelerator, and gone when the program is."""
+    del worker_index, worker_count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's to handle
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")  # grain has imported JAX: too late for the variable
+    threading.Thread(target=_end_with_program, daemon=True).start()
+
+    # For grain exit status 0 is a worker that has finished: it would wait for its batches for ever.
+    leave, worker = os._exit, os.getpid()
+    os._exit = lambda status: leave(status or int(os.getpid() == worker))
+
+
+def _end_with_program() -> None:
+    program = multiprocessing.parent_process()
+    assert program is not None
+    multiprocessing.connection.wait([program.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,199 @@
+"""Random-access data behind one URI: ``builtin:``, ``file:`` and ``tfds:``.
+
+A source is anything with a length whose items are dictionaries, so that a pipeline reads example i
+without reading the examples before it.
+"""
+
+import importlib.resources
+import operator
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from zoo.data.lines import Lines
+from zoo.extras import require
+
+SPLITS = ("train", "valid", "test")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples by number: the contract between data and :class:`zoo.data.Pipeline`."""
+
+    uri: str
+
+    def __len__(self) -> int:
+        """Number of examples N."""
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        """Example ``index`` of 0..N-1; IndexError beyond them, so that a source can be iterated."""
+
+
+def open_source(uri: str, *, split: str | None = None) -> Source:
+    r"""Opens a data set by its URI.
+
+    - ``builtin:shakespeare``: 40,000 lines of plays, ``{"text": line}``, blank lines kept.
+    - ``builtin:digits``: 1,797 images, ``{"image": float32 [8, 8, 1] in 0..1, "label": int32}``.
+    - ``file:PATH.jsonl``: one JSON object a line; blank lines are skipped.
+    - ``file:PATH.tsv``: tab-separated strings, no quoting; the first line names the columns, or
+      ``file:PATH.tsv?columns=id,text`` does; blank lines are skipped.
+    - ``file:PATH`` with any other ending: ``{"text": line}``, blank lines kept.
+    - ``tfds:NAME``: ``tensorflow_datasets.data_source``, without TensorFlow; bytes become strings.
+
+    A file is memory-mapped; with ``.gz`` or ``.xz`` after its ending it is decompressed into memory
+    instead. ``~`` and environment variables in PATH are expanded. Text is UTF-8; a line ends with
+    ``"\n"`` only, and a ``"\r"`` before that is dropped.
+
+    Args:
+        uri: what to open.
+        split: ``"train"``, ``"valid"``, ``"test"``, or None for everything. Where PATH holds the
+            placeholder ``{split}``, the split is a file of its own; ``tfds:`` takes it as the name
+            of a split (``"valid"`` finds ``"validation"`` too, and slices such as ``"train[:90%]"``
+            are passed on). Any other source is cut by example, in order: 90 %, 5 % and 5 %.
+
+    Returns:
+        The source: ``len(source)``, ``source[i]``, ``source.uri``.
+
+    Raises:
+        ValueError: unknown scheme, built-in set, split or query; text that is empty, truncated or
+            not UTF-8. Malformed JSON and a wrong number of columns are reported on reading.
+        OSError: the file is missing or cannot be read.
+
+    >>> source = open_source("builtin:shakespeare", split="train")
+    >>> len(source), source[0]
+    (36000, {'text': 'First Citizen:'})
+    """
+    scheme, colon, rest = uri.partition(":")
+    if not colon or scheme not in _SCHEMES:
+        known = ", ".join(f"{name}:" for name in _SCHEMES)
+        raise ValueError(
+            f"uri must start with one of {known} got {uri!r}; write a path as file:PATH"
+        )
+    if split is not None and split not in SPLITS and scheme != "tfds":
+        raise ValueError(f"split must be one of {SPLITS} or None, got {split!r} for {uri!r}")
+    return _SCHEMES[scheme](uri, rest, split)
+
+
+class _View:
+    """Examples ``start`` to ``stop`` of a sequence of dictionaries: a source."""
+
+    def __init__(self, uri: str, examples: Any, start: int = 0, stop: int | None = None):
+        self.uri = uri
+        self._examples = examples
+        self._range = range(start, len(examples) if stop is None else stop)
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._examples[self._range[operator.index(index)]]
+
+
+class _Joined:
+    """Several sequences end to end."""
+
+    def __init__(self, parts: Sequence[Any]):
+        self._parts = parts
+        self._starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._parts[part][index - int(self._starts[part])]
+
+
+def _cut(uri: str, examples: Any, split: str | None) -> Source:
+    if split is None:
+        return _View(uri, examples)
+    total = len(examples)
+    bounds = (0, total * 90 // 100, total * 95 // 100, total)
+    start, stop = bounds[SPLITS.index(split) :][:2]
+    if start == stop:
+        raise ValueError(
+            f"split={split!r} of {uri!r} is empty: its {total} examples are too few to be cut "
+            "90/5/5; use split=None or a larger set"
+        )
+    return _View(uri, examples, start, stop)
+
+
+def _open_builtin(uri: str, name: str, split: str | None) -> Source:
+    if name == "shakespeare":
+        folder = importlib.resources.files("zoo.data") / "files"
+        with importlib.resources.as_file(folder / "shakespeare.txt.gz") as path:
+            return _cut(uri, Lines(path), split)
+    if name == "digits":
+        digits = require("sklearn.datasets", "data").load_digits()
+        images = (digits.images[..., None] / 16).astype(np.float32)
+        labels = digits.target.astype(np.int32)
+        examples = [
+            {"image": image, "label": label} for image, label in zip(images, labels, strict=True)
+        ]
+        return _cut(uri, examples, split)
+    raise ValueError(f"builtin: knows shakespeare and digits, got {uri!r}")
+
+
+def _open_file(uri: str, rest: str, split: str | None) -> Source:
+    name, _, query = rest.partition("?")
+    key, _, value = query.partition("=")
+    kind = pathlib.Path(name.removesuffix(".gz").removesuffix(".xz")).suffix
+    if query and (kind != ".tsv" or key != "columns" or not value):
+        raise ValueError(
+            f"the only query is ?columns=NAME,NAME after a .tsv path, got {query!r} in {uri!r}"
+        )
+
+    def read(name: str) -> Lines:
+        path = pathlib.Path(os.path.expandvars(name)).expanduser()
+        if kind == ".jsonl":
+            return Lines.of_objects(path)
+        if kind == ".tsv":
+            return Lines.of_columns(path, tuple(value.split(",")) if value else None)
+        return Lines(path)
+
+    if "{split}" not in name:
+        return _cut(uri, read(name), split)
+    parts = [read(name.replace("{split}", part)) for part in ([split] if split else SPLITS)]
+    return _View(uri, _Joined(parts))
+
+
+class _Decoded:
+    """Examples of ``tfds`` with their byte strings as text."""
+
+    def __init__(self, examples: Any):
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {
+            name: value.decode() if isinstance(value, bytes) else value
+            for name, value in self._examples[index].items()
+        }
+
+
+def _open_tfds(uri: str, name: str, split: str | None) -> Source:
+    tfds = require("tensorflow_datasets", "data")
+    if split is not None and ("[" in split or "+" in split):
+        return _View(uri, _Decoded(tfds.data_source(name, split=split)))
+    parts = tfds.data_source(name)
+    if split is None:
+        return _View(uri, _Decoded(_Joined(list(parts.values()))))
+    found = "validation" if split == "valid" and "valid" not in parts else split
+    if found not in parts:
+        raise ValueError(
+            f"split={split!r} is not in {uri!r}, which has {sorted(parts)}; "
+            "a slice such as 'train[90%:]' works too"
+        )
+    return _View(uri, _Decoded(parts[found]))
+
+
+_SCHEMES: dict[str, Callable[[str, str, str | None], Source]] = {
+    "builtin": _open_builtin,
+    "file": _open_file,
+    "tfds": _open_tfds,
+}
