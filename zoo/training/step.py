@@ -8,6 +8,8 @@ over all rows of all devices and micro-batches, also when they hold unequal numb
 of the micro-batches' means would be another, biased loss.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -90,6 +92,10 @@ def make_train_step(
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps must be at least 1, got {accumulation_steps}")
     update = optax.with_extra_args_support(optimizer).update
+    context: Any = contextlib.nullcontext
+    if shardings is not None:
+        place: Any = shardings.step
+        context = functools.partial(jax.sharding.use_abstract_mesh, place.mesh.abstract_mesh)
 
     def sums(parameters: Any, batch: Any, key: jax.Array, carry: Any) -> tuple[Any, LossOutput]:
         if compute_dtype is not None:
@@ -126,8 +132,9 @@ def make_train_step(
         )
         return gradients, LossOutput(total, weight, _join(outputs.carry), metrics)
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradients, output = accumulated(state, batch, jax.random.fold_in(state.key, state.step))
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        with context():
+            gradients, output = accumulated(state, batch, jax.random.fold_in(state.key, state.step))
         loss = _ratio(output.total, output.weight)
         gradients = jax.tree.map(lambda leaf: _ratio(leaf, output.weight), gradients)
         norm = optax.tree.norm(gradients)
@@ -157,16 +164,8 @@ def make_train_step(
         return state, metrics
 
     if shardings is None:
-        return jax.jit(step, donate_argnums=0)
-
-    replicated: Any = shardings.step
-    mesh = replicated.mesh.abstract_mesh
-
-    def placed_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        with jax.sharding.use_abstract_mesh(mesh):
-            return step(state, batch)
-
-    return jax.jit(placed_step, donate_argnums=0, out_shardings=(shardings, replicated))
+        return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, shardings.step))
 
 
 def _cast(leaf: jax.Array, dtype: DTypeLike) -> jax.Array:
