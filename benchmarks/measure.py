@@ -16,7 +16,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -112,19 +112,18 @@ def _summary(samples: list[float]) -> Timing:
     return Timing(middle, (low, high), len(samples))
 
 
-def measure_peaks() -> Peaks:
-    """The best of several large matrix products and copies on the default device."""
-    accelerator = jax.default_backend() != "cpu"
-    size = 8192 if accelerator else 2048
-    dtypes = ("float32", "bfloat16") if accelerator else ("float32",)
+def measure_peaks(
+    *, matrix_size: int, copy_bytes: int, dtypes: Sequence[str] = ("float32",)
+) -> Peaks:
+    """The best of several square matrix products and copies on the default device."""
     product = jax.jit(jnp.matmul)
     operations = {}
     for dtype in dtypes:
-        x = jnp.ones((size, size), dtype)
-        operations[dtype] = 2 * size**3 / _best(lambda _, x=x: product(x, x), x)
+        x = jnp.ones((matrix_size, matrix_size), dtype)
+        operations[dtype] = 2 * matrix_size**3 / _best(lambda _, x=x: product(x, x), x)
     # In place: memory that a process touches for the first time is slow for another reason.
     increment = jax.jit(lambda x: x + 1, donate_argnums=0)
-    flat = jnp.zeros(2**28 if accelerator else 2**26, jnp.float32)
+    flat = jnp.zeros(copy_bytes // 4, jnp.float32)
     moved = 2 * flat.nbytes
     return Peaks(operations, moved / _best(increment, flat))
 

@@ -29,6 +29,7 @@ COLUMNS = (
     ("compile", 8),
     ("roofline", 8),
 )
+PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 UNITS = ((1, "s"), (1e3, "ms"), (1e6, "us"))
 
 
@@ -54,15 +55,20 @@ def main(words: Sequence[str] | None = None) -> int:
         message = f"no case matches {options.pattern!r} in --sizes {options.sizes}; {listing}"
         print(message, file=sys.stderr)
         return 2
+    # A program read from disk would show no compile time.
+    jax.config.update("jax_enable_compilation_cache", False)
     return run(chosen, rounds=options.repeats, output=options.output)
 
 
 def run(chosen: list[tuple[Case, str]], *, rounds: int, output: pathlib.Path | None) -> int:
     """Measures the chosen cases; 1 if a program failed, 130 if interrupted."""
     environment, status = measure.environment(), 0
-    # A program read from disk would show no compile time.
-    jax.config.update("jax_enable_compilation_cache", False)
-    peaks = measure.measure_peaks()
+    if environment["platform"] == "cpu":
+        peaks = measure.measure_peaks(matrix_size=2048, copy_bytes=2**28)
+    else:
+        peaks = measure.measure_peaks(
+            matrix_size=8192, copy_bytes=2**30, dtypes=("float32", "bfloat16")
+        )
     environment["peak_operations"] = peaks.operations
     environment["peak_bandwidth"] = peaks.bandwidth
     print(header(environment, rounds))
@@ -97,7 +103,8 @@ def measure_case(case: Case, label: str, rounds: int, peaks: measure.Peaks) -> l
             calls[name], facts = prepare(build(**size))
             rows[name] |= facts
         except ImportError as error:
-            rows[name]["status"] = f"not installed: {error.name or error}"
+            missing = getattr(error.__cause__, "name", None) or error.name or error
+            rows[name]["status"] = f"not installed: {missing}"
         except Exception as error:  # one broken rival must not cost the rest of the table
             traceback.print_exc()
             rows[name]["status"] = f"failed: {type(error).__name__}: {error}".splitlines()[0]
@@ -172,7 +179,7 @@ def line_of(row: dict[str, Any]) -> str:
         f"{duration(low)}..{duration(high)}",
         f"{row['times_zoo']:.2f}" if "times_zoo" in row else "",
         rate,
-        "" if row.get("memory_bytes") is None else f"{quantity(row['memory_bytes'])}B",
+        "" if row.get("memory_bytes") is None else quantity(row["memory_bytes"], "B"),
         duration(row["trace_seconds"]) if "trace_seconds" in row else "",
         duration(row["compile_seconds"]) if "compile_seconds" in row else "",
         "" if fraction is None else f"{fraction:.1%}",
@@ -187,12 +194,10 @@ def duration(seconds: float) -> str:
     return f"{seconds * factor:{digits}} {unit}"
 
 
-def quantity(number: float) -> str:
-    """A number with a decimal prefix and three digits, such as ``12.3 M``."""
-    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= factor:
-            return f"{number / factor:.3g} {prefix}"
-    return f"{number:.3g} "
+def quantity(number: float, unit: str = "") -> str:
+    """A number with a decimal prefix and three digits, such as ``12.3 MB``."""
+    factor, prefix = next((pair for pair in PREFIXES if number >= pair[0]), (1, ""))
+    return f"{number / factor:.3g} {prefix}{unit}".rstrip()
 
 
 def _describe(size: Any) -> str:

@@ -275,11 +275,9 @@ def model_step(**size: int) -> Program:
 
 
 def torch_model_step(**size: int) -> Program:
-    program = rival().language_model_backward
-    model, text = our_model(**widths(**size)), model_inputs(**size)
-    layers = [layer.params for layer in model.layers]
-    table, bias = model.embedding[...], model.bias[...]
-    return program(table, bias, layers, text[:, :-1], text[:, 1:], chunk_size=10)
+    text = model_inputs(**size)
+    params = jax.tree.leaves(nnx.state(our_model(**widths(**size)), nnx.Param))
+    return rival().language_model_backward(params, text[:, :-1], text[:, 1:], chunk_size=10)
 
 
 def model_floor(

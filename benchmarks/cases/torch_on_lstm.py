@@ -122,19 +122,21 @@ def lstm_backward(in_features: int, features: int, xs: Any, weights: Any) -> Cal
 
 
 def language_model_backward(
-    embedding: Any, bias: Any, layers: Sequence[Any], ids: Any, targets: Any, *, chunk_size: int
+    params: Sequence[Any], ids: Any, targets: Any, *, chunk_size: int
 ) -> Callable[[], Any]:
-    """A thunk of the mean cross-entropy of a stack with tied word vectors, and its gradients."""
-    arrays = [embedding, bias, *(array for layer in layers for array in layer)]
-    inputs = tensors(arrays, gradients=True)
+    """A thunk of the mean cross-entropy of a stack with tied word vectors, and its gradients.
+
+    Params: bias and table of the words, then bias, input and recurrent kernel of each layer.
+    """
+    inputs = tensors(params, gradients=True)
     indices = torch.tensor(np.asarray(ids), dtype=torch.int64, device=DEVICE)
     wanted = torch.tensor(np.asarray(targets), dtype=torch.int64, device=DEVICE).flatten()
 
     def thunk() -> Any:
-        table, shift, *rest = inputs
+        shift, table, *layers = inputs
         xs = torch.nn.functional.embedding(indices.T, table)
-        for first in range(0, len(rest), 3):
-            xs = on_lstm(*rest[first : first + 3], xs, chunk_size=chunk_size)
+        for bias, input_kernel, recurrent_kernel in zip(*[iter(layers)] * 3, strict=True):
+            xs = on_lstm(input_kernel, recurrent_kernel, bias, xs, chunk_size=chunk_size)
         features = xs.transpose(0, 1).flatten(0, 1)
         logits = torch.addmm(shift, features, table.T)
         value = torch.nn.functional.cross_entropy(logits, wanted)
