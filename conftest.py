@@ -3,11 +3,15 @@
 import os
 import pathlib
 
+import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# No deadline: the first example compiles. The same examples every time: no test passes by luck.
+hypothesis.settings.register_profile("zoo", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("zoo")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from zoo.ordered.ordered_lstm import (
     on_lstm,
     on_lstm_step,
 )
+from zoo.ordered.pictures import draw_gates, draw_trees
 from zoo.ordered.trees import (
     BracketScores,
     Tree,
@@ -37,6 +38,8 @@ __all__ = [
     "bracket_scores",
     "cumax",
     "depths_to_tree",
+    "draw_gates",
+    "draw_trees",
     "dropout",
     "initial_carry",
     "log_cumax",

@@ -19,10 +19,12 @@ from flax import nnx
 
 from zoo.ordered.ordered_lstm import (
     Depths,
+    MasterGates,
     MasterInput,
     OnLstm,
     OnLstmCarry,
     initial_carry,
+    master_gates,
     on_lstm,
 )
 
@@ -217,3 +219,28 @@ class OnLstmLanguageModel(nnx.Module):
         logits += self.bias[...].astype(wide)[None, None]
         by_layer = jax.tree.map(lambda *xs: jnp.stack(xs).swapaxes(1, 2), *depths)
         return LanguageModelOutput(logits, features, tuple(after), by_layer)
+
+    def master_gates(self, ids: jax.Array) -> tuple[MasterGates, ...]:
+        """The master gates of every layer while it reads ``ids`` from the start, without dropout.
+
+        Args:
+            ids: ``[B, T]`` int.
+
+        Returns:
+            One ``MasterGates`` a layer, each ``[B, T, L]``.
+        """
+        x = self.embedding[...].at[ids.T].get(mode="fill", fill_value=jnp.nan)
+        gates = []
+        for layer in self.layers:
+            hidden = layer(x).hidden
+            before = jnp.concatenate([jnp.zeros_like(hidden[:1]), hidden[:-1]])
+            layer_gates = master_gates(
+                layer.params,
+                before,
+                x,
+                chunk_size=layer.chunk_size,
+                master_input=layer.master_input,
+            )
+            gates.append(jax.tree.map(lambda gate: gate.swapaxes(0, 1), layer_gates))
+            x = hidden
+        return tuple(gates)

@@ -1,0 +1,151 @@
+"""Settings of the ON-LSTM language model.
+
+Paper: Shen, Tan, Sordoni, Courville, «Ordered Neurons», arXiv 1810.09536, section 5.1.
+
+    small   the default: 2 × 200 units on the builtin plays, minutes on two CPU cores
+    smoke   seconds, to see that everything works
+    paper   the published sizes and hyper-parameters, for Penn Treebank on an accelerator
+            (perplexity 56.17 ± 0.12 on its test set); averaging (NT-ASGD) is not here yet
+"""
+
+import dataclasses
+from typing import Literal
+
+from experiments.command_line import (
+    DistributedConfig,
+    LoopConfig,
+    MeshConfig,
+    at_least,
+    in_unit_interval,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The text and how it is cut into tokens."""
+
+    uri: str = "builtin:shakespeare"
+    """builtin:shakespeare, or file:PATH of a text; {split} in PATH stands for train, valid, test.
+    A text without splits is cut 90/5/5 by lines."""
+    tokens: Literal["words", "whitespace", "characters", "subwords"] = "words"
+    """words: words and punctuation marks; whitespace: as the file has them (Penn Treebank)."""
+    lowercase: bool = True
+    min_count: int = 3
+    """Rarer words become <unk>."""
+    max_vocabulary: int | None = None
+    """Most frequent tokens kept; for subwords the size to train (8,000 if not given)."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "data.min_count", self.min_count)
+        if self.max_vocabulary is not None:
+            at_least(3, "data.max_vocabulary", self.max_vocabulary)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and dropout of the model."""
+
+    embed_features: int = 200
+    hidden_features: int = 200
+    num_layers: int = 2
+    chunk_size: int = 10
+    master_input: Literal["complement", "reverse"] = "complement"
+    """The input gate: complement is the paper's, reverse the article's."""
+    embedding_dropout: float = 0.1
+    input_dropout: float = 0.3
+    hidden_dropout: float = 0.3
+    output_dropout: float = 0.3
+    recurrent_dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        at_least(1, "model.num_layers", self.num_layers)
+        for field in dataclasses.fields(self):
+            if field.name.endswith("dropout"):
+                in_unit_interval(f"model.{field.name}", getattr(self, field.name))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation by truncated back-propagation through time."""
+
+    epochs: int = 4
+    batch_size: int = 32
+    """Rows of the text read in parallel, over all devices."""
+    num_steps: int = 35
+    """Tokens a row between two updates; the recurrent state is carried over."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw: with one warm-up and cosine decay; sgd: constant rate, as published."""
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    """Largest global norm of the gradient."""
+    evaluation_batch_size: int = 8
+    """Rows of the held-out texts read in parallel; each starts without context."""
+    accumulation_steps: int = 1
+    bfloat16: bool = False
+    """Compute in bfloat16; parameters and sums stay float32."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "batch_size",
+            "num_steps",
+            "evaluation_batch_size",
+            "accumulation_steps",
+        ):
+            at_least(1, f"training.{name}", getattr(self, name))
+        for name in ("learning_rate", "weight_decay", "gradient_clip"):
+            at_least(0, f"training.{name}", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """ON-LSTM language model."""
+
+    workdir: str = "runs/on_lstm_language_model"
+    """Folder of the run; the same command continues it."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    loop: LoopConfig = LoopConfig()
+    mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
+
+
+PRESETS = {
+    "small": Config(),
+    "smoke": Config(
+        workdir="runs/on_lstm_language_model_smoke",
+        data=DataConfig(min_count=20),
+        model=ModelConfig(embed_features=32, hidden_features=32, chunk_size=8, num_layers=2),
+        training=TrainingConfig(epochs=1, batch_size=64, learning_rate=1e-2),
+        loop=LoopConfig(log_every=20, checkpoint_every=50),
+    ),
+    "paper": Config(
+        workdir="runs/on_lstm_language_model_paper",
+        data=DataConfig(
+            uri="file:$ZOO_DATA/ptb/ptb.{split}.txt",
+            tokens="whitespace",
+            lowercase=False,
+            min_count=1,
+        ),
+        model=ModelConfig(
+            embed_features=400,
+            hidden_features=1150,
+            num_layers=3,
+            input_dropout=0.5,
+            output_dropout=0.45,
+            recurrent_dropout=0.45,
+        ),
+        training=TrainingConfig(
+            epochs=1000,
+            batch_size=20,
+            num_steps=70,
+            optimizer="sgd",
+            learning_rate=30.0,
+            weight_decay=1.2e-6,
+            gradient_clip=0.25,
+        ),
+    ),
+}

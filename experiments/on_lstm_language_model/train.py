@@ -1,0 +1,283 @@
+"""Trains the language model, compares it with a 5-gram model, and reads out its trees."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+
+from experiments.command_line import MAY_CHANGE
+from experiments.on_lstm_language_model import figures, ngram
+from experiments.on_lstm_language_model.config import Config, DataConfig, TrainingConfig
+from zoo.data import (
+    StreamPipeline,
+    Vocabulary,
+    build_character_vocabulary,
+    build_word_vocabulary,
+    check_vocabulary,
+    encode_lines,
+    open_source,
+    train_subword_vocabulary,
+)
+from zoo.ordered import OnLstmLanguageModel, depths_to_tree
+from zoo.training import (
+    Checkpointer,
+    LossOutput,
+    MetricsLog,
+    TrainState,
+    fit,
+    functional,
+    init_state,
+    initialize_distributed,
+    make_mesh,
+    make_train_step,
+    open_workdir,
+    put_batch,
+    results_table,
+    write_summary,
+)
+
+SPLITS = ("train", "valid", "test")
+
+# The columns of the kernels and the rows of the table are what grows with the model.
+RULES = (
+    (r"embedding$", PartitionSpec("model", "fsdp")),
+    (r"kernel$", PartitionSpec("fsdp", "model")),
+)
+
+
+def run(config: Config) -> None:
+    """Runs the experiment; continues where an earlier run in the same folder stopped."""
+    initialize_distributed(**dataclasses.asdict(config.distributed))
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    sources = {split: open_source(config.data.uri, split=split) for split in SPLITS}
+    vocabulary = build_vocabulary(sources["train"], config.data)
+    ids = {split: encode_lines(source, vocabulary) for split, source in sources.items()}
+    training = config.training
+    batches = StreamPipeline(
+        ids["train"],
+        batch_size=training.batch_size,
+        num_steps=training.num_steps,
+        seed=training.seed,
+    )
+    num_steps = training.epochs * batches.batches_per_epoch
+    init_parameters, rebuild = functional(
+        lambda rngs: OnLstmLanguageModel(
+            len(vocabulary), **dataclasses.asdict(config.model), rngs=rngs
+        )
+    )
+    optimizer = make_optimizer(training, num_steps)
+
+    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
+    keep_vocabulary(workdir / "vocabulary.json", vocabulary)
+    state = init_state(
+        init_parameters,
+        optimizer,
+        key=jax.random.key(training.seed),
+        mesh=mesh,
+        rules=RULES,
+        carry=local_carries(rebuild, init_parameters, training.batch_size),
+    )
+    step = make_train_step(
+        make_loss(rebuild, dropout=True),
+        optimizer,
+        accumulation_steps=training.accumulation_steps,
+        compute_dtype=jnp.bfloat16 if training.bfloat16 else None,
+        shardings=state.shardings,
+    )
+    evaluation_loss = jax.jit(make_loss(rebuild, dropout=False))
+
+    def evaluate(state: TrainState, split: str = "valid") -> dict[str, float]:
+        rows = training.evaluation_batch_size
+        held_out = StreamPipeline(
+            ids[split],
+            batch_size=rows,
+            num_steps=training.num_steps,
+            seed=0,
+            num_epochs=1,
+            shuffle_offset=False,
+        )
+        carry = put_batch(local_carries(rebuild, init_parameters, rows), mesh)
+        total = weight = 0.0
+        for batch in held_out:
+            output = evaluation_loss(
+                state.parameters, put_batch(batch, mesh), key=state.key, carry=carry
+            )
+            carry = output.carry
+            total, weight = total + float(output.total), weight + float(output.weight)
+        return {f"{split}_perplexity": float(np.exp(total / weight))}
+
+    print(
+        f"{config.data.uri}: {len(ids['train']):,} tokens to train on, {len(vocabulary):,} types; "
+        f"{sum(leaf.size for leaf in jax.tree.leaves(state.parameters)):,} parameters; "
+        f"{num_steps:,} steps on {mesh.size} {jax.devices()[0].device_kind} device(s)"
+    )
+    orders = ngram.fit_kneser_ney(ids["train"], vocab_size=len(vocabulary))
+    baseline = {
+        split: ngram.perplexity(orders, ids[split], vocab_size=len(vocabulary))
+        for split in SPLITS[1:]
+    }
+    with (
+        Checkpointer(workdir / "checkpoints", keep=config.loop.keep_checkpoints) as checkpointer,
+        MetricsLog(workdir / "metrics.jsonl") as log,
+    ):
+        state = fit(
+            step,
+            state,
+            batches,
+            num_steps=num_steps,
+            mesh=mesh,
+            checkpointer=checkpointer,
+            log=log,
+            evaluate=evaluate,
+            evaluate_every=batches.batches_per_epoch,
+            checkpoint_every=config.loop.checkpoint_every,
+            log_every=config.loop.log_every,
+            rate_unit="tokens",
+            progress=config.loop.progress,
+        )
+    ours = {split: evaluate(state, split)[f"{split}_perplexity"] for split in SPLITS[1:]}
+    sentences = choose_sentences(sources["valid"], vocabulary)
+    gates = read_gates(rebuild, state.parameters, sentences, vocabulary)
+    if jax.process_index() == 0:
+        report(workdir, baseline, ours, sentences, gates)
+
+
+def build_vocabulary(source: Any, data: DataConfig) -> Vocabulary:
+    """The vocabulary of the training text as the config asks for it."""
+    if data.tokens == "characters":
+        return build_character_vocabulary(source)
+    if data.tokens == "subwords":
+        return train_subword_vocabulary(source, size=data.max_vocabulary or 8000)
+    return build_word_vocabulary(
+        source,
+        max_size=data.max_vocabulary,
+        min_count=data.min_count,
+        lowercase=data.lowercase,
+        split=data.tokens,
+    )
+
+
+def keep_vocabulary(path: pathlib.Path, vocabulary: Vocabulary) -> None:
+    """Saves the vocabulary of a new run, or checks that a run goes on with its own."""
+    if path.exists():
+        check_vocabulary(Vocabulary.load(path).digest, vocabulary)
+    elif jax.process_index() == 0:
+        vocabulary.save(path)
+
+
+def make_optimizer(training: TrainingConfig, num_steps: int) -> optax.GradientTransformation:
+    """Clipping, then AdamW with warm-up and cosine decay, or plain SGD as published."""
+    clip = optax.clip_by_global_norm(training.gradient_clip)
+    if training.optimizer == "sgd":
+        decay = optax.add_decayed_weights(training.weight_decay)
+        return optax.chain(clip, decay, optax.sgd(training.learning_rate))
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=training.learning_rate,
+        warmup_steps=max(1, num_steps // 10),
+        decay_steps=num_steps,
+    )
+    # A memory of 100 steps for the squares: a run has only some hundred.
+    return optax.chain(clip, optax.adamw(schedule, b2=0.99, weight_decay=training.weight_decay))
+
+
+def make_loss(rebuild: Callable[..., OnLstmLanguageModel], *, dropout: bool) -> Callable:
+    """Sum of the negative log probabilities of the next tokens, in nats."""
+
+    def loss_fn(parameters: Any, batch: Any, *, key: jax.Array, carry: Any) -> LossOutput:
+        def fresh(leaf: jax.Array) -> jax.Array:
+            start = jnp.expand_dims(batch["start"], tuple(range(1, leaf.ndim)))
+            return jnp.where(start, jnp.zeros_like(leaf), leaf)
+
+        model = rebuild(parameters)
+        # The text of an epoch does not follow on that of the one before it.
+        carry = jax.tree.map(fresh, carry)
+        output = model(batch["inputs"], carry, key=key if dropout else None)
+        losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch["targets"])
+        return LossOutput(
+            total=jnp.sum(jnp.where(batch["valid"], losses, 0)),
+            weight=jnp.sum(batch["valid"]),
+            carry=jax.lax.stop_gradient(output.carries),
+        )
+
+    return loss_fn
+
+
+def local_carries(rebuild: Callable, init_parameters: Callable, rows: int) -> Any:
+    """Zero carries for this process's share of ``rows``."""
+    local = rows // jax.process_count()
+    shapes = jax.eval_shape(
+        lambda key: rebuild(init_parameters(key)).initial_carries(local), jax.random.key(0)
+    )
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def choose_sentences(source: Any, vocabulary: Vocabulary, count: int = 3) -> list[list[str]]:
+    """The first lines of held-out text with 7 to 12 tokens that are all in the vocabulary."""
+    sentences = []
+    for example in source:
+        ids = vocabulary.encode(example["text"])
+        if 7 <= len(ids) <= 12 and vocabulary.unknown not in ids:
+            sentences.append([vocabulary.tokens[number] for number in ids])
+        if len(sentences) == count:
+            break
+    return sentences
+
+
+def read_gates(
+    rebuild: Callable, parameters: Any, sentences: list[list[str]], vocabulary: Vocabulary
+) -> list[list[np.ndarray]]:
+    """The master forget gates ``[words, levels]`` of each sentence, for each layer."""
+    if not sentences:
+        return []
+    number = {token: index for index, token in enumerate(vocabulary.tokens)}
+    length = 1 + max(map(len, sentences))
+    # Each sentence begins after an end of line; padding behind it cannot reach back.
+    ids = np.full((len(sentences), length), vocabulary.end, np.int32)
+    for row, sentence in zip(ids, sentences, strict=True):
+        row[1 : 1 + len(sentence)] = [number[token] for token in sentence]
+    layers = jax.jit(lambda parameters, ids: rebuild(parameters).master_gates(ids))(parameters, ids)
+    return [
+        [np.asarray(gates.forget[row, 1 : 1 + len(sentence)]) for gates in layers]
+        for row, sentence in enumerate(sentences)
+    ]
+
+
+def report(
+    workdir: pathlib.Path,
+    baseline: dict[str, float],
+    ours: dict[str, float],
+    sentences: list[list[str]],
+    gates: list[list[np.ndarray]],
+) -> None:
+    """Table, trees, pictures and summary."""
+    results_table(
+        [
+            {"model": name, **{f"{split} perplexity": numbers[split] for split in SPLITS[1:]}}
+            for name, numbers in (("5-gram, modified Kneser-Ney", baseline), ("ON-LSTM", ours))
+        ],
+        title="Held-out text, same vocabulary",
+    )
+    trees = [
+        [depths_to_tree(1 - gate.mean(axis=-1), sentence) for gate in layers]
+        for sentence, layers in zip(sentences, gates, strict=True)
+    ]
+    for sentence_trees in trees:
+        for number, tree in enumerate(sentence_trees, start=1):
+            print(f"layer {number}: {figures.brackets(tree)}")
+    pictures = figures.save(workdir, baseline["valid"], sentences, gates, trees)
+    summary = {
+        "baseline": baseline,
+        "on_lstm": ours,
+        "trees": [[figures.brackets(tree) for tree in layers] for layers in trees],
+        "jax": jax.__version__,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    summary_path = write_summary(workdir, summary)
+    print("written:", ", ".join(str(path) for path in (*pictures, summary_path)))
