@@ -230,6 +230,8 @@ ROWS = [
 ]
 
 EXEMPT = {
+    "zoo.ordered.draw_gates": "draws with matplotlib",
+    "zoo.ordered.draw_trees": "draws with matplotlib",
     "zoo.ordered.initial_carry": "zeros from static sizes, no array argument",
     "zoo.ordered.depths_to_tree": "returns nested lists of words, on the host",
     "zoo.ordered.tree_words": "takes nested lists of words, on the host",
