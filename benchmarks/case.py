@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import zoo
 from benchmarks import cases
 
 # (function, arguments) for JAX, which the harness jits; or a thunk that runs another framework to
@@ -56,10 +57,14 @@ class Case:
 
 
 def discover() -> list[Case]:
-    """All cases of ``benchmarks/cases``, by module."""
-    modules = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
-    loaded = [importlib.import_module(f"{cases.__name__}.{name}") for name in modules]
-    return [case for module in loaded for case in getattr(module, "CASES", ())]
+    """All cases, from the modules of ``benchmarks/cases`` that are named as a package of zoo.
+
+    The others beside them are rivals, whose frameworks may be absent.
+    """
+    packages = {module.name for module in pkgutil.iter_modules(zoo.__path__)}
+    names = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
+    modules = [importlib.import_module(f"{cases.__name__}.{n}") for n in names if n in packages]
+    return [case for module in modules for case in module.CASES]
 
 
 def select(pattern: str, sizes: str, known: list[Case]) -> list[tuple[Case, str]]:

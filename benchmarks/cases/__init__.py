@@ -1,1 +1,1 @@
-"""One module a package of `zoo`, each with ``CASES``, a list of `benchmarks.case.Case`."""
+"""One module a package of `zoo`, each with ``CASES``: `benchmarks.case.Case`; and their rivals."""
