@@ -6,14 +6,14 @@ The only file that knows Orbax. A checkpoint of step s is the folder ``<director
     loop/         optimiser state, step, key, count of refused steps, carry
     manifest/     JSON: shape, dtype and checksum of each array, the data position
 
-The checksum of an array with 32-bit words w_i is Σ_i (2·i + 1)·w_i modulo 2^32, computed on the
-devices: the odd factors make every change of a single word visible, and the sum does not depend on
-how the array is split. What a disk or a cut-off copy broke is thus found before it is trained on.
+What a disk or a cut-off copy broke is found by the checksums before it is trained on.
 """
 
+import gc
 import json
 import logging
 import pathlib
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from zoo import extras
+from zoo.training.digest import describe, is_key
 from zoo.training.placement import path_name
 from zoo.training.state import TrainState
 
@@ -47,7 +47,7 @@ class Checkpointer:
 
     >>> import tempfile, optax
     >>> from zoo.training import init_state, make_mesh
-    >>> init = lambda key: {"kernel": jnp.zeros((3, 1))}
+    >>> init = lambda key: {"kernel": jax.numpy.zeros((3, 1))}
     >>> state = init_state(init, optax.sgd(0.1), key=jax.random.key(0), mesh=make_mesh())
     >>> with tempfile.TemporaryDirectory() as folder, Checkpointer(folder) as checkpointer:
     ...     _ = checkpointer.save(state, position={"batch": 0})
@@ -114,7 +114,7 @@ class Checkpointer:
         self._damaged.clear()
         if not force and step in self.steps():
             return False
-        text = json.dumps({"leaves": _describe(state), "position": position}, sort_keys=True)
+        text = json.dumps({"leaves": describe(state), "position": position}, sort_keys=True)
         crc = zlib.crc32(text.encode())
         if len(np.unique(multihost_utils.process_allgather(np.uint32(crc)))) > 1:
             raise ValueError(f"position must be the same on every process, got here {position!r}")
@@ -172,26 +172,22 @@ class Checkpointer:
 
     def _read(self, step: int, like: TrainState) -> tuple[Any, str | None]:
         """Gives the state and position, or why this checkpoint is damaged."""
+        items, reason = self._load(step, {"manifest": None})
+        if reason is not None:
+            return None, f"manifest: {reason}"
         try:
-            with _quiet():
-                manifest = self._orbax.load_checkpointables(step, {"manifest": None})["manifest"]
-            content = manifest["content"]
-            whole = manifest["crc32"] == zlib.crc32(json.dumps(content, sort_keys=True).encode())
-        except Exception as error:
-            return None, f"manifest: {_cause(error)}"
+            content, crc = items["manifest"]["content"], items["manifest"]["crc32"]
+            whole = crc == zlib.crc32(json.dumps(content, sort_keys=True).encode())
+        except (KeyError, TypeError):
+            whole = False
         if not whole:
             return None, "manifest: its checksum does not match"
         leaves = content["leaves"]
         _check_same_model(leaves, like, self.directory / str(step))
-        try:
-            with _quiet():
-                state = _from_items(
-                    self._orbax.load_checkpointables(step, _items(like)), like, leaves
-                )
-        except Exception as error:
-            reason: str | None = _cause(error)
-        else:
-            found = _describe(state)
+        items, reason = self._load(step, _items(like))
+        if reason is None:
+            state = _from_items(items, like, leaves)
+            found = describe(state)
             wrong = [name for name in leaves if leaves[name] != found[name]]
             reason = f"the checksum does not match in {', '.join(wrong)}" if wrong else None
         if jax.process_count() > 1:  # one process may have read what another could not
@@ -201,14 +197,24 @@ class Checkpointer:
             return None, reason
         return (state, content["position"]), None
 
+    def _load(self, step: int, items: dict[str, Any]) -> tuple[Any, str | None]:
+        """Gives what Orbax reads, or why it cannot."""
+        with _quiet():
+            try:
+                return self._orbax.load_checkpointables(step, items), None
+            except Exception as error:
+                reason = _cause(error)
+            gc.collect()  # Orbax leaves coroutines behind, which complain when they are collected
+            return None, reason
+
 
 def _items(state: TrainState) -> dict[str, Any]:
     """What Orbax gets: typed keys as numbers, and the fields in items that are never empty."""
 
     def plain(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array):
-            return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+            return jax.random.key_data(leaf) if is_key(leaf) else leaf
+        data = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
         return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
 
     loop = jax.tree.map(plain, state)._asdict()
@@ -217,57 +223,13 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 def _from_items(items: dict[str, Any], like: TrainState, leaves: dict[str, Any]) -> TrainState:
     def typed(path: tuple[Any, ...], target: Any, leaf: jax.Array) -> jax.Array:
-        if not _is_key(target):
+        if not is_key(target):
             return leaf
         key = jax.random.wrap_key_data(leaf, impl=leaves[path_name(path)]["implementation"])
         return jax.device_put(key, target.sharding)
 
     state = TrainState(parameters=items["parameters"], **items["loop"])
     return jax.tree_util.tree_map_with_path(typed, like, state)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _describe(state: TrainState) -> dict[str, dict[str, Any]]:
-    """Name -> shape, dtype and checksum of every leaf, and how a key is made from its numbers."""
-    named = [(path_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(state)]
-    checksums = np.asarray(_checksums([leaf for _, leaf in named])).tolist()
-    described: dict[str, dict[str, Any]] = {}
-    for (name, leaf), checksum in zip(named, checksums, strict=True):
-        described[name] = {
-            "shape": list(leaf.shape),
-            "dtype": str(leaf.dtype),
-            "checksum": checksum,
-        }
-        if _is_key(leaf):
-            described[name]["implementation"] = str(jax.random.key_impl(leaf))
-    return described
-
-
-@jax.jit
-def _checksums(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([_checksum(leaf) for leaf in leaves])
-
-
-def _checksum(leaf: jax.Array) -> jax.Array:
-    """The sum over words of (2·index + 1)·word modulo 2^32, [] uint32."""
-    if _is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
-    if leaf.dtype.itemsize == 8:
-        words = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-    elif jnp.issubdtype(leaf.dtype, jnp.floating):
-        unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-        words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    else:
-        words = leaf.astype(jnp.uint32)
-    index = jnp.zeros(words.shape, jnp.uint32)
-    for axis, size in enumerate(words.shape):  # no reshape: that would move split arrays about
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    return jnp.sum(words * (2 * index + 1), dtype=jnp.uint32)
 
 
 def _check_same_model(saved: dict[str, Any], like: TrainState, directory: pathlib.Path) -> None:
@@ -288,14 +250,18 @@ def _check_same_model(saved: dict[str, Any], like: TrainState, directory: pathli
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Holds back Orbax's own log of a failure that is reported in one line, or not ours to show."""
+    """Holds back the pages that Orbax prints about a failure: ours is one line."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
     finally:
+        sys.unraisablehook = hook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -82,7 +82,8 @@ def abstract_state(
     >>> abstract_state(init, optax.sgd(0.1), mesh=make_mesh()).parameters["kernel"].shape
     (3, 4)
     """
-    shapes = jax.eval_shape(_build(init_parameters, optimizer), jax.eval_shape(jax.random.key, 0))
+    build = functools.partial(_build, init_parameters, optimizer)
+    shapes = jax.eval_shape(build, jax.eval_shape(jax.random.key, 0), ())
     for path, leaf in jax.tree.leaves_with_path(shapes.parameters):
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.finfo(leaf.dtype).bits < 32:
             raise TypeError(
@@ -144,8 +145,8 @@ def init_state(
         raise TypeError(f"key must be a typed key such as jax.random.key(0), got {key!r}")
     carry = put_batch(carry, mesh)
     abstract = abstract_state(init_parameters, optimizer, mesh=mesh, rules=rules, carry=carry)
-    build = jax.jit(_build(init_parameters, optimizer), out_shardings=abstract.shardings)
-    return build(key, carry)
+    build = jax.jit(_build, static_argnums=(0, 1), out_shardings=abstract.shardings)
+    return build(init_parameters, optimizer, key, carry)
 
 
 def functional(
@@ -222,21 +223,21 @@ def _seeded(streams: nnx.State, key: jax.Array) -> nnx.State:
 
 
 def _build(
-    init_parameters: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation
-) -> Callable[..., TrainState]:
-    def build(key: jax.Array, carry: Any = ()) -> TrainState:
-        parameters_key, step_key = jax.random.split(key)
-        parameters = init_parameters(parameters_key)
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            parameters=parameters,
-            optimizer_state=optimizer.init(parameters),
-            key=step_key,
-            nonfinite_steps=jnp.zeros((), jnp.int32),
-            # A copy: the step donates its state, and the caller may still hold the carry.
-            carry=jax.tree.map(jnp.copy, carry),
-        )
-        # Weak types would turn strong in the first step and compile it a second time.
-        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
-
-    return build
+    init_parameters: Callable[[jax.Array], Any],
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    carry: Any,
+) -> TrainState:
+    parameters_key, step_key = jax.random.split(key)
+    parameters = init_parameters(parameters_key)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        parameters=parameters,
+        optimizer_state=optimizer.init(parameters),
+        key=step_key,
+        nonfinite_steps=jnp.zeros((), jnp.int32),
+        # A copy: the step donates its state, and the caller may still hold the carry.
+        carry=jax.tree.map(jnp.copy, carry),
+    )
+    # Weak types would turn strong in the first step and compile it a second time.
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)

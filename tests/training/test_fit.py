@@ -1,0 +1,279 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training import program
+from zoo.training import Checkpointer, MetricsLog, fit, make_mesh, make_train_step
+
+MESH = make_mesh(devices=jax.devices()[:2])
+
+
+class Tracing:
+    """The program's step, shared by all tests here, with a count of its traces."""
+
+    def __init__(self):
+        self.traces = 0
+        self.state = program.new_state(MESH).abstract
+        self.step = make_train_step(
+            self.loss_fn, program.OPTIMIZER, shardings=program.new_state(MESH).shardings
+        )
+
+    def loss_fn(self, *arguments, **keywords):
+        self.traces += 1
+        return program.loss_fn(*arguments, **keywords)
+
+
+@pytest.fixture(scope="module")
+def tracing():
+    return Tracing()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, tracing):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    state = program.run(folder, mesh=MESH, step=tracing.step)
+    return jax.device_get(state.parameters), read_log(folder)
+
+
+def read_log(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+def assert_same(parameters, expected):
+    jax.tree.map(np.testing.assert_array_equal, parameters, expected)
+
+
+def run_elsewhere(folder, *arguments, environment=()):
+    """Runs the program in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.training.program", str(folder), *arguments],
+        env=os.environ | dict(environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_stopped_by_a_signal_the_same_command_ends_bit_for_bit(
+    name, tmp_path, tracing, uninterrupted
+):
+    process = run_elsewhere(tmp_path, "--signal", name, "--at", "7")
+    output, _ = process.communicate()
+    expected = {"SIGTERM": 143, "SIGKILL": -signal.SIGKILL}
+    assert process.returncode == expected[name], output
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        if name == "SIGTERM":
+            assert "stopped at step 8 by SIGTERM; saved in" in output
+            assert checkpointer.steps()[-1] == 8
+        else:
+            assert set(checkpointer.steps()) <= {3, 6}
+    state = program.run(tmp_path, mesh=MESH, step=tracing.step)
+    parameters, losses = uninterrupted
+    assert_same(jax.device_get(state.parameters), parameters)
+    assert read_log(tmp_path).keys() == losses.keys()
+
+
+def test_two_processes_equal_one_and_agree_on_stopping(tmp_path, tracing, uninterrupted):
+    """Two processes of two devices; one is told to stop, both save, one process finishes."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        run_elsewhere(
+            tmp_path,
+            *("--signal", "SIGTERM", "--at", "4", "--process", "1"),
+            environment=environment | {"JAX_PROCESS_ID": str(number)},
+        )
+        for number in range(2)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    parameters, losses = uninterrupted
+    found = read_log(tmp_path)
+    assert list(found) == [2, 4, 6]
+    state = program.run(tmp_path, mesh=MESH, step=tracing.step)
+    found = read_log(tmp_path)
+    assert found.keys() == losses.keys()
+    for step, loss in losses.items():
+        np.testing.assert_allclose(found[step], loss, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        jax.device_get(state.parameters),
+        parameters,
+    )
+
+
+def test_continued_in_this_process_it_is_the_same_and_traces_once(tmp_path, tracing, uninterrupted):
+    for num_steps in (1, 5, 6, program.NUM_STEPS):
+        state = program.run(tmp_path, mesh=MESH, num_steps=num_steps, step=tracing.step)
+        assert state.step == num_steps
+    assert_same(jax.device_get(state.parameters), uninterrupted[0])
+    assert tracing.traces == 1
+
+
+def test_ctrl_c_saves_a_second_one_does_not_and_handlers_come_back(tmp_path, tracing, capfd):
+    def press(times):
+        def before(position):
+            if position == 4:
+                for _ in range(times):
+                    signal.raise_signal(signal.SIGINT)
+
+        return before
+
+    previous = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        program.run(tmp_path / "once", mesh=MESH, step=tracing.step, before=press(1))
+    assert stopped.value.code == 130
+    assert "stopped at step 5 by SIGINT" in capfd.readouterr().out
+    with pytest.raises(KeyboardInterrupt):
+        program.run(tmp_path / "twice", mesh=MESH, step=tracing.step, before=press(2))
+    for folder, last in (("once", 5), ("twice", 3)):
+        with Checkpointer(tmp_path / folder / "checkpoints") as checkpointer:
+            assert checkpointer.steps()[-1] == last
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == previous
+
+
+class Poisoned(program.Batches):
+    """Batches of which some hold a NaN."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.bad = bad
+
+    def __next__(self):
+        batch = super().__next__()
+        if self.position - 1 in self.bad:
+            batch["x"][0, 0] = np.nan
+        return batch
+
+
+def test_refused_steps_are_logged_and_too_many_end_the_run(tmp_path, tracing, capsys):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        options = {"num_steps": 12, "mesh": MESH, "log": log, "log_every": 4}
+        state = fit(tracing.step, program.new_state(MESH), Poisoned({1, 2}), **options)
+        assert np.isfinite(state.parameters["layer"]["kernel"]).all()
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [record["nonfinite_steps"] for record in records] == [2, 0, 0]
+        assert all(record["loss"] > 0 for record in records)
+        assert "(2 steps refused: not finite)" in capsys.readouterr().out
+        with pytest.raises(FloatingPointError, match=r"step 9: .*3 steps in a row.*loss was \d"):
+            fit(
+                tracing.step,
+                program.new_state(MESH),
+                Poisoned({4, 6, 7, 8, 9}),
+                max_nonfinite_steps=3,
+                **options,
+            )
+
+
+def test_records_are_means_and_evaluation_has_its_cadence(tmp_path, tracing):
+    path = tmp_path / "metrics.jsonl"
+    single = []
+    step = tracing.step
+
+    def recording(state, batch):
+        state, metrics = step(state, batch)
+        single.append(float(metrics["loss"]))
+        return state, metrics
+
+    with MetricsLog(path) as log:
+        log.write(3, {"loss": 0})  # of an earlier try that left no checkpoint
+        fit(
+            recording,
+            program.new_state(MESH),
+            program.Batches(),
+            num_steps=5,
+            mesh=MESH,
+            log=log,
+            log_every=2,
+            evaluate=lambda state: {"double": 2.0 * int(state.step)},
+            evaluate_every=3,
+            progress=False,
+        )
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    losses = [(record["step"], record["loss"]) for record in records if "loss" in record]
+    assert losses == [
+        (2, pytest.approx(np.mean(single[:2]))),
+        (4, pytest.approx(np.mean(single[2:4]))),
+        (5, pytest.approx(single[4])),
+    ]
+    doubles = [(record["step"], record["double"]) for record in records if "double" in record]
+    assert doubles == [(3, 6.0), (5, 10.0)]
+    assert records[0]["row_weight"] == 3.5
+    assert records[0]["weight"] == 4 * 28
+    assert records[2]["examples_per_second"] > 0
+
+
+def test_end_of_the_batches_ends_the_run_and_is_saved(tmp_path, tracing, capsys):
+    class Short(program.Batches):
+        def __next__(self):
+            if self.position == 3:
+                raise StopIteration
+            return super().__next__()
+
+    with Checkpointer(tmp_path) as checkpointer:
+        state = fit(
+            tracing.step,
+            program.new_state(MESH),
+            Short(),
+            num_steps=10,
+            mesh=MESH,
+            checkpointer=checkpointer,
+        )
+        assert state.step == 3
+        assert checkpointer.steps() == [3]
+        assert "step 3/10  loss" in capsys.readouterr().out
+
+
+def test_a_failing_source_is_heard_and_leaves_the_last_checkpoint(tmp_path, tracing):
+    def before(position):
+        if position == 5:
+            raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        program.run(tmp_path, mesh=MESH, step=tracing.step, before=before)
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        assert checkpointer.steps() == [3]
+
+
+def test_bad_arguments_are_explained(tmp_path, tracing):
+    state = program.new_state(MESH)
+    with pytest.raises(ValueError, match="log_every must be at least 1, got 0"):
+        fit(tracing.step, state, program.Batches(), num_steps=3, mesh=MESH, log_every=0)
+    with pytest.raises(TypeError, match=r"must be an iterator, got list: use iter"):
+        fit(tracing.step, state, [program.make_batch(0)], num_steps=3, mesh=MESH)
+    with (
+        Checkpointer(tmp_path) as checkpointer,
+        pytest.raises(TypeError, match=r"get_state and set_state, got list_iterator"),
+    ):
+        fit(tracing.step, state, iter([]), num_steps=3, mesh=MESH, checkpointer=checkpointer)
+
+
+def test_bar_on_a_terminal_shows_loss_and_rate(tracing, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    fit(
+        tracing.step,
+        program.new_state(MESH),
+        program.Batches(),
+        num_steps=4,
+        mesh=MESH,
+        log_every=2,
+        rate_unit="words",
+    )
+    text = capsys.readouterr().out
+    assert "4/4" in text
+    assert "words/s" in text

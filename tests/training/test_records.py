@@ -1,0 +1,92 @@
+import dataclasses
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo.training import MetricsLog, open_workdir, results_table, write_summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    learning_rate: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    data: pathlib.Path = pathlib.Path("a.txt")
+    optimizer: Optimizer | None = Optimizer()
+    names: frozenset[str] = frozenset({"a", "b", "c"})
+
+
+def test_same_config_enters_again_and_another_is_refused_by_field(tmp_path):
+    folder = open_workdir(tmp_path / "run", Config())
+    assert json.loads((folder / "config.json").read_text())["optimizer"]["betas"] == [0.9, 0.99]
+    before = (folder / "config.json").read_text()
+    open_workdir(folder, Config())
+    other = Config(seed=1, optimizer=Optimizer(learning_rate=0.2))
+    message = (
+        r"settings:\n  seed: 0 there, 1 here\n"
+        r"  optimizer\.learning_rate: 0\.1 there, 0\.2 here\n.*--workdir"
+    )
+    with pytest.raises(ValueError, match=message):
+        open_workdir(folder, other)
+    open_workdir(folder, other, ignore=("seed", "optimizer"))
+    with pytest.raises(ValueError, match=r"settings:\n  optimizer\.learning_rate: [^\n]*\nGive"):
+        open_workdir(folder, other, ignore=("seed", "optimizer.betas"))
+    assert (folder / "config.json").read_text() == before
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_fields_that_came_or_went_are_named(tmp_path):
+    open_workdir(tmp_path, Config())
+    with pytest.raises(ValueError, match=r"optimizer\.betas: \[0\.9, 0\.99\] there, absent here"):
+        open_workdir(tmp_path, Config(optimizer=None))
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(ValueError, match=r"config\.json cannot be read.*--workdir"):
+        open_workdir(tmp_path, Config())
+
+
+def test_resumed_log_drops_later_and_torn_lines(tmp_path):
+    path = tmp_path / "deep" / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        for step in (1, 2, 3):
+            log.write(step, {"loss": step / 2})
+            assert len(path.read_text().splitlines()) == step  # flushed
+    with path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    with MetricsLog(path, resume_step=2) as log:
+        log.write(3, {"loss": 7})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 7}]
+
+
+def test_summary_is_strict_json_of_plain_values(tmp_path):
+    summary = {
+        "numpy": np.float32(0.25),
+        "jax": jnp.int32(3),
+        "array": np.array([1.0, np.nan]),
+        "infinite": float("inf"),
+        "nested": {"path": pathlib.Path("x"), "flag": np.bool_(True), "none": None},
+    }
+    path = write_summary(tmp_path, summary)
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
+        "numpy": 0.25,
+        "jax": 3,
+        "array": [1.0, None],
+        "infinite": None,
+        "nested": {"path": "x", "flag": True, "none": None},
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_table_shows_every_column(capsys):
+    rows = [{"model": "ours", "perplexity": 98.7654}, {"model": "5-gram", "bits": np.float32(2)}]
+    results_table(rows, title="Results")
+    text = capsys.readouterr().out
+    for part in ("Results", "model", "perplexity", "bits", "ours", "98.77", "5-gram", "2"):
+        assert part in text
