@@ -259,14 +259,19 @@ def test_another_model_is_an_error_and_not_damage(saved):
         checkpointer.restore(other)
 
 
-def test_leftovers_of_a_killed_save_are_ignored_and_removed(saved, tmp_path):
+def test_leftovers_of_a_killed_save_are_ignored_and_removed_by_the_next(saved, tmp_path, state):
     folder = tmp_path / "copy"
     shutil.copytree(saved, folder)
-    (folder / "6").rename(folder / "8.orbax-checkpoint-tmp")
+    leftover = folder / "6.orbax-checkpoint-tmp"
+    (folder / "6").rename(leftover)
+    (leftover / "loop").rename(leftover / "loop.orbax-checkpoint-tmp")
     with Checkpointer(folder) as checkpointer:
         assert checkpointer.steps() == [2, 4]
         assert checkpointer.restore(abstract_on(1))[1]["batch"] == 4
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "4"]
+        assert leftover.exists()  # who reads may have come beside the one who is saving
+        checkpointer.save(at(state, 6), position={"batch": 66})
+        assert checkpointer.restore(abstract_on(1))[1]["batch"] == 66
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "4", "6"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "complex64"])

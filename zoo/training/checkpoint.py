@@ -38,7 +38,7 @@ class Checkpointer:
     the background ends before the program does.
 
     Args:
-        directory: created if absent; leftovers of a save that was killed are removed.
+        directory: created if absent; a path, or a bucket that ``etils.epath`` knows (``gs://…``).
         keep: how many of the newest checkpoints stay.
 
     Raises:
@@ -60,7 +60,7 @@ class Checkpointer:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         orbax = extras.require("orbax.checkpoint.experimental.v1", "train")
-        self.directory = pathlib.Path(directory).resolve()
+        self.directory = extras.require("etils.epath", "train").Path(directory).resolve()
         self.directory.mkdir(parents=True, exist_ok=True)
         registry = orbax.handlers.local_registry()
         registry.add(orbax.handlers.JsonHandler, checkpointable_name="manifest")
@@ -70,9 +70,9 @@ class Checkpointer:
             self.directory,
             context=context,
             preservation_policy=orbax.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
         )
         self._damaged: list[int] = []
+        self._owns_directory = False
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -109,9 +109,7 @@ class Checkpointer:
             Exception: an earlier save's failure in the background (a full disk).
         """
         step = int(state.step)
-        for damaged in self._damaged:  # they would count as the newest, and take our place
-            self._orbax.delete(damaged, missing_ok=True)
-        self._damaged.clear()
+        self._make_room()
         if not force and step in self.steps():
             return False
         text = json.dumps({"leaves": describe(state), "position": position}, sort_keys=True)
@@ -169,6 +167,21 @@ class Checkpointer:
     def close(self) -> None:
         """Waits and gives up the folder."""
         self._orbax.close()
+
+    def _make_room(self) -> None:
+        """Removes what stands in the way; not before saving, as others may only come to read."""
+        for step in self._damaged:  # they would count as the newest, and take our place
+            self._orbax.delete(step, missing_ok=True)
+        self._damaged.clear()
+        if self._owns_directory:
+            return
+        self._owns_directory = True
+        # Not left to Orbax (0.12): it removes a folder and what is in it at the same time, and may
+        # fail on what is gone already.
+        if jax.process_index() == 0:
+            for leftover in self.directory.glob("*.orbax-checkpoint-tmp"):
+                leftover.rmtree()
+        multihost_utils.sync_global_devices("leftovers of killed saves are removed")
 
     def _read(self, step: int, like: TrainState) -> tuple[Any, str | None]:
         """Gives the state and position, or why this checkpoint is damaged."""
