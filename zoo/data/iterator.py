@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import traceback
+import weakref
 from typing import Any, NoReturn, Protocol, Self
 
 import jax
@@ -75,9 +76,15 @@ class BatchIterator:
         try:
             if self._iterator is None:
                 self._iterator = self._open()
+                # For a pipeline that nobody closes: when it is dropped, or when the program ends.
+                self._finalizer = weakref.finalize(self, self._iterator.close)
             batch = next(self._iterator)
             if isinstance(batch, _Failure):
                 batch.throw()
+            if self._num_workers:
+                # Out of grain's shared memory, which goes back when the program drops the array,
+                # though JAX on a CPU may still use it where it is.
+                batch = {name: np.array(value) for name, value in batch.items()}
         except BaseException:  # Ctrl-C too: no process stays behind
             self.close()
             raise
@@ -118,9 +125,9 @@ class BatchIterator:
 
     def close(self) -> None:
         """Ends the worker processes; reading on starts new ones where the old ones were."""
-        iterator, self._iterator = self._iterator, None
-        if iterator is not None:
-            iterator.close()
+        if self._iterator is not None:
+            self._iterator = None
+            self._finalizer()
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +142,9 @@ class BatchIterator:
             grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         )
         if self._num_workers:
+            flags = require("absl.flags", "data").FLAGS
+            if not flags.is_parsed():  # grain reads absl flags, which only an absl program parses
+                flags.mark_as_parsed()
             options = grain.MultiprocessingOptions(
                 num_workers=self._num_workers, per_worker_buffer_size=_READY
             )
@@ -167,7 +177,11 @@ def host_rows(batch_size: int, process_index: int | None, process_count: int | N
 
 
 class _Rest:
-    """The batches from a position on, as the data source that grain reads."""
+    """The batches from a position on, as the data source that grain reads.
+
+    For grain it has no end, and is closed before it: at an end grain leaves the last batch of every
+    worker in shared memory.
+    """
 
     def __init__(self, batches: Batches, start: int, stop: int, *, guarded: bool):
         self._batches = batches
@@ -175,10 +189,12 @@ class _Rest:
         self._guarded = guarded
 
     def __len__(self) -> int:
-        return self._stop - self._start
+        return sys.maxsize
 
     def __getitem__(self, index: int) -> "Batch | _Failure":
         number = self._start + index
+        if number >= self._stop:  # a worker that reads ahead
+            return {}
         try:
             return self._batches[number]
         except StopIteration as error:  # would pass for the end of the data
