@@ -66,6 +66,7 @@ class Row:
         arguments: ``(generator, batch_shape, dtype) -> tuple`` of array arguments; pytrees and
             PRNG keys are welcome.
         axes: the batch axis of each argument, as a tree prefix; None is shared (parameters, keys).
+            All None: there is no batch, and what splits one is not checked.
         out_axes: the batch axis of each output, as a tree prefix; None is reduced over the batch.
         variant: tells two rows of one function apart.
         batch: the batch shape where a check has no wish of its own.
@@ -370,12 +371,17 @@ CHECKS = (
 
 def checks_of(row: Row) -> list[Callable[[Row], None]]:
     """The checks that have a meaning for this row."""
-    absent = {
-        gradients_match_differences: not row.differentiable,
-        state_keeps_structure: row.state is None,
-        refuses_bad_input: not row.bad,
-    }
-    return [check for check in CHECKS if not absent.get(check, False)]
+    absent: set[Callable[[Row], None]] = set()
+    if not row.differentiable:
+        absent.add(gradients_match_differences)
+    if row.state is None:
+        absent.add(state_keeps_structure)
+    if not row.bad:
+        absent.add(refuses_bad_input)
+    if all(axis is None for axis in row.axes):
+        absent |= {vmap_equals_loop, pmap_equals_loop, accepts_empty_batch}
+        absent |= {sharded_equals_unsharded, shard_map_equals_unsharded}
+    return [check for check in CHECKS if check not in absent]
 
 
 # What the checks share.

@@ -139,18 +139,9 @@ HEALTHY = [
         update_average,
         variant="state",
         arguments=state_and_value,
-        axes=(None, 0),
-        out_axes=None,
+        axes=(None, None),
         differentiable=(0, 1),
         state=(0, None),
-        skip={
-            c: "no batch"
-            for c in (
-                "accepts_empty_batch",
-                "sharded_equals_unsharded",
-                "shard_map_equals_unsharded",
-            )
-        },
     ),
     row(batch_mean, variant="reduction", out_axes=None, axis_name=True),
     row(
