@@ -59,7 +59,9 @@ class BatchIterator:
         self._identity = identity
         self._total = sys.maxsize if num_epochs is None else num_epochs * self.batches_per_epoch
         self._position = 0
-        self._iterator: Any = None
+        self._live: list[Any] = []  # grain's iterator while it is open
+        # For a pipeline that nobody closes: when it is dropped, or when the program ends.
+        weakref.finalize(self, _close_all, self._live)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -74,11 +76,9 @@ class BatchIterator:
             self.close()
             raise StopIteration
         try:
-            if self._iterator is None:
-                self._iterator = self._open()
-                # For a pipeline that nobody closes: when it is dropped, or when the program ends.
-                self._finalizer = weakref.finalize(self, self._iterator.close)
-            batch = next(self._iterator)
+            if not self._live:
+                self._live.append(self._open())
+            batch = next(self._live[0])
             if isinstance(batch, _Failure):
                 batch.throw()
             if self._num_workers:
@@ -125,9 +125,7 @@ class BatchIterator:
 
     def close(self) -> None:
         """Ends the worker processes; reading on starts new ones where the old ones were."""
-        if self._iterator is not None:
-            self._iterator = None
-            self._finalizer()
+        _close_all(self._live)
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +148,11 @@ class BatchIterator:
             )
             dataset = dataset.mp_prefetch(options, worker_init_fn=_prepare_worker)
         return iter(dataset)
+
+
+def _close_all(live: list[Any]) -> None:
+    while live:
+        live.pop().close()
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
