@@ -113,7 +113,9 @@ def fit(
     first = done = int(state.step)
     if log is not None:
         log.resume(first)
-    window = _Window(max_nonfinite_steps)
+    # Several CPU devices share one pool of threads: steps that overlap may wait forever.
+    one_by_one = mesh.devices.flat[0].platform == "cpu" and len(mesh.local_devices) > 1
+    window = _Window(max_nonfinite_steps, steps_ahead=0 if one_by_one else STEPS_AHEAD)
     logged = evaluated = first
     stop = 0
 
@@ -180,8 +182,9 @@ def fit(
 class _Window:
     """The metrics since the last log step, read from the devices all at once."""
 
-    def __init__(self, max_nonfinite_steps: int) -> None:
+    def __init__(self, max_nonfinite_steps: int, *, steps_ahead: int) -> None:
         self._max_nonfinite_steps = max_nonfinite_steps
+        self._steps_ahead = steps_ahead
         self._entries: list[tuple[int, dict[str, jax.Array]]] = []
         self._timed_from = 1  # the first step compiles: it is left out of the rate
         self._clock = time.perf_counter()
@@ -192,8 +195,8 @@ class _Window:
         if len(self._entries) == self._timed_from:
             jax.block_until_ready(metrics)
             self._clock = time.perf_counter()
-        elif len(self._entries) > STEPS_AHEAD:
-            self._entries[-STEPS_AHEAD - 1][1]["loss"].block_until_ready()
+        elif len(self._entries) > self._steps_ahead:
+            self._entries[-self._steps_ahead - 1][1]["loss"].block_until_ready()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -204,10 +207,10 @@ class _Window:
 
     def read(self) -> tuple[dict[str, float], float, float]:
         """Gives the means over the accepted steps, weight a second and steps a second."""
-        steps = [step for step, _ in self._entries]
-        read = jax.device_get([metrics for _, metrics in self._entries])
+        values = jax.device_get([metrics for _, metrics in self._entries])
         seconds = time.perf_counter() - self._clock
-        for step, metrics in zip(steps, read, strict=True):
+        accepted = []
+        for (step, _), metrics in zip(self._entries, values, strict=True):
             if metrics["nonfinite_steps"] >= self._max_nonfinite_steps:
                 raise FloatingPointError(
                     f"step {step}: loss or gradient were not finite in "
@@ -217,14 +220,15 @@ class _Window:
                     "at the batches of these steps for bad values."
                 )
             if metrics["nonfinite_steps"] == 0:
+                accepted.append(metrics)
                 self._last_loss = float(metrics["loss"])
-        accepted = [metrics for metrics in read if metrics["nonfinite_steps"] == 0]
+        count = len(accepted) or math.nan
         record = {
-            name: float(np.mean([metrics[name] for metrics in accepted])) if accepted else math.nan
-            for name in read[0]
+            name: sum(float(metrics[name]) for metrics in accepted) / count
+            for name in ("loss", *sorted(values[0].keys() - {"loss"}))
         }
-        record["nonfinite_steps"] = len(read) - len(accepted)
-        timed = read[self._timed_from :]
+        record["nonfinite_steps"] = len(values) - len(accepted)
+        timed = values[self._timed_from :]
         rate = sum(float(metrics["weight"]) for metrics in timed) / seconds
         self._entries.clear()
         self._timed_from = 0
