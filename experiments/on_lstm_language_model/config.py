@@ -52,10 +52,10 @@ class ModelConfig:
     master_input: Literal["complement", "reverse"] = "complement"
     """The input gate: complement is the paper's, reverse the article's."""
     embedding_dropout: float = 0.1
-    input_dropout: float = 0.3
-    hidden_dropout: float = 0.3
-    output_dropout: float = 0.3
-    recurrent_dropout: float = 0.3
+    input_dropout: float = 0.2
+    hidden_dropout: float = 0.2
+    output_dropout: float = 0.2
+    recurrent_dropout: float = 0.2
 
     def __post_init__(self) -> None:
         at_least(1, "model.num_layers", self.num_layers)
@@ -75,7 +75,7 @@ class TrainingConfig:
     """Tokens a row between two updates; the recurrent state is carried over."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """adamw: with one warm-up and cosine decay; sgd: constant rate, as published."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 8e-3
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
     """Largest global norm of the gradient."""
@@ -118,8 +118,17 @@ PRESETS = {
     "smoke": Config(
         workdir="runs/on_lstm_language_model_smoke",
         data=DataConfig(min_count=20),
-        model=ModelConfig(embed_features=32, hidden_features=32, chunk_size=8, num_layers=2),
-        training=TrainingConfig(epochs=1, batch_size=64, learning_rate=1e-2),
+        model=ModelConfig(
+            embed_features=32,
+            hidden_features=32,
+            chunk_size=8,
+            embedding_dropout=0.0,
+            input_dropout=0.0,
+            hidden_dropout=0.0,
+            output_dropout=0.0,
+            recurrent_dropout=0.0,
+        ),
+        training=TrainingConfig(epochs=1, batch_size=16, learning_rate=1e-2),
         loop=LoopConfig(log_every=20, checkpoint_every=50),
     ),
     "paper": Config(
@@ -135,6 +144,7 @@ PRESETS = {
             hidden_features=1150,
             num_layers=3,
             input_dropout=0.5,
+            hidden_dropout=0.3,
             output_dropout=0.45,
             recurrent_dropout=0.45,
         ),

@@ -112,11 +112,12 @@ def run(config: Config) -> None:
             total, weight = total + float(output.total), weight + float(output.weight)
         return {f"{split}_perplexity": float(np.exp(total / weight))}
 
-    print(
-        f"{config.data.uri}: {len(ids['train']):,} tokens to train on, {len(vocabulary):,} types; "
-        f"{sum(leaf.size for leaf in jax.tree.leaves(state.parameters)):,} parameters; "
-        f"{num_steps:,} steps on {mesh.size} {jax.devices()[0].device_kind} device(s)"
-    )
+    if jax.process_index() == 0:
+        print(
+            f"{config.data.uri}: {len(ids['train']):,} tokens to train on, {len(vocabulary):,} types; "
+            f"{sum(leaf.size for leaf in jax.tree.leaves(state.parameters)):,} parameters; "
+            f"{num_steps:,} steps on {mesh.size} {jax.devices()[0].device_kind} device(s)"
+        )
     orders = ngram.fit_kneser_ney(ids["train"], vocab_size=len(vocabulary))
     baseline = {
         split: ngram.perplexity(orders, ids[split], vocab_size=len(vocabulary))

@@ -1,0 +1,99 @@
+"""The package as a whole: what it imports, what it ships, what its README promises."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Nothing but the four dependencies: every extra pretends to be absent.
+BLOCK = """
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    names = {"grain", "orbax", "tyro", "rich", "matplotlib", "tokenizers", "sklearn",
+             "tensorflow_datasets", "tensorflow", "torch", "scipy", "chex"}
+    def find_spec(self, name, path, target=None):
+        if name in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+"""
+
+
+def run(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_core_imports_without_the_extras_and_they_are_named_when_needed():
+    # Dependencies may use what is absent (flax uses rich), so they come first.
+    out = run(
+        "import jax, flax.nnx, optax, numpy\n"
+        + BLOCK
+        + """
+for name in list(sys.modules):
+    if name.partition(".")[0] in Absent.names:
+        del sys.modules[name]
+sys.meta_path.insert(0, Absent())
+import zoo.data, zoo.ordered, zoo.training
+def message(call):
+    try:
+        call()
+    except ImportError as error:
+        print(error)
+message(lambda: zoo.ordered.draw_trees({"": "a"}))
+message(lambda: zoo.data.open_source("builtin:digits"))
+message(lambda: zoo.data.Pipeline([{"x": 1}], batch_size=1, seed=0))
+message(lambda: zoo.training.Checkpointer("nowhere"))
+"""
+    )
+    extras = re.findall(r"needs the module '(\w+).*?'.*pip install 'zoo\[(\w+)\]'", out)
+    assert [extra for _, extra in extras] == ["plot", "data", "data", "train"], out
+
+
+def test_tensorflow_is_never_imported():
+    out = run(
+        "import sys, zoo.data, zoo.ordered, zoo.training\n"
+        "source = zoo.data.open_source('builtin:shakespeare')\n"
+        "next(zoo.data.Pipeline(source, batch_size=2, seed=0, transform=lambda x: {'n': 1}))\n"
+        "print('tensorflow' in sys.modules)"
+    )
+    assert out.strip() == "False"
+
+
+def test_importing_a_package_starts_no_device():
+    out = run(
+        "import zoo.data, zoo.ordered, zoo.training, jax\n"
+        "from jax._src import xla_bridge\n"
+        "print(xla_bridge.backends_are_initialized())"
+    )
+    assert out.strip() == "False"
+
+
+@pytest.mark.parametrize("command", ["pip install -e '.[test]' && python -m pytest"])
+def test_ci_runs_the_command_of_the_readme(command):
+    assert command in (ROOT / "README.md").read_text()
+    assert command in (ROOT / ".ci" / "run").read_text().replace(" -q ", " ")
+
+
+def test_code_in_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_links_in_the_documents_lead_somewhere():
+    documents = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("experiments/*/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+    ]
+    assert len(documents) >= 4
+    for document in documents:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document}: {target}"
