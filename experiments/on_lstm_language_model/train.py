@@ -113,10 +113,11 @@ def run(config: Config) -> None:
         return {f"{split}_perplexity": float(np.exp(total / weight))}
 
     if jax.process_index() == 0:
+        size = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
         print(
-            f"{config.data.uri}: {len(ids['train']):,} tokens to train on, {len(vocabulary):,} types; "
-            f"{sum(leaf.size for leaf in jax.tree.leaves(state.parameters)):,} parameters; "
-            f"{num_steps:,} steps on {mesh.size} {jax.devices()[0].device_kind} device(s)"
+            f"{config.data.uri}: {len(ids['train']):,} tokens, {len(vocabulary):,} types; "
+            f"{size:,} parameters; {num_steps:,} steps on {mesh.size} "
+            f"{jax.devices()[0].device_kind} device(s)"
         )
     orders = ngram.fit_kneser_ney(ids["train"], vocab_size=len(vocabulary))
     baseline = {

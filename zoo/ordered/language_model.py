@@ -130,8 +130,8 @@ class OnLstmLanguageModel(nnx.Module):
         self.recurrent_dropout = recurrent_dropout
         self.chunk_size = chunk_size
         table = (vocab_size, embed_features)
-        # The published ±0.1 at its 400 features; narrower vectors get the same length. With ±0.1 for
-        # all, a model of 32 features learns word frequencies and then nothing for an epoch.
+        # The published ±0.1 at its 400 features; narrower vectors get the same length. With ±0.1
+        # at 32 features the model learns word frequencies, and then nothing for an epoch.
         bound = 2 * embed_features**-0.5
         key = rngs.params()
         self.embedding = nnx.Param(jax.random.uniform(key, table, param_dtype, -bound, bound))
