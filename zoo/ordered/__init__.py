@@ -1,14 +1,11 @@
 """ON-LSTM and cumax: ordered neurons (https://kexue.fm/archives/6621, arXiv 1810.09536)."""
 
+from zoo.ordered.cell import Depths, MasterGates, OnLstmCarry, OnLstmParams
 from zoo.ordered.gates import cumax, log_cumax
 from zoo.ordered.language_model import LanguageModelOutput, OnLstmLanguageModel, dropout
 from zoo.ordered.ordered_lstm import (
-    Depths,
-    MasterGates,
     OnLstm,
-    OnLstmCarry,
     OnLstmOutput,
-    OnLstmParams,
     initial_carry,
     master_gates,
     on_lstm,

@@ -17,16 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from zoo.ordered.ordered_lstm import (
-    Depths,
-    MasterGates,
-    MasterInput,
-    OnLstm,
-    OnLstmCarry,
-    initial_carry,
-    master_gates,
-    on_lstm,
-)
+from zoo.ordered.cell import Depths, MasterGates, MasterInput, OnLstmCarry
+from zoo.ordered.ordered_lstm import OnLstm, initial_carry, master_gates, on_lstm
 
 
 class LanguageModelOutput(NamedTuple):
