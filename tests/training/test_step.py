@@ -282,3 +282,40 @@ def test_carry_of_another_dtype_and_batch_that_does_not_split_are_named():
         jax.eval_shape(step, abstract, program.make_batch(0))
     with pytest.raises(ValueError, match="accumulation_steps must be at least 1, got 0"):
         make_train_step(program.loss_fn, program.OPTIMIZER, accumulation_steps=0)
+
+
+def test_key_of_a_step_is_folded_from_its_number_and_micro_batches_differ():
+    def loss_fn(parameters, batch, *, key, carry):
+        draw = jax.random.uniform(key)
+        total = (parameters["layer"]["bias"] ** 2).sum()
+        return LossOutput(total, 1, carry, {"draw": (draw, 1), "square": (draw**2, 1)})
+
+    mesh = make_mesh(devices=jax.devices()[:1])
+    for parts in (1, 2):
+        state = program.new_state(mesh, carry=False)
+        step = make_train_step(loss_fn, program.OPTIMIZER, accumulation_steps=parts)
+        keys = [jax.random.fold_in(state.key, number) for number in range(2)]
+        if parts == 2:
+            keys = [jax.random.split(key, 2) for key in keys]
+        for key in keys:
+            state, metrics = step(state, program.make_batch(0))
+            draws = jnp.atleast_1d(jax.vmap(jax.random.uniform)(jnp.atleast_1d(key)))
+            np.testing.assert_allclose(metrics["draw"], draws.mean(), rtol=1e-6)
+            np.testing.assert_allclose(metrics["square"], (draws**2).mean(), rtol=1e-6)
+
+
+def test_new_state_lies_where_the_old_one_lay_whatever_the_compiler_prefers():
+    def loss_fn(parameters, batch, *, key, carry):
+        """Draws the parameters to the model axis, though no rule places them there."""
+        parameters["layer"]["bias"] = jax.lax.with_sharding_constraint(
+            parameters["layer"]["bias"], PartitionSpec("model")
+        )
+        return program.loss_fn(parameters, batch, key=key, carry=carry)
+
+    mesh = make_mesh(data=4, model=2)
+    optimizer = optax.sgd(0.1)
+    state = program.new_state(mesh, carry=False, optimizer=optimizer)
+    expected = state.abstract
+    step = make_train_step(loss_fn, optimizer, shardings=state.shardings)
+    state, _ = step(state, put_batch(program.make_batch(0), mesh))
+    assert state.abstract == expected
