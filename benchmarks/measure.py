@@ -32,6 +32,7 @@ MIN_ROUNDS = 5
 class Timing(NamedTuple):
     """Seconds of one call over all samples."""
 
+    best: float
     median: float
     quartiles: tuple[float, float]
     samples: int
@@ -107,9 +108,40 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def _summary(samples: list[float]) -> Timing:
     if len(samples) == 1:
-        return Timing(samples[0], (samples[0], samples[0]), 1)
+        return Timing(samples[0], samples[0], (samples[0], samples[0]), 1)
     low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return Timing(middle, (low, high), len(samples))
+    return Timing(min(samples), middle, (low, high), len(samples))
+
+
+class Others:
+    """The share of the processor that went to anybody else since this object was made.
+
+    Frameworks suffer differently when their threads wait for a core (those that spin at a barrier
+    lose most), so a busy machine spoils even the ratios. Known on Linux only.
+    """
+
+    def __init__(self) -> None:
+        self._start = self._clocks()
+
+    def share(self) -> float | None:
+        """Between 0 and 1; None where it is not known."""
+        if self._start is None or (now := self._clocks()) is None:
+            return None
+        (total, idle, own), before = now, self._start
+        elapsed = max(total - before[0], 1e-9)
+        busy = elapsed - (idle - before[1])
+        return min(1.0, max(0.0, (busy - (own - before[2])) / elapsed))
+
+    @staticmethod
+    def _clocks() -> tuple[float, float, float] | None:
+        """Core seconds in all, idle, and ours."""
+        try:
+            with open("/proc/stat") as lines:
+                ticks = [int(word) for word in lines.readline().split()[1:9]]
+        except (OSError, ValueError):
+            return None
+        second = os.sysconf("SC_CLK_TCK")
+        return sum(ticks) / second, sum(ticks[3:5]) / second, time.process_time()
 
 
 def measure_peaks(

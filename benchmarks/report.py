@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.run import duration, quantity
+from benchmarks.run import BUSY, duration, quantity
 from zoo.extras import require
 
 HEAD = ("case", "program", "time of a call", "× zoo", "rate", "memory", "compile", "roofline")
@@ -69,10 +69,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
     if any(environment["platform"] == "cpu" for environment in environments.values()):
         lines[-1] += " CPU times are one run on one machine: read the ratios, not the seconds."
+    if any((row.get("others_share") or 0) > BUSY for row in rows):
+        lines[-1] += (
+            f" † Other processes took more than {BUSY:.0%} of the cores: not to be trusted."
+        )
     lines += ["", _line(HEAD), _line(["---", "---", *["---:"] * (len(HEAD) - 2)])]
     before = None
     for row in rows:
-        name = f"{row['case']}, {row['size']}"
+        name = f"{row['case']}, {row['size']}" + " †" * ((row.get("others_share") or 0) > BUSY)
         lines.append(_line([name if name != before else "", *cells(row)]))
         before = name
     return "\n".join(lines)

@@ -30,6 +30,7 @@ COLUMNS = (
     ("roofline", 8),
 )
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+BUSY = 0.05  # share of the cores that others may take before the reader is told
 UNITS = ((1, "s"), (1e3, "ms"), (1e6, "us"))
 
 
@@ -63,6 +64,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def run(chosen: list[tuple[Case, str]], *, rounds: int, output: pathlib.Path | None) -> int:
     """Measures the chosen cases; 1 if a program failed, 130 if interrupted."""
     environment, status = measure.environment(), 0
+    others = measure.Others()
     if environment["platform"] == "cpu":
         peaks = measure.measure_peaks(matrix_size=2048, copy_bytes=2**28)
     else:
@@ -71,6 +73,7 @@ def run(chosen: list[tuple[Case, str]], *, rounds: int, output: pathlib.Path | N
         )
     environment["peak_operations"] = peaks.operations
     environment["peak_bandwidth"] = peaks.bandwidth
+    environment["others_share"] = others.share()
     print(header(environment, rounds))
     try:
         for case, label in chosen:
@@ -79,6 +82,10 @@ def run(chosen: list[tuple[Case, str]], *, rounds: int, output: pathlib.Path | N
             print("  ".join(name.ljust(width) for name, width in COLUMNS))
             for row in rows:
                 print(line_of(row), flush=True)
+            if (rows[0].get("others_share") or 0) > BUSY:
+                print(
+                    f"  other processes took {rows[0]['others_share']:.0%} of the cores meanwhile"
+                )
             if output is not None:
                 output.parent.mkdir(parents=True, exist_ok=True)
                 with output.open("a") as lines:
@@ -108,13 +115,16 @@ def measure_case(case: Case, label: str, rounds: int, peaks: measure.Peaks) -> l
         except Exception as error:  # one broken rival must not cost the rest of the table
             traceback.print_exc()
             rows[name]["status"] = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+    others = measure.Others()
     timings = measure.time_in_turns(calls, rounds)
+    share = others.share()
     floor, source = (case.floor(**size), "analytic") if case.floor else (None, "XLA")
     if floor is None and "zoo" in calls:
         floor = rows["zoo"].get("counted")
     for name, timing in timings.items():
         row = rows[name]
         row["median_seconds"] = timing.median
+        row["best_seconds"] = timing.best
         row["quartiles_seconds"] = timing.quartiles
         row["samples"] = timing.samples
         if "zoo" in timings:
@@ -127,6 +137,7 @@ def measure_case(case: Case, label: str, rounds: int, peaks: measure.Peaks) -> l
             row |= {"roofline_fraction": seconds / timing.median, "bound": bound}
     for row in rows.values():
         row.pop("counted", None)
+        row["others_share"] = share
     return list(rows.values())
 
 
@@ -154,15 +165,17 @@ def header(environment: dict[str, Any], rounds: int) -> str:
         f"{versions}; commit {environment['commit']}; {environment['date']}",
         f"measured peaks: {peaks} (matrix product), "
         f"{environment['peak_bandwidth'] / 1e9:,.1f} GB/s (read and write)",
-        f"median: seconds of one call until its outputs are ready, over {rounds} or fewer rounds "
+        f"median: seconds of one call until its outputs are ready, over at most {rounds} rounds "
         "in which the programs of a block take turns.",
         "roofline: least time the peaks allow / median. memory: what XLA plans for the program.",
     ]
     if environment["platform"] == "cpu":
         text.append(
-            "CPU times come from one run on one machine, which may be shared: "
-            "read the ratios (x zoo) of a block, not the seconds."
+            "CPU times come from one run on one machine: read the ratios (x zoo) of a block, not "
+            "the seconds, and neither where other processes took a part of the cores."
         )
+    if (environment["others_share"] or 0) > BUSY:
+        text.append(f"other processes took {environment['others_share']:.0%} of the cores so far")
     return "\n".join(text)
 
 

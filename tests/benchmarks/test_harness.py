@@ -59,7 +59,7 @@ def test_rows_hold_what_was_measured(file, capsys):
     ours = rows["zoo"]
     assert (ours["case"], ours["size"], ours["parameters"]) == ("toy.sum", "small", {"n": 8})
     low, high = ours["quartiles_seconds"]
-    assert 0 < low <= ours["median_seconds"] <= high
+    assert 0 < ours["best_seconds"] <= low <= ours["median_seconds"] <= high
     assert ours["samples"] >= 3
     assert ours["trace_seconds"] > 0
     assert ours["compile_seconds"] > 0
@@ -118,6 +118,25 @@ def test_peaks_are_measured(monkeypatch):
     peaks = measure.measure_peaks(matrix_size=16, copy_bytes=1024, dtypes=("float32", "bfloat16"))
     assert set(peaks.operations) == {"float32", "bfloat16"}
     assert min(*peaks.operations.values(), peaks.bandwidth) > 0
+
+
+def test_share_of_others(monkeypatch):
+    clocks = iter([(100.0, 40.0, 5.0), (120.0, 50.0, 9.0)])
+    monkeypatch.setattr(measure.Others, "_clocks", staticmethod(lambda: next(clocks)))
+    # Of 20 core seconds 10 were idle and 4 ours.
+    assert measure.Others().share() == pytest.approx(6 / 20)
+
+
+def test_share_of_others_is_a_share_of_this_machine():
+    share = measure.Others().share()
+    assert share is None or 0 <= share <= 1
+
+
+def test_busy_blocks_are_marked(file, monkeypatch, capsys):
+    monkeypatch.setattr(measure.Others, "share", lambda self: 0.5)
+    command.run([(toy(), "small")], rounds=1, output=file)
+    assert "other processes took 50% of the cores" in capsys.readouterr().out
+    assert "toy.sum, small †" in report.table(report.read(file))
 
 
 def test_roofline_is_the_larger_limit():
