@@ -1,11 +1,13 @@
 """A permutation of 0..N-1 that is evaluated where it is needed, in O(1) memory and without set-up.
 
-A Feistel network is a bijection of pairs (left, right) whatever its round function F is:
+A Feistel network is a bijection of pairs (left, right), whatever its round function F is, for each
+round can be undone:
 
-    left, right = right, left ^ F(right, key)
+    left = left ^ F(right, key)        in even rounds
+    right = right ^ F(left, key)       in odd rounds
 
-Here the pair is the two halves of a number below 4**h, the smallest such power that covers N; a
-value that lands at N or above goes through the network again until it lands below («cycle
+Here left and right are the upper and lower bits of a number below the first power of two that covers
+N; a value that lands at N or above goes through the network again until it lands below («cycle
 walking»), which keeps the map a bijection of 0..N-1. Source: J. Black and P. Rogaway, Ciphers with
 Arbitrary Finite Domains, CT-RSA 2002.
 
@@ -38,16 +40,18 @@ def shuffled(positions: np.ndarray, *, length: int, key: int) -> np.ndarray:
     >>> sorted(shuffled(np.arange(5), length=5, key=7).tolist())
     [0, 1, 2, 3, 4]
     """
-    half = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
+    bits = max(4, (length - 1).bit_length())  # parts of one bit would mix badly
+    low = np.uint64(bits - bits // 2)  # bits of the right part
+    left_mask, right_mask = (np.uint64((1 << int(n)) - 1) for n in (bits // 2, low))
     keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
     values = np.array(positions, np.uint64).ravel()
     walking = np.arange(len(values))
     while len(walking):
-        left, right = values[walking] >> half, values[walking] & mask
-        for round_key in keys:
-            left, right = right, left ^ (_mix(right ^ round_key) & mask)
-        values[walking] = (left << half) | right
+        left, right = values[walking] >> low, values[walking] & right_mask
+        for even, odd in zip(keys[::2], keys[1::2], strict=True):
+            left ^= _mix(right ^ even) & left_mask
+            right ^= _mix(left ^ odd) & right_mask
+        values[walking] = (left << low) | right
         walking = walking[values[walking] >= length]
     return values.astype(np.int64).reshape(np.shape(positions))
 

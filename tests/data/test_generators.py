@@ -1,0 +1,136 @@
+"""``wrap_generator``: every item once, exceptions that stay, positions, and a thread that ends."""
+
+import subprocess
+import sys
+import threading
+import traceback
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zoo.data import wrap_generator
+
+
+def squares(stop):
+    for i in range(stop):
+        yield i * i
+
+
+def count():
+    i = 0
+    while True:
+        yield i
+        i += 1
+
+
+def fail_after(stop):
+    yield from range(stop)
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize("prefetch", [1, 7])
+def test_order_and_end(prefetch):
+    with wrap_generator(lambda: squares(20), prefetch=prefetch) as items:
+        assert list(items) == list(squares(20))
+        assert next(items, None) is None
+        assert items.get_state() == {"items": 20}
+
+
+def test_every_item_goes_to_one_of_several_threads():
+    taken = [[] for _ in range(4)]
+    barrier = threading.Barrier(4)
+
+    def consume(own):
+        barrier.wait()
+        own.extend(items)
+
+    with wrap_generator(lambda: iter(range(500))) as items:
+        threads = [threading.Thread(target=consume, args=(own,)) for own in taken]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert items.get_state() == {"items": 500}
+    assert sorted(item for own in taken for item in own) == list(range(500))
+    assert all(own == sorted(own) for own in taken)
+
+
+def test_the_generator_runs_in_one_thread_that_ends():
+    names = set()
+
+    def generator():
+        try:
+            while True:
+                names.add(threading.current_thread())
+                yield len(names)
+        finally:
+            names.add(threading.current_thread())
+
+    with wrap_generator(generator) as items:
+        assert [next(items) for _ in range(9)] == [1] * 9
+    (thread,) = names
+    assert thread is not threading.current_thread()
+    assert not thread.is_alive()
+    items.close()
+    assert list(items) == []
+
+
+def test_exceptions_stay_with_their_traceback():
+    with wrap_generator(lambda: fail_after(2)) as items:
+        assert [next(items), next(items)] == [0, 1]
+        depths = []
+        for _ in range(3):
+            with pytest.raises(OSError, match="the disk is gone") as caught:
+                next(items)
+            frames = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+            assert frames[-1] == "fail_after"
+            depths.append(len(frames))
+        assert len(set(depths)) == 1
+        assert items.get_state() == {"items": 2}
+        items.set_state({"items": 1})
+        assert next(items) == 1
+
+
+def test_a_factory_that_fails():
+    def factory():
+        raise OSError("no such socket")
+
+    with wrap_generator(factory) as items, pytest.raises(OSError, match="no such socket"):
+        next(items)
+
+
+@given(taken=st.integers(0, 9), position=st.integers(0, 12), prefetch=st.integers(1, 4))
+@settings(deadline=None, max_examples=30)
+def test_positions(taken, position, prefetch):
+    with wrap_generator(lambda: squares(12), prefetch=prefetch) as items:
+        for _ in range(taken):
+            next(items)
+        assert items.get_state() == {"items": taken}
+        items.set_state({"items": position})
+        assert list(items) == list(squares(12))[position:]
+
+
+def test_bad_input():
+    with pytest.raises(TypeError, match="function that makes an iterator, got generator"):
+        wrap_generator(squares(3))
+    with pytest.raises(ValueError, match="prefetch must be at least 1, got 0"):
+        wrap_generator(count, prefetch=0)
+    with (
+        wrap_generator(lambda: squares(3)) as items,
+        pytest.raises(ValueError, match="at item 5, but the generator ended after 3"),
+    ):
+        items.set_state({"items": 5})
+
+
+def test_an_open_generator_does_not_keep_the_interpreter():
+    program = (
+        "import itertools\n"
+        "from zoo.data import wrap_generator\n"
+        "items = wrap_generator(itertools.count)\n"
+        "print(next(items), next(items))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert (done.stdout, done.stderr) == ("0 1\n", "")

@@ -1,0 +1,240 @@
+"""``open_source``: what every scheme gives, and what it says about bad input."""
+
+import gzip
+import hashlib
+import importlib.resources
+import json
+import lzma
+import pickle
+import sys
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zoo.data import Source, lines, open_source
+
+CHARACTERS = st.characters(exclude_characters="\n\r", exclude_categories=["Cs"])
+
+
+def texts(source):
+    return [example["text"] for example in source]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return f"file:{path}"
+
+    return write
+
+
+def test_shakespeare_is_the_text_its_readme_describes():
+    source = open_source("builtin:shakespeare")
+    text = "\n".join(texts(source)) + "\n"
+    assert (len(source), len(text)) == (40_000, 1_115_394)
+    readme = importlib.resources.files("zoo.data") / "files" / "README.txt"
+    assert hashlib.sha256(text.encode()).hexdigest() in readme.read_text()
+    assert source[2] == {"text": ""}
+    assert source[1] == {"text": "Before we proceed any further, hear me speak."}
+
+
+def test_digits():
+    source = open_source("builtin:digits")
+    example = source[100]
+    assert len(source) == 1797
+    assert example["image"].shape == (8, 8, 1)
+    assert example["image"].dtype == np.float32
+    assert example["label"].dtype == np.int32
+    images = np.stack([example["image"] for example in source])
+    assert (images.min(), images.max()) == (0, 1)
+
+
+@pytest.mark.parametrize("uri", ["builtin:shakespeare", "builtin:digits"])
+def test_cut_is_contiguous_and_complete(uri):
+    whole = open_source(uri)
+    parts = [open_source(uri, split=split) for split in ("train", "valid", "test")]
+    assert [len(part) for part in parts[:2]] == [
+        len(whole) * 90 // 100,
+        len(whole) * 95 // 100 - len(whole) * 90 // 100,
+    ]
+    joined = [example for part in parts for example in part]
+    assert len(joined) == len(whole)
+    for one, other in zip(joined, whole, strict=True):
+        np.testing.assert_equal(one, other)
+    assert all(isinstance(part, Source) and part.uri == uri for part in parts)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".xz"])
+@given(content=st.lists(st.text(CHARACTERS, max_size=9), min_size=1))
+@settings(max_examples=20, deadline=None)
+def test_text_lines_round_trip(tmp_path_factory, ending, content):
+    if not any(line.encode().strip() for line in content):
+        content = [*content, "x"]
+    if content[0].startswith("\ufeff"):  # a byte order mark is not text
+        content = ["x", *content]
+    data = "\n".join([*content, ""]).encode()
+    path = tmp_path_factory.mktemp("text") / f"a.txt{ending}"
+    path.write_bytes({"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[ending](data))
+    source = open_source(f"file:{path}")
+    assert texts(source) == content
+    assert texts(pickle.loads(pickle.dumps(source))) == content
+    with pytest.raises(IndexError):
+        source[len(content)]
+
+
+def test_line_breaks(write):
+    source = open_source(write("a.md", b"\xef\xbb\xbfone\r\ntwo\x0c\xc2\x85\n\nlast\r\r"))
+    assert texts(source) == ["one", "two\x0c\x85", "", "last\r"]
+
+
+def test_lines_across_chunks(write, monkeypatch):
+    monkeypatch.setattr(lines, "_CHUNK", 8)
+    content = ["", "é" * 30, "a", "bc", "", "ü" * 3, "tail"]
+    assert texts(open_source(write("a.txt", "\n".join(content)))) == content
+
+
+def test_json_lines(write):
+    rows = [{"a": 1, "text": "x\ny"}, {"a": 2, "text": "\u2028"}]
+    data = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    assert list(open_source(write("a.jsonl.gz", gzip.compress(data.encode())))) == rows
+
+
+def test_tab_separated(write):
+    uri = write("a.tsv.xz", lzma.compress(b'id\ttext\n1\t"a\n\n2\t\n'))
+    assert list(open_source(uri)) == [{"id": "1", "text": '"a'}, {"id": "2", "text": ""}]
+    named = list(open_source(f"{uri}?columns=n,t"))
+    assert named[0] == {"n": "id", "t": "text"}
+    assert len(named) == 3
+
+
+def test_split_in_the_path_and_variables(write, monkeypatch, tmp_path):
+    for split in ("train", "valid", "test"):
+        write(f"x.{split}.txt", f"{split} 1\n{split} 2\n")
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path))
+    uri = "file:$SOMEWHERE/x.{split}.txt"
+    assert texts(open_source(uri, split="valid")) == ["valid 1", "valid 2"]
+    assert texts(open_source(uri)) == [f"{s} {i}" for s in ("train", "valid", "test") for i in "12"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(open_source("file:~/x.test.txt")) == 2
+
+
+def test_penn_treebank_and_reviews(data_directory):
+    lengths = [
+        len(open_source(f"file:{data_directory}/ptb/ptb.{{split}}.txt", split=split))
+        for split in ("train", "valid", "test")
+    ]
+    assert lengths == [42_068, 3_370, 3_761]
+    uri = f"file:{data_directory}/imdb/{{split}}_neg.tsv.xz?columns=id,rating,text"
+    source = open_source(uri, split="test")
+    assert len(source) == 12_500
+    assert source[7]["id"] == "7"
+    assert 1 <= int(source[7]["rating"]) <= 4
+
+
+def test_tfds(monkeypatch):
+    content = {
+        "train": [{"text": b"caf\xc3\xa9", "label": 1}, {"text": b"b", "label": 0}],
+        "validation": [{"text": b"c", "label": 1}],
+    }
+    calls = []
+
+    def data_source(name, *, split=None):
+        calls.append((name, split))
+        return content if split is None else content["train"][:1]
+
+    fake = types.ModuleType("tensorflow_datasets")
+    fake.data_source = data_source
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
+    assert open_source("tfds:reviews", split="train")[0] == {"text": "café", "label": 1}
+    assert texts(open_source("tfds:reviews", split="valid")) == ["c"]
+    assert texts(open_source("tfds:reviews")) == ["café", "b", "c"]
+    assert texts(open_source("tfds:reviews", split="train[:50%]")) == ["café"]
+    assert calls[-1] == ("reviews", "train[:50%]")
+    with pytest.raises(ValueError, match=r"'test'.*\['train', 'validation'\]"):
+        open_source("tfds:reviews", split="test")
+
+
+@pytest.mark.parametrize(
+    ("uri", "split", "message"),
+    [
+        ("http://x", None, "builtin:, file:, tfds:.*http"),
+        ("/etc/passwd", None, "builtin:.*write a path as file:PATH"),
+        ("builtin:shakespeer", None, "knows shakespeare and digits, got 'builtin:shakespeer'"),
+        ("builtin:digits", "dev", "split must be one of .*'valid'.* got 'dev'"),
+        ("file:a.txt?columns=a", None, "only query is"),
+        ("file:a.tsv?rows=3", None, "only query is .*'rows=3'"),
+    ],
+)
+def test_bad_uri(uri, split, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(uri, split=split)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "is empty"),
+        ("a.txt", b" \n\n\t\n", "is empty.*5 bytes"),
+        ("a.txt", b"ab\ncd\xff\n", r"not UTF-8: line 2, byte offset 5 .*b'\\xff'"),
+        ("a.txt", b"ab\n\xe2\x82", "not UTF-8: line 2, byte offset 3 "),
+        ("a.txt.gz", gzip.compress(b"\n\n\xc3("), "not UTF-8: line 3, byte offset 2 "),
+        ("a.txt.gz", gzip.compress(b"some text " * 99)[:-9], "truncated or damaged"),
+        ("a.txt.gz", b"some text", "truncated or damaged"),
+        ("a.txt.gz", gzip.compress(b"some text")[:10] + b"\xff" * 20, "truncated or damaged"),
+        ("a.txt.xz", lzma.compress(b"some text " * 99)[:-9], "truncated or damaged"),
+        ("a.jsonl", b"\n", "is empty"),
+    ],
+)
+def test_bad_file_is_found_when_it_is_opened(write, name, content, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(write(name, content))
+    assert name in str(caught.value)
+
+
+def test_bad_byte_in_a_later_chunk(write, monkeypatch):
+    monkeypatch.setattr(lines, "_CHUNK", 8)
+    with pytest.raises(ValueError, match="line 4, byte offset 25 "):
+        open_source(write("a.txt", b"x" * 20 + b"\n\n\nab\xfe\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"a": 1}\n\n{"a": \n', "a.jsonl, line 3: malformed JSON at column"),
+        ("a.jsonl", '{"a": 1}\n[1]\n', "line 2: expected a JSON object, got list"),
+        ("a.tsv", "a\tb\n1\t2\n1\t2\t3\n", r"line 3: expected 2 .*columns \(a, b\), got 3"),
+    ],
+)
+def test_bad_line_is_named(write, name, content, message):
+    source = open_source(write(name, content))
+    assert len(source[0]) in (1, 2)
+    with pytest.raises(ValueError, match=message):
+        source[1]
+
+
+def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"cannot read .*missing\.txt"):
+        open_source(f"file:{tmp_path}/missing.txt")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"is the environment variable .* set\?"):
+        open_source("file:$NOT_SET/a.txt")
+    with pytest.raises(IsADirectoryError, match="cannot read"):
+        open_source(f"file:{tmp_path}")
+
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(lines, "open", forbidden, raising=False)
+    with pytest.raises(PermissionError, match=r"Permission denied.*a\.txt"):
+        open_source(f"file:{tmp_path}/a.txt")
+
+
+def test_too_few_examples_to_cut(write):
+    uri = write("a.txt", "1\n2\n3\n")
+    with pytest.raises(ValueError, match="3 examples are too few"):
+        open_source(uri, split="valid")
