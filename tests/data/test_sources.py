@@ -145,7 +145,11 @@ def test_tfds(monkeypatch):
 
     def data_source(name, *, split=None):
         calls.append((name, split))
-        return content if split is None else content["train"][:1]
+        if split is None:
+            return content if name == "reviews" else {}
+        if split.split("[")[0] not in content:
+            raise ValueError(f"Unknown split {split!r}. Should be one of {list(content)}.")
+        return content[split] if split in content else content["train"][:1]
 
     fake = types.ModuleType("tensorflow_datasets")
     fake.data_source = data_source
@@ -155,8 +159,20 @@ def test_tfds(monkeypatch):
     assert texts(open_source("tfds:reviews")) == ["café", "b", "c"]
     assert texts(open_source("tfds:reviews", split="train[:50%]")) == ["café"]
     assert calls[-1] == ("reviews", "train[:50%]")
-    with pytest.raises(ValueError, match=r"'test'.*\['train', 'validation'\]"):
+    with pytest.raises(ValueError, match=r"'test' of 'tfds:reviews'.*\['train', 'validation'\]"):
         open_source("tfds:reviews", split="test")
+    with pytest.raises(ValueError, match="does not say which splits"):
+        open_source("tfds:nothing")
+
+
+def test_tfds_itself_without_tensorflow():
+    tfds = pytest.importorskip("tensorflow_datasets")
+    with tfds.testing.mock_data(num_examples=3):
+        source = open_source("tfds:mnist", split="train")
+        assert len(source) == 3
+        assert source[2]["image"].shape == (28, 28, 1)
+        assert isinstance(open_source("tfds:imdb_reviews", split="test")[0]["text"], str)
+    assert "tensorflow" not in sys.modules
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from zoo.data import Pipeline, StreamPipeline, open_source
+from zoo.data import Pipeline, StreamPipeline, open_source, train_subword_vocabulary
 
 
 class Awkward(ValueError):
@@ -137,12 +137,25 @@ PROGRAM = """
 """
 
 
+def test_missing_extra(monkeypatch):
+    for module in ("grain", "tokenizers", "sklearn.datasets", "tensorflow_datasets"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for needs in (
+        lambda: next(Pipeline(numbers(3), batch_size=1, seed=0)),
+        lambda: train_subword_vocabulary(["a"], size=300),
+        lambda: open_source("builtin:digits"),
+        lambda: open_source("tfds:mnist"),
+    ):
+        with pytest.raises(ImportError, match=r"pip install 'zoo\[data\]'"):
+            needs()
+
+
 @pytest.mark.parametrize("end", ["quietly", "interrupt", "kill"])
 def test_no_process_outlives_the_program(tmp_path, end):
     path = tmp_path / "program.py"
     path.write_text(textwrap.dedent(PROGRAM))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    # Reading ends with the last process that holds the pipe: one that stayed would hold it for ever.
+    # Reading ends with the last process that holds the pipe, so one that stayed would time out.
     done = subprocess.run(
         [sys.executable, path, end], env=environment, capture_output=True, text=True, timeout=120
     )

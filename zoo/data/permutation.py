@@ -6,13 +6,13 @@ round can be undone:
     left = left ^ F(right, key)        in even rounds
     right = right ^ F(left, key)       in odd rounds
 
-Here left and right are the upper and lower bits of a number below the first power of two that covers
-N; a value that lands at N or above goes through the network again until it lands below («cycle
-walking»), which keeps the map a bijection of 0..N-1. Source: J. Black and P. Rogaway, Ciphers with
-Arbitrary Finite Domains, CT-RSA 2002.
+Here left and right are the upper and lower bits of a number below the first power of two that
+covers N (16 at least); a value that lands at N or above goes through the network again until it
+lands below («cycle walking»), which keeps the map a bijection of 0..N-1. Source: J. Black and
+P. Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002.
 
 grain has the same tool for one index at a time (``index_shuffle``), but it walks cycles in a domain
-of 2**16 at least: 70 microseconds an index for N = 1,800 and 10,000 for N = 4, against about one
+of 2**16 at least: 70 microseconds an index for N = 1,800 and 10,000 for N = 4, against about four
 here.
 """
 

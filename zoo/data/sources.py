@@ -178,18 +178,17 @@ class _Decoded:
 
 def _open_tfds(uri: str, name: str, split: str | None) -> Source:
     tfds = require("tensorflow_datasets", "data")
-    if split is not None and ("[" in split or "+" in split):
-        return _View(uri, _Decoded(tfds.data_source(name, split=split)))
-    parts = tfds.data_source(name)
     if split is None:
+        parts = tfds.data_source(name)
+        if not parts:
+            raise ValueError(f"{uri!r} does not say which splits it has; give split=")
         return _View(uri, _Decoded(_Joined(list(parts.values()))))
-    found = "validation" if split == "valid" and "valid" not in parts else split
-    if found not in parts:
-        raise ValueError(
-            f"split={split!r} is not in {uri!r}, which has {sorted(parts)}; "
-            "a slice such as 'train[90%:]' works too"
-        )
-    return _View(uri, _Decoded(parts[found]))
+    for known in ("validation", "valid") if split == "valid" else (split,):
+        try:
+            return _View(uri, _Decoded(tfds.data_source(name, split=known)))
+        except ValueError as error:  # tfds lists the splits there are
+            failure = error
+    raise ValueError(f"cannot open split={split!r} of {uri!r}: {failure}") from failure
 
 
 _SCHEMES: dict[str, Callable[[str, str, str | None], Source]] = {
