@@ -91,6 +91,8 @@ def main(
             type(presets[preset]),
             default=presets[preset],
             args=arguments,
+            prog=f"python -m {run.__module__.rpartition('.')[0]}",
+            config=(tyro.conf.FlagConversionOff,),  # --any.field value for truth values too
             description=f"{description or ''}\n\nPresets: --preset {' | '.join(presets)}.",
         )
         run(config)

@@ -68,7 +68,7 @@ class ModelConfig:
 class TrainingConfig:
     """Optimisation by truncated back-propagation through time."""
 
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 32
     """Rows of the text read in parallel, over all devices."""
     num_steps: int = 35

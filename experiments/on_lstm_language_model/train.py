@@ -205,7 +205,12 @@ def make_loss(rebuild: Callable[..., OnLstmLanguageModel], *, dropout: bool) -> 
         return LossOutput(
             total=jnp.sum(jnp.where(batch["valid"], losses, 0)),
             weight=jnp.sum(batch["valid"]),
-            carry=jax.lax.stop_gradient(output.carries),
+            # Kept as it came: in bfloat16 the carry is still handed on in float32.
+            carry=jax.tree.map(
+                lambda new, old: jax.lax.stop_gradient(new).astype(old.dtype),
+                output.carries,
+                carry,
+            ),
         )
 
     return loss_fn

@@ -129,6 +129,15 @@ def test_two_processes_give_the_losses_of_one(tiny, reference, tmp_path):
     assert_same_run(tmp_path, reference, exact=False)
 
 
+def test_bfloat16_and_accumulation_stay_near(tiny, reference, tmp_path):
+    flags = ["--training.bfloat16=True", "--training.accumulation-steps=2"]
+    finish(start(*tiny, *flags, "--workdir", tmp_path))
+    for ours, theirs in zip(records(tmp_path), records(reference), strict=True):
+        if "loss" in ours:
+            assert ours["loss"] != theirs["loss"]
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+
+
 KILL = """
 import os, signal
 import experiments.on_lstm_language_model.train as train
