@@ -7,7 +7,7 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.run import BUSY, duration, quantity
@@ -60,14 +60,13 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A sentence for each machine and run, then the Markdown table."""
-    environments = {row["environment"]["date"]: row["environment"] for row in rows}
-    lines = [f"{machine(environment)}  " for environment in environments.values()]
+    lines = [f"{line}  " for line in machines(rows)]
     lines.append(
         "Median time of one call with its quartiles; programs of a case took turns. `× zoo`: how "
         "many times ours; memory as planned by XLA; compile without tracing; roofline: least time "
         "the measured peaks allow / time, for programs that compute the same numbers."
     )
-    if any(environment["platform"] == "cpu" for environment in environments.values()):
+    if any(row["environment"]["platform"] == "cpu" for row in rows):
         lines[-1] += " CPU times are one run on one machine: read the ratios, not the seconds."
     if any((row.get("others_share") or 0) > BUSY for row in rows):
         lines[-1] += (
@@ -82,17 +81,29 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def machine(environment: dict[str, Any]) -> str:
-    """One sentence on the machine of a run."""
-    versions = environment["versions"]
-    peak = environment["peak_operations"]["float32"] / 1e9
-    return (
-        f"{environment['processor'] if environment['platform'] == 'cpu' else environment['device']}"
-        f", {environment['threads']} threads; jax {versions['jax']}, torch {versions['torch']}; "
-        f"measured peaks {peak:,.0f} GFLOP/s float32 and "
-        f"{environment['peak_bandwidth'] / 1e9:,.0f} GB/s; commit {environment['commit']}, "
-        f"{environment['date'][:10]}."
-    )
+def machines(rows: list[dict[str, Any]]) -> list[str]:
+    """One sentence for each machine and state of the code; runs differ in the peaks they found."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        environment = row["environment"]
+        kind = "processor" if environment["platform"] == "cpu" else "device"
+        versions = environment["versions"]
+        text = (
+            f"{environment[kind]}, {environment['threads']} threads; jax {versions['jax']}, "
+            f"torch {versions['torch']}; commit {environment['commit']}, {environment['date'][:10]}"
+        )
+        runs.setdefault(text, []).append(environment)
+    return [
+        f"{text}; measured peaks {_range(e['peak_operations']['float32'] for e in found)} GFLOP/s "
+        f"float32 and {_range(e['peak_bandwidth'] for e in found)} GB/s."
+        for text, found in runs.items()
+    ]
+
+
+def _range(values: Iterable[float]) -> str:
+    """In units of 1e9, «40» or «40 to 42»."""
+    texts = [f"{value / 1e9:,.0f}" for value in sorted(values)]
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -156,7 +167,7 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     fractions.set_xlim(left=0)
     fractions.xaxis.set_major_formatter(ticker.PercentFormatter(1))
     fractions.set_xlabel("share of the measured roofline")
-    figure.suptitle(machine(rows[-1]["environment"]), fontsize=8)
+    figure.suptitle("\n".join(machines(rows)), fontsize=8)
     figure.savefig(path, dpi=130)
 
 
