@@ -154,7 +154,7 @@ train.make_train_step = make_deadly
 """
 
 
-@pytest.mark.parametrize(("name", "at", "code"), [("SIGKILL", 27, -9), ("SIGTERM", 13, 143)])
+@pytest.mark.parametrize(("name", "at", "code"), [("SIGKILL", 17, -9), ("SIGTERM", 13, 143)])
 def test_ended_at_any_step_the_same_command_ends_alike(name, at, code, tiny, reference, tmp_path):
     flags = [*tiny, "--workdir", tmp_path]
     ended = finish(start(*flags, code=KILL.format(at=at, signal=name)), code)
