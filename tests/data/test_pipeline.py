@@ -294,6 +294,11 @@ def test_examples_must_be_dictionaries():
         next(pipeline([1, 2, 3]))
 
 
+def test_numbers_of_numpy_are_numbers():
+    state = pipeline(batch_size=np.int64(4), seed=np.uint32(7)).get_state()
+    pipeline(seed=7).set_state(json.loads(json.dumps(state)))
+
+
 def test_foreign_states_are_refused():
     state = pipeline().get_state()
     for options, name in [

@@ -157,6 +157,8 @@ def test_penn_treebank(data_directory):
         (lambda: encode_lines([], KINDS["words"]), "is empty"),
         (lambda: Vocabulary(("a", "b"), "words"), "must begin with <unk>, <eos>"),
         (lambda: Vocabulary(("<unk>", "<eos>", "a", "a"), "words"), r"\['a'\] more than once"),
+        (lambda: Vocabulary(("<unk>", "<eos>"), "letters"), "split must be one of .*'letters'"),
+        (lambda: Vocabulary(("<unk>", "<eos>"), "subwords"), "'subwords' without a model"),
         (lambda: KINDS["words"].decode([0, 999]), "ids must be in .*got 999"),
         (lambda: KINDS["words"].decode([-1]), "ids must be in .*got -1"),
     ],

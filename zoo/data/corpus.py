@@ -10,14 +10,14 @@ import numpy as np
 from zoo.data.vocabulary import END, UNKNOWN, Vocabulary, split_text
 from zoo.extras import require
 
-Lines = Iterable[str | Mapping[str, Any]]  # strings, or examples with a field "text"
+Texts = Iterable[str | Mapping[str, Any]]  # strings, or examples with a field "text"
 
 _LINES_AT_ONCE = 4096
 _BYTES = 256  # the alphabet of byte-level subwords
 
 
 def build_word_vocabulary(
-    lines: Lines,
+    lines: Texts,
     *,
     max_size: int | None = None,
     min_count: int = 1,
@@ -62,7 +62,7 @@ def build_word_vocabulary(
     return Vocabulary((UNKNOWN, END, *words[:room]), split, lowercase)
 
 
-def build_character_vocabulary(lines: Lines) -> Vocabulary:
+def build_character_vocabulary(lines: Texts) -> Vocabulary:
     r"""The characters of a text in the order of their code points.
 
     Args:
@@ -83,7 +83,7 @@ def build_character_vocabulary(lines: Lines) -> Vocabulary:
     return Vocabulary((UNKNOWN, END, *sorted(characters)), "characters")
 
 
-def train_subword_vocabulary(lines: Lines, *, size: int) -> Vocabulary:
+def train_subword_vocabulary(lines: Texts, *, size: int) -> Vocabulary:
     """Byte-level byte-pair encoding, trained on a text: no character is ever unknown.
 
     Needs the extra ``data`` (tokenizers).
@@ -124,7 +124,7 @@ def train_subword_vocabulary(lines: Lines, *, size: int) -> Vocabulary:
     return Vocabulary(tokens, "subwords", model=model.to_str())
 
 
-def encode_lines(source_or_lines: Lines, vocabulary: Vocabulary) -> np.ndarray:
+def encode_lines(source_or_lines: Texts, vocabulary: Vocabulary) -> np.ndarray:
     """A corpus as one stream of ids, with the end token after every line.
 
     Args:
@@ -146,8 +146,8 @@ def encode_lines(source_or_lines: Lines, vocabulary: Vocabulary) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def _texts(lines: Lines) -> Iterator[str]:
-    """Lines with their breaks, many at once: a piece is split and looked up in one sweep."""
+def _texts(lines: Texts) -> Iterator[str]:
+    """Texts with their breaks, many at once: a piece is split and looked up in one sweep."""
     if isinstance(lines, str):
         raise TypeError("expected lines, got one string; use text.splitlines() or [text]")
     strings = (line if isinstance(line, str) else _text_of(line) for line in lines)

@@ -51,11 +51,10 @@ class BatchIterator:
         num_workers: int,
         identity: dict[str, Any],
     ):
-        check_integer("num_workers", num_workers, 0)
         if num_epochs is not None:
-            check_integer("num_epochs", num_epochs, 1)
+            num_epochs = check_integer("num_epochs", num_epochs, 1)
         self._batches = batches
-        self._num_workers = num_workers
+        self._num_workers = check_integer("num_workers", num_workers, 0)
         self._identity = identity
         self._total = sys.maxsize if num_epochs is None else num_epochs * self.batches_per_epoch
         self._position = 0
@@ -155,15 +154,15 @@ def _close_all(live: list[Any]) -> None:
         live.pop().close()
 
 
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Raises a ValueError unless the value is an integer of at least ``least``."""
+def check_integer(name: str, value: Any, least: int) -> int:
+    """The value as an ``int``; a ValueError unless it is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return int(value)
 
 
 def host_rows(batch_size: int, process_index: int | None, process_count: int | None) -> range:
     """The rows of a global batch that belong to one host, by default this one."""
-    check_integer("batch_size", batch_size, 1)
     if (process_index is None) != (process_count is None):
         raise ValueError("give both process_index and process_count, or neither")
     index = jax.process_index() if process_index is None else process_index
@@ -260,7 +259,6 @@ def _prepare_worker(worker_index: int, worker_count: int) -> None:
 
 
 def _end_with_program() -> None:
-    program = multiprocessing.parent_process()
-    assert program is not None
-    multiprocessing.connection.wait([program.sentinel])
-    os.kill(os.getpid(), signal.SIGKILL)
+    if (program := multiprocessing.parent_process()) is not None:
+        multiprocessing.connection.wait([program.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)

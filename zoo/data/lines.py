@@ -81,7 +81,8 @@ class Lines:
         return line[:-1] if line.endswith("\r") else line
 
     def _keep_filled(self) -> None:
-        filled = [index for index in range(len(self)) if self._line(index).strip()]
+        bounds = zip(self.starts.tolist(), self.stops.tolist(), strict=True)
+        filled = [i for i, (start, stop) in enumerate(bounds) if self._data[start:stop].strip()]
         self.starts, self.stops = self.starts[filled], self.stops[filled]
 
     def __getstate__(self) -> dict[str, Any]:

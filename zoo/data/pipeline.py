@@ -75,8 +75,9 @@ class Pipeline(BatchIterator):
         process_index: int | None = None,
         process_count: int | None = None,
     ):
+        batch_size = check_integer("batch_size", batch_size, 1)
+        seed = check_integer("seed", seed, 0)
         rows = host_rows(batch_size, process_index, process_count)
-        check_integer("seed", seed, 0)
         if remainder not in ("pad", "drop"):
             raise ValueError(f"remainder must be 'pad' or 'drop', got {remainder!r}")
         length = len(source)
@@ -154,9 +155,10 @@ class StreamPipeline(BatchIterator):
         process_index: int | None = None,
         process_count: int | None = None,
     ):
+        batch_size = check_integer("batch_size", batch_size, 1)
+        num_steps = check_integer("num_steps", num_steps, 1)
+        seed = check_integer("seed", seed, 0)
         rows = host_rows(batch_size, process_index, process_count)
-        check_integer("num_steps", num_steps, 1)
-        check_integer("seed", seed, 0)
         ids = np.asarray(ids)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"ids must be integers [N], got {ids.dtype} {list(ids.shape)}")

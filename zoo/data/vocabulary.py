@@ -16,7 +16,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -79,6 +79,11 @@ class Vocabulary:
         if len(set(self.tokens)) != len(self.tokens):
             twice = [token for token, n in collections.Counter(self.tokens).items() if n > 1]
             raise ValueError(f"tokens must be distinct, got {twice[:5]} more than once")
+        if self.split not in get_args(Split) or (self.split == "subwords") != bool(self.model):
+            raise ValueError(
+                f"split must be one of {get_args(Split)}, with a model for 'subwords' alone; got "
+                f"{self.split!r} {'with' if self.model else 'without'} a model"
+            )
 
     def __len__(self) -> int:
         return len(self.tokens)
