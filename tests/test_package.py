@@ -47,7 +47,7 @@ def message(call):
         print(error)
 message(lambda: zoo.ordered.draw_trees({"": "a"}))
 message(lambda: zoo.data.open_source("builtin:digits"))
-message(lambda: zoo.data.Pipeline([{"x": 1}], batch_size=1, seed=0))
+message(lambda: next(zoo.data.Pipeline([{"x": 1}], batch_size=1, seed=0)))
 message(lambda: zoo.training.Checkpointer("nowhere"))
 """
     )

@@ -86,7 +86,7 @@ def _cell(
     cell = kept * cell + written * jnp.tanh(candidate)
     hidden = jax.nn.sigmoid(output) * jnp.tanh(cell)
     depths = Depths(1 - jnp.mean(master.forget, axis=-1), jnp.mean(master.input, axis=-1))
-    return hidden.reshape(batch, -1), cell, depths
+    return hidden.reshape(batch, levels * chunk_size), cell, depths
 
 
 def _preactivation(kernel: jax.Array, hidden: jax.Array, projected: jax.Array) -> jax.Array:
@@ -108,14 +108,14 @@ def _run(
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def recur(
+def _recur(
     master_input: MasterInput, kernel: jax.Array, carry: OnLstmCarry, projected: jax.Array
 ) -> tuple[jax.Array, OnLstmCarry, Depths]:
     """The loop: [D, G], carry, [T, B, G] -> hidden [T, B, D], carry, depths [T, B]."""
     return _run(master_input, kernel, carry, projected)[:3]
 
 
-@recur.defjvp
+@_recur.defjvp
 def _recur_jvp(master_input: MasterInput, primals: tuple, tangents: tuple) -> tuple:
     """The tangent of the loop with the kernel's tangent hoisted out of it.
 
@@ -144,3 +144,8 @@ def _recur_jvp(master_input: MasterInput, primals: tuple, tangents: tuple) -> tu
         d_step, d_carry, (preactivations, before.cell, d_hoisted)
     )
     return tuple(output), (d_hidden, d_last, d_depths)
+
+
+# Compiled as a whole also where the caller compiles nothing: a loop over a new closure would be
+# compiled again at every call.
+recur = jax.jit(_recur, static_argnums=0)

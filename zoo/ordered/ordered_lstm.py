@@ -111,6 +111,7 @@ def master_gates(
     levels = _check_params(params, chunk_size)
     _check_operand("x", x, params.input_kernel)
     _check_operand("hidden", hidden, params.recurrent_kernel)
+    _check_master_input(master_input)
     kernels = (params.input_kernel[:, : 2 * levels], params.recurrent_kernel[:, : 2 * levels])
     logits = affine(x, kernels[0], params.bias[: 2 * levels]) + dot(hidden, kernels[1])
     return gates_from_logits(logits, levels, master_input)
@@ -204,10 +205,7 @@ def on_lstm(
             f"on_lstm: carry must have shapes hidden, cell = {expected} for this batch and "
             f"chunk_size={chunk_size}, got {got}; build it with initial_carry"
         )
-    if master_input not in ("complement", "reverse"):
-        raise ValueError(
-            f"on_lstm: master_input must be 'complement' or 'reverse', got {master_input!r}"
-        )
+    _check_master_input(master_input)
     projected = affine(xs, params.input_kernel, params.bias)
     wide = OnLstmCarry(*(x.astype(projected.dtype) for x in carry))
     kernel = params.recurrent_kernel.astype(xs.dtype)
@@ -301,6 +299,11 @@ def _check_params(params: OnLstmParams, chunk_size: int) -> int:
             f"L={levels} levels of chunk_size={chunk_size}), got {got}"
         )
     return levels
+
+
+def _check_master_input(master_input: str) -> None:
+    if master_input not in ("complement", "reverse"):
+        raise ValueError(f"master_input must be 'complement' or 'reverse', got {master_input!r}")
 
 
 def _check_operand(name: str, x: jax.Array, kernel: jax.Array) -> None:
