@@ -80,13 +80,14 @@ def test_exceptions_stay_with_their_traceback():
     with wrap_generator(lambda: fail_after(2)) as items:
         assert [next(items), next(items)] == [0, 1]
         depths = []
-        for _ in range(3):
+        for _ in range(30):
             with pytest.raises(OSError, match="the disk is gone") as caught:
                 next(items)
             frames = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
             assert frames[-1] == "fail_after"
             depths.append(len(frames))
-        assert len(set(depths)) == 1
+        # Raised again it does not grow; the thread that makes items may add its own few frames.
+        assert max(depths) < 3 * min(depths)
         assert items.get_state() == {"items": 2}
         items.set_state({"items": 1})
         assert next(items) == 1
