@@ -69,7 +69,7 @@ class TrainingConfig:
     """Optimisation by truncated back-propagation through time."""
 
     epochs: int = 3
-    batch_size: int = 32
+    batch_size: int = 16
     """Rows of the text read in parallel, over all devices."""
     num_steps: int = 35
     """Tokens a row between two updates; the recurrent state is carried over."""
