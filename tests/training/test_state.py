@@ -7,7 +7,17 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from tests.training import program
-from zoo.training import abstract_state, functional, init_state, make_mesh
+from zoo.training import (
+    Checkpointer,
+    LossOutput,
+    abstract_state,
+    functional,
+    functional_with_state,
+    init_state,
+    make_mesh,
+    make_train_step,
+    put_batch,
+)
 
 RULES = (("kernel$", PartitionSpec(None, "fsdp")),)
 
@@ -103,6 +113,94 @@ def test_random_streams_follow_the_key_and_differ_from_each_other():
     np.testing.assert_array_equal(rebuild(parameters).masks()[0], 1.0)  # evaluation: no dropout
 
 
-def test_running_averages_are_refused():
-    with pytest.raises(ValueError, match=r"mean \(BatchStat\).*GroupNorm"):
+def test_running_averages_are_refused_where_nothing_hands_them_on():
+    with pytest.raises(ValueError, match=r"mean \(BatchStat\).*functional_with_state"):
         functional(lambda rngs: nnx.BatchNorm(4, rngs=rngs))
+
+
+class Normalized(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(3, momentum=0.9, rngs=rngs)
+        self.dense = nnx.Linear(3, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(self.norm(x))
+
+
+PARTS = functional_with_state(Normalized)
+
+
+def normalized_loss(parameters, batch, *, key, carry, model_state):
+    module = PARTS.rebuild(parameters, key, model_state=model_state)
+    errors = (module(batch["x"]) - 1) ** 2
+    return LossOutput(errors.sum(), jnp.float32(len(errors)), model_state=PARTS.model_state(module))
+
+
+def normalized_state(mesh):
+    return init_state(
+        PARTS.init_parameters,
+        optax.sgd(0.1),
+        key=jax.random.key(0),
+        mesh=mesh,
+        init_model_state=PARTS.init_model_state,
+    )
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_running_averages_follow_the_batches_of_all_devices(accumulation_steps):
+    mesh = make_mesh()
+    x = np.random.default_rng(0).normal(2.0, 3.0, (32, 3)).astype(np.float32)
+    state = normalized_state(mesh)
+    step = make_train_step(
+        normalized_loss,
+        optax.sgd(0.1),
+        shardings=state.shardings,
+        accumulation_steps=accumulation_steps,
+    )
+    state, _ = step(state, put_batch({"x": x}, mesh))
+    mean, variance = np.zeros(3), np.ones(3)
+    for part in (x[i::accumulation_steps] for i in range(accumulation_steps)):
+        mean = 0.9 * mean + 0.1 * part.mean(axis=0)
+        variance = 0.9 * variance + 0.1 * part.var(axis=0)
+    np.testing.assert_allclose(state.model_state["norm"]["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(state.model_state["norm"]["var"], variance, rtol=1e-5)
+    # A bad batch leaves them alone.
+    before = jax.device_get(state.model_state)
+    state, metrics = step(state, put_batch({"x": x * np.float32("nan")}, mesh))
+    assert metrics["nonfinite_steps"] == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.model_state), before)
+
+
+def test_evaluation_uses_the_running_averages_and_leaves_them():
+    parameters, model_state = (
+        PARTS.init_parameters(jax.random.key(0)),
+        {"norm": {"mean": jnp.full(3, 2.0), "var": jnp.full(3, 4.0)}},
+    )
+    module = PARTS.rebuild(parameters, model_state=model_state)
+    dense = parameters["dense"]
+    expected = (5.0 - 2.0) / np.sqrt(4.0 + 1e-5) * dense["kernel"].sum() + dense["bias"]
+    np.testing.assert_allclose(
+        module(jnp.full((2, 3), 5.0)), expected[None].repeat(2, 0), rtol=1e-5
+    )
+    jax.tree.map(np.testing.assert_array_equal, PARTS.model_state(module), model_state)
+
+
+def test_lost_model_state_is_named():
+    def forgetful(parameters, batch, *, key, carry, model_state):
+        output = normalized_loss(parameters, batch, key=key, carry=carry, model_state=model_state)
+        return output._replace(model_state=())
+
+    mesh = make_mesh(devices=jax.devices()[:1])
+    step = make_train_step(forgetful, optax.sgd(0.1))
+    with pytest.raises(TypeError, match="the model state must keep its structure"):
+        step(normalized_state(mesh), put_batch({"x": np.ones((4, 3), np.float32)}, mesh))
+
+
+def test_model_state_is_checkpointed(tmp_path):
+    mesh = make_mesh()
+    state = normalized_state(mesh)
+    state = state._replace(model_state=jax.tree.map(lambda leaf: leaf + 3, state.model_state))
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(state, position=None)
+        restored, _ = checkpointer.restore(normalized_state(mesh))
+    jax.tree.map(np.testing.assert_array_equal, restored.model_state, state.model_state)

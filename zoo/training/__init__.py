@@ -5,11 +5,19 @@ from zoo.training.fit import fit
 from zoo.training.mesh import batch_sharding, initialize_distributed, make_mesh, put_batch
 from zoo.training.placement import Rules, path_name, shardings
 from zoo.training.records import MetricsLog, open_workdir, results_table, write_summary
-from zoo.training.state import TrainState, abstract_state, functional, init_state
+from zoo.training.state import (
+    Functional,
+    TrainState,
+    abstract_state,
+    functional,
+    functional_with_state,
+    init_state,
+)
 from zoo.training.step import LossOutput, make_train_step
 
 __all__ = [
     "Checkpointer",
+    "Functional",
     "LossOutput",
     "MetricsLog",
     "Rules",
@@ -18,6 +26,7 @@ __all__ = [
     "batch_sharding",
     "fit",
     "functional",
+    "functional_with_state",
     "init_state",
     "initialize_distributed",
     "make_mesh",

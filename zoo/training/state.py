@@ -29,6 +29,8 @@ class TrainState(NamedTuple):
         key: ``[]`` typed key, never changed; the key of a step is ``fold_in(key, step)``.
         nonfinite_steps: ``[]`` int32, updates refused in a row because they were not finite.
         carry: pytree handed from one batch to the next, every leaf ``[B, ...]``.
+        model_state: pytree that the model updates itself and no gradient moves, such as the running
+            averages of BatchNorm; whole on every device.
     """
 
     step: jax.Array
@@ -37,6 +39,7 @@ class TrainState(NamedTuple):
     key: jax.Array
     nonfinite_steps: jax.Array
     carry: Any = ()
+    model_state: Any = ()
 
     @property
     def shardings(self) -> "TrainState":
@@ -58,6 +61,7 @@ def abstract_state(
     mesh: Mesh,
     rules: Rules = (),
     carry: Any = (),
+    init_model_state: Callable[[jax.Array], Any] | None = None,
 ) -> TrainState:
     """The state as shapes, dtypes and shardings: nothing is computed or allocated.
 
@@ -69,6 +73,7 @@ def abstract_state(
         mesh: from ``make_mesh``.
         rules: ordered ``(pattern, PartitionSpec)`` pairs; parameters without one are replicated.
         carry: pytree of anything with global shape ``[B, ...]`` and dtype.
+        init_model_state: ``(key) -> model state``, or None if the model keeps none.
 
     Returns:
         A ``TrainState`` of ``jax.ShapeDtypeStruct``.
@@ -82,14 +87,14 @@ def abstract_state(
     >>> abstract_state(init, optax.sgd(0.1), mesh=make_mesh()).parameters["kernel"].shape
     (3, 4)
     """
-    build = functools.partial(_build, init_parameters, optimizer)
+    build = functools.partial(_build, init_parameters, optimizer, init_model_state)
     shapes = jax.eval_shape(build, jax.eval_shape(jax.random.key, 0), ())
     for path, leaf in jax.tree.leaves_with_path(shapes.parameters):
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.finfo(leaf.dtype).bits < 32:
             raise TypeError(
                 f"parameter {path_name(path)!r} is {leaf.dtype}: expected float32. Keep float32 "
                 "masters and give compute_dtype to make_train_step; what is not learned belongs "
-                "in the loss function, the batch or the carry"
+                "in the loss function, the batch, the carry or the model state"
             )
     replicated: Any = NamedSharding(mesh, PartitionSpec())
     places = TrainState(
@@ -99,6 +104,7 @@ def abstract_state(
         key=replicated,
         nonfinite_steps=replicated,
         carry=jax.tree.map(lambda _: batch_sharding(mesh), carry),
+        model_state=jax.tree.map(lambda _: replicated, shapes.model_state),
     )
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -115,6 +121,7 @@ def init_state(
     mesh: Mesh,
     rules: Rules = (),
     carry: Any = (),
+    init_model_state: Callable[[jax.Array], Any] | None = None,
 ) -> TrainState:
     """Draws the parameters and places the whole state on the mesh.
 
@@ -127,6 +134,8 @@ def init_state(
         mesh: from ``make_mesh``.
         rules: ordered ``(pattern, PartitionSpec)`` pairs; parameters without one are replicated.
         carry: pytree of numpy arrays ``[B, ...]``, B the rows of this process alone.
+        init_model_state: ``(key) -> model state``, or None if the model keeps none; called with the
+            key of the parameters, so that one module can make both.
 
     Returns:
         The state before the first step.
@@ -144,9 +153,32 @@ def init_state(
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"key must be a typed key such as jax.random.key(0), got {key!r}")
     carry = put_batch(carry, mesh)
-    abstract = abstract_state(init_parameters, optimizer, mesh=mesh, rules=rules, carry=carry)
-    build = jax.jit(_build, static_argnums=(0, 1), out_shardings=abstract.shardings)
-    return build(init_parameters, optimizer, key, carry)
+    abstract = abstract_state(
+        init_parameters,
+        optimizer,
+        mesh=mesh,
+        rules=rules,
+        carry=carry,
+        init_model_state=init_model_state,
+    )
+    build = jax.jit(_build, static_argnums=(0, 1, 2), out_shardings=abstract.shardings)
+    return build(init_parameters, optimizer, init_model_state, key, carry)
+
+
+class Functional(NamedTuple):
+    """A module as four pure functions, from ``functional_with_state``.
+
+    Attributes:
+        init_parameters: ``(key) -> parameters``, a nested dict with string keys.
+        init_model_state: ``(key) -> model state``, a nested dict of the other variables.
+        rebuild: ``(parameters, key=None, *, model_state) -> module``.
+        model_state: ``(module) -> model state``, after the call of a rebuilt module.
+    """
+
+    init_parameters: Callable[[jax.Array], Any]
+    init_model_state: Callable[[jax.Array], Any]
+    rebuild: Callable[..., Any]
+    model_state: Callable[[Any], Any]
 
 
 def functional(
@@ -174,39 +206,86 @@ def functional(
     (['bias', 'kernel'], (2, 4))
     """
     shapes: Any = nnx.eval_shape(lambda: make_module(nnx.Rngs(jax.random.key(0))))
-    graph, *states = nnx.split(shapes, nnx.Param, nnx.RngState, ...)
-    abstract, streams, others = states
-    if foreign := nnx.to_flat_state(others):
+    if foreign := nnx.to_flat_state(nnx.state(shapes, _MODEL_STATE)):
         names = [f"{'/'.join(map(str, path))} ({type(leaf).__name__})" for path, leaf in foreign]
         raise ValueError(
-            f"the module keeps variables that are no parameters: {', '.join(names)}. A step only "
-            "hands on parameters and the carry: use a layer without running averages (LayerNorm, "
-            "GroupNorm, batch statistics), or pass caches and states through the carry"
+            f"the module keeps variables that are no parameters: {', '.join(names)}. Use "
+            "functional_with_state and hand its init_model_state to init_state"
         )
+    parts = functional_with_state(make_module)
+    return parts.init_parameters, parts.rebuild
 
-    def init_parameters(key: jax.Array) -> dict[str, Any]:
-        module = make_module(nnx.Rngs(key))
-        parameters: dict[str, Any] = {}
-        for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-            *parents, last = map(str, path)
-            level = parameters
-            for parent in parents:
-                level = level.setdefault(parent, {})
-            level[last] = leaf[...]
-        return parameters
 
-    def rebuild(parameters: Any, key: jax.Array | None = None) -> Any:
-        def value(path: tuple[Any, ...], leaf: Any) -> Any:
-            return leaf.replace(functools.reduce(operator.getitem, map(str, path), parameters))
+def functional_with_state(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
+    """Splits a Flax NNX module that also keeps variables which no gradient moves.
 
+    Nothing is computed or allocated here; all four functions work inside ``jax.jit``.
+
+    Args:
+        make_module: ``(rngs) -> module``.
+
+    Returns:
+        A :class:`Functional`. A module that was rebuilt with a key is in training mode and its
+        random streams start from the key; without one it is in evaluation mode and must not draw.
+
+    >>> parts = functional_with_state(lambda rngs: nnx.BatchNorm(3, momentum=0.9, rngs=rngs))
+    >>> parameters, before = parts.init_parameters(jax.random.key(0)), parts.init_model_state(None)
+    >>> module = parts.rebuild(parameters, jax.random.key(1), model_state=before)
+    >>> y = module(jnp.ones((2, 3)))
+    >>> print(before["mean"], parts.model_state(module)["mean"])
+    [0. 0. 0.] [0.1 0.1 0.1]
+    """
+    shapes: Any = nnx.eval_shape(lambda: make_module(nnx.Rngs(jax.random.key(0))))
+    graph, *states = nnx.split(shapes, nnx.Param, nnx.RngState, ...)
+    abstract, streams, others = states
+
+    def initial(kind: Any) -> Callable[[jax.Array | None], Any]:
+        def init(key: jax.Array | None) -> Any:
+            key = jax.random.key(0) if key is None else key
+            return _plain(nnx.state(make_module(nnx.Rngs(key)), kind))
+
+        return init
+
+    def rebuild(parameters: Any, key: jax.Array | None = None, *, model_state: Any = ()) -> Any:
+        filled = _filled(abstract, parameters), _filled(others, model_state)
         if key is None:
             # The streams stay abstract: a draw in evaluation fails instead of repeating itself.
-            module = nnx.merge(graph, nnx.map_state(value, abstract), streams)
+            module = nnx.merge(graph, filled[0], streams, filled[1])
             module.eval()
             return module
-        return nnx.merge(graph, nnx.map_state(value, abstract), _seeded(streams, key))
+        return nnx.merge(graph, filled[0], _seeded(streams, key), filled[1])
 
-    return init_parameters, rebuild
+    return Functional(
+        init_parameters=initial(nnx.Param),
+        init_model_state=initial(_MODEL_STATE),
+        rebuild=rebuild,
+        model_state=lambda module: _plain(nnx.state(module, _MODEL_STATE)),
+    )
+
+
+# Variables that are neither learned nor random streams.
+_MODEL_STATE = nnx.Not(nnx.Any(nnx.Param, nnx.RngState))
+
+
+def _plain(state: nnx.State) -> dict[str, Any]:
+    """An NNX state as a nested dict of arrays with string keys."""
+    plain: dict[str, Any] = {}
+    for path, leaf in nnx.to_flat_state(state):
+        *parents, last = map(str, path)
+        level = plain
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[last] = leaf[...]
+    return plain
+
+
+def _filled(abstract: nnx.State, plain: Any) -> nnx.State:
+    """The inverse of ``_plain``: the abstract state with the arrays of the nested dict."""
+
+    def value(path: tuple[Any, ...], leaf: Any) -> Any:
+        return leaf.replace(functools.reduce(operator.getitem, map(str, path), plain))
+
+    return nnx.map_state(value, abstract)
 
 
 def _seeded(streams: nnx.State, key: jax.Array) -> nnx.State:
@@ -225,6 +304,7 @@ def _seeded(streams: nnx.State, key: jax.Array) -> nnx.State:
 def _build(
     init_parameters: Callable[[jax.Array], Any],
     optimizer: optax.GradientTransformation,
+    init_model_state: Callable[[jax.Array], Any] | None,
     key: jax.Array,
     carry: Any,
 ) -> TrainState:
@@ -238,6 +318,7 @@ def _build(
         nonfinite_steps=jnp.zeros((), jnp.int32),
         # A copy: the step donates its state, and the caller may still hold the carry.
         carry=jax.tree.map(jnp.copy, carry),
+        model_state=() if init_model_state is None else init_model_state(parameters_key),
     )
     # Weak types would turn strong in the first step and compile it a second time.
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)

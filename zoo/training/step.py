@@ -30,12 +30,14 @@ class LossOutput(NamedTuple):
         weight: ``[]``, how many there are.
         carry: for the next batch; same structure, shapes and dtypes as the one that came in.
         metrics: name -> (total, weight), reported as their ratio.
+        model_state: what the model made of the one that came in; same structure.
     """
 
     total: jax.Array
     weight: jax.Array
     carry: Any = ()
     metrics: dict[str, tuple[jax.Array, jax.Array]] = {}  # noqa: RUF012 - never changed
+    model_state: Any = ()
 
 
 LossFunction = Callable[..., LossOutput]
@@ -52,13 +54,15 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the jitted step ``(state, batch) -> (state, metrics)``; the state is donated.
 
-    When the loss or the global gradient norm is not finite, parameters, optimiser state and carry
-    stay as they were, and ``nonfinite_steps`` counts up; a good step sets it back to 0. A batch of
-    zero weight counts as one with loss and gradient 0.
+    When the loss or the global gradient norm is not finite, parameters, optimiser state, carry and
+    model state stay as they were, and ``nonfinite_steps`` counts up; a good step sets it back to 0.
+    A batch of zero weight counts as one with loss and gradient 0.
 
     Args:
         loss_fn: ``(parameters, batch, *, key, carry) -> LossOutput``. Inside it, the mesh of
             ``shardings`` is the context mesh: ``with_sharding_constraint(x, PartitionSpec(...))``.
+            If the state has a ``model_state``, it comes as a further keyword of that name, from one
+            micro-batch to the next.
         optimizer: an Optax transformation; its update also gets the parameters and ``value=loss``.
         accumulation_steps: A, number of micro-batches a batch is worked through in; A must divide
             the rows of each device. Memory for activations shrinks by A, the result stays.
@@ -97,16 +101,21 @@ def make_train_step(
         place: Any = shardings.step
         context = functools.partial(jax.sharding.use_abstract_mesh, place.mesh.abstract_mesh)
 
-    def sums(parameters: Any, batch: Any, key: jax.Array, carry: Any) -> tuple[Any, LossOutput]:
+    def sums(
+        parameters: Any, batch: Any, key: jax.Array, carry: Any, model_state: Any
+    ) -> tuple[Any, LossOutput]:
         if compute_dtype is not None:
             parameters = jax.tree.map(lambda leaf: _cast(leaf, compute_dtype), parameters)
-        output = loss_fn(parameters, batch, key=key, carry=carry)
+        more = {"model_state": model_state} if jax.tree.leaves(model_state) else {}
+        output = loss_fn(parameters, batch, key=key, carry=carry, **more)
         _check_output(output, carry)
+        _check_same("the model state", output.model_state, model_state)
         output = LossOutput(
             total=_float32(output.total),
             weight=_float32(output.weight),
             carry=output.carry,
             metrics=jax.tree.map(_float32, output.metrics),
+            model_state=output.model_state,
         )
         return output.total, output
 
@@ -114,11 +123,13 @@ def make_train_step(
 
     def accumulated(state: TrainState, batch: Any, key: jax.Array) -> tuple[Any, LossOutput]:
         if accumulation_steps == 1:
-            return gradient(state.parameters, batch, key, state.carry)
+            return gradient(state.parameters, batch, key, state.carry, state.model_state)
 
-        def add(total: Any, inputs: Any) -> tuple[Any, LossOutput]:
-            more, output = gradient(state.parameters, *inputs)
-            return jax.tree.map(jnp.add, total, more), output
+        def add(sums: Any, inputs: Any) -> tuple[Any, LossOutput]:
+            total, model_state = sums
+            more, output = gradient(state.parameters, *inputs, model_state)
+            sums = jax.tree.map(jnp.add, total, more), output.model_state
+            return sums, output._replace(model_state=())
 
         inputs = (
             _split(batch, accumulation_steps, "batch"),
@@ -126,11 +137,11 @@ def make_train_step(
             _split(state.carry, accumulation_steps, "carry"),
         )
         zeros = jax.tree.map(jnp.zeros_like, state.parameters)
-        gradients, outputs = jax.lax.scan(add, zeros, inputs)
+        (gradients, model_state), outputs = jax.lax.scan(add, (zeros, state.model_state), inputs)
         total, weight, metrics = jax.tree.map(
             lambda leaf: leaf.sum(axis=0), (outputs.total, outputs.weight, outputs.metrics)
         )
-        return gradients, LossOutput(total, weight, _join(outputs.carry), metrics)
+        return gradients, LossOutput(total, weight, _join(outputs.carry), metrics, model_state)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         with context():
@@ -144,10 +155,10 @@ def make_train_step(
         parameters = optax.apply_updates(state.parameters, updates)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        old = (state.parameters, state.optimizer_state, state.carry)
-        new = (parameters, optimizer_state, output.carry)
+        old = (state.parameters, state.optimizer_state, state.carry, state.model_state)
+        new = (parameters, optimizer_state, output.carry, output.model_state)
         _check_same("the optimiser state", optimizer_state, state.optimizer_state)
-        parameters, optimizer_state, carry = jax.tree.map(
+        parameters, optimizer_state, carry, model_state = jax.tree.map(
             lambda new_leaf, old_leaf: jax.lax.select(finite, new_leaf, old_leaf), new, old
         )
         nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1).astype(jnp.int32)
@@ -159,7 +170,13 @@ def make_train_step(
             "nonfinite_steps": nonfinite_steps,
         }
         state = TrainState(
-            state.step + 1, parameters, optimizer_state, state.key, nonfinite_steps, carry
+            step=state.step + 1,
+            parameters=parameters,
+            optimizer_state=optimizer_state,
+            key=state.key,
+            nonfinite_steps=nonfinite_steps,
+            carry=carry,
+            model_state=model_state,
         )
         return state, metrics
 
