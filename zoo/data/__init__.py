@@ -7,6 +7,7 @@ from zoo.data.corpus import (
     train_subword_vocabulary,
 )
 from zoo.data.generators import wrap_generator
+from zoo.data.images import image_arrays
 from zoo.data.pipeline import Pipeline, StreamPipeline
 from zoo.data.sources import Source, open_source
 from zoo.data.vocabulary import Vocabulary, check_vocabulary
@@ -20,6 +21,7 @@ __all__ = [
     "build_word_vocabulary",
     "check_vocabulary",
     "encode_lines",
+    "image_arrays",
     "open_source",
     "train_subword_vocabulary",
     "wrap_generator",

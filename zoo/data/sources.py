@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from zoo.data.images import read_archive, read_folder
 from zoo.data.lines import Lines
 from zoo.extras import require
 
@@ -40,6 +41,9 @@ def open_source(uri: str, *, split: str | None = None) -> Source:
     - ``file:PATH.jsonl``: one JSON object a line; blank lines are skipped.
     - ``file:PATH.tsv``: tab-separated strings, no quoting; the first line names the columns, or
       ``file:PATH.tsv?columns=id,text`` does; blank lines are skipped.
+    - ``file:PATH.npz`` with arrays ``x_train``, ``y_train``, ``x_test``, ``y_test``, or
+      ``file:FOLDER`` with the four idx files of MNIST: ``{"image": [height, width, channels] as
+      stored, "label": int32}``. Their splits are those stored, there is nothing to cut.
     - ``file:PATH`` with any other ending: ``{"text": line}``, blank lines kept.
     - ``tfds:NAME``: ``tensorflow_datasets.data_source``, without TensorFlow; bytes become strings.
 
@@ -146,8 +150,14 @@ def _open_file(uri: str, rest: str, split: str | None) -> Source:
             f"the only query is ?columns=NAME,NAME after a .tsv path, got {query!r} in {uri!r}"
         )
 
+    path = _expanded(name)
+    if kind == ".npz" or path.is_dir():
+        read_images = read_archive if kind == ".npz" else read_folder
+        known = [read_images(path, part) for part in ([split] if split else ("train", "test"))]
+        return _View(uri, _Joined(known))
+
     def read(name: str) -> Lines:
-        path = pathlib.Path(os.path.expandvars(name)).expanduser()
+        path = _expanded(name)
         if kind == ".jsonl":
             return Lines.of_objects(path)
         if kind == ".tsv":
@@ -158,6 +168,10 @@ def _open_file(uri: str, rest: str, split: str | None) -> Source:
         return _cut(uri, read(name), split)
     parts = [read(name.replace("{split}", part)) for part in ([split] if split else SPLITS)]
     return _View(uri, _Joined(parts))
+
+
+def _expanded(name: str) -> pathlib.Path:
+    return pathlib.Path(os.path.expandvars(name)).expanduser()
 
 
 class _Decoded:

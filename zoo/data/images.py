@@ -1,0 +1,116 @@
+"""Labelled images by number, from the two formats in which small sets are handed around.
+
+- an archive ``.npz`` with ``x_train``, ``y_train``, ``x_test``, ``y_test``;
+- a folder with the four idx files of MNIST, ``.gz`` or not: ``train-images-idx3-ubyte``,
+  ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte``, ``t10k-labels-idx1-ubyte``.
+
+An idx file starts with two zero bytes, a type (8: unsigned bytes), the number of axes, and the size
+of every axis as big-endian 32-bit numbers; the values follow in C order.
+"""
+
+import gzip
+import math
+import operator
+import pathlib
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+
+_IDX_NAMES = {"train": "train", "test": "t10k"}
+
+
+class Images:
+    """Images and labels of the same number.
+
+    Attributes:
+        images: ``[N, height, width, channels]``, as stored.
+        labels: int32 ``[N]``.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, name: str):
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+            raise ValueError(
+                f"{name}: expected images [N, height, width(, channels)] and labels [N], "
+                f"got {list(images.shape)} and {list(labels.shape)}"
+            )
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"{name}: expected integer labels, got {labels.dtype}")
+        self.images = images
+        self.labels = labels.astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = operator.index(index)
+        return {"image": self.images[index], "label": self.labels[index]}
+
+
+def read_archive(path: pathlib.Path, split: str) -> Images:
+    """The images of one split of an ``.npz`` archive."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            names = (f"x_{split}", f"y_{split}")
+            if missing := [name for name in names if name not in archive.files]:
+                raise ValueError(
+                    f"{path} has no array {missing[0]!r}, which split={split!r} needs; it has "
+                    f"{', '.join(archive.files)}"
+                )
+            images, labels = (archive[name] for name in names)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path} is not a whole .npz archive: {error}") from error
+    return Images(images, labels, str(path))
+
+
+def read_folder(folder: pathlib.Path, split: str) -> Images:
+    """The images of one split of a folder of idx files."""
+    if split not in _IDX_NAMES:
+        raise ValueError(f"{folder} has the splits train and test, got {split!r}; cut train")
+    stem = _IDX_NAMES[split]
+    images = _read_idx(folder / f"{stem}-images-idx3-ubyte", axes=3)
+    return Images(images, _read_idx(folder / f"{stem}-labels-idx1-ubyte", axes=1), str(folder))
+
+
+def _read_idx(path: pathlib.Path, *, axes: int) -> np.ndarray:
+    zipped = path.with_name(path.name + ".gz")
+    try:
+        data = path.read_bytes() if path.exists() else gzip.decompress(zipped.read_bytes())
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{zipped} is truncated or no gzip file: {error}") from error
+    start = 4 + 4 * axes
+    shape = tuple(np.frombuffer(data[4:start], ">u4").tolist())
+    if data[:4] != bytes([0, 0, 8, axes]) or len(data) != start + math.prod(shape):
+        raise ValueError(
+            f"{path}: expected an idx file of unsigned bytes with {axes} axes, whole to its end; "
+            f"got the first bytes {data[:4]!r}, sizes {shape} and {len(data)} bytes"
+        )
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def image_arrays(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Loads a whole set of labelled images, for data that fit into memory many times over.
+
+    Args:
+        source: of examples with ``"image"`` and ``"label"``, such as ``builtin:digits``.
+
+    Returns:
+        Images float32 ``[N, height, width, channels]`` (bytes divided by 255, other values as they
+        are) and labels int32 ``[N]``.
+
+    Raises:
+        KeyError: if the examples have other names.
+
+    >>> from zoo.data import open_source
+    >>> images, labels = image_arrays(open_source("builtin:digits", split="test"))
+    >>> images.shape, images.dtype, labels.shape
+    ((90, 8, 8, 1), dtype('float32'), (90,))
+    """
+    examples = [source[index] for index in range(len(source))]
+    images = np.stack([np.asarray(example["image"]) for example in examples])
+    scale = 255 if images.dtype == np.uint8 else 1
+    labels = np.asarray([example["label"] for example in examples], np.int32)
+    return images.astype(np.float32) / np.float32(scale), labels
