@@ -8,15 +8,16 @@ An idx file starts with two zero bytes, a type (8: unsigned bytes), the number o
 of every axis as big-endian 32-bit numbers; the values follow in C order.
 """
 
-import gzip
+import io
 import math
 import operator
 import pathlib
 import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
+
+from zoo.data.lines import read_bytes
 
 _IDX_NAMES = {"train": "train", "test": "t10k"}
 
@@ -53,7 +54,7 @@ class Images:
 def read_archive(path: pathlib.Path, split: str) -> Images:
     """The images of one split of an ``.npz`` archive."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
             names = (f"x_{split}", f"y_{split}")
             if missing := [name for name in names if name not in archive.files]:
                 raise ValueError(
@@ -61,7 +62,7 @@ def read_archive(path: pathlib.Path, split: str) -> Images:
                     f"{', '.join(archive.files)}"
                 )
             images, labels = (archive[name] for name in names)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is not a whole .npz archive: {error}") from error
     return Images(images, labels, str(path))
 
@@ -76,13 +77,10 @@ def read_folder(folder: pathlib.Path, split: str) -> Images:
 
 
 def _read_idx(path: pathlib.Path, *, axes: int) -> np.ndarray:
-    zipped = path.with_name(path.name + ".gz")
-    try:
-        data = path.read_bytes() if path.exists() else gzip.decompress(zipped.read_bytes())
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{zipped} is truncated or no gzip file: {error}") from error
+    path = path if path.exists() else path.with_name(path.name + ".gz")
+    data = read_bytes(path)
     start = 4 + 4 * axes
-    shape = tuple(np.frombuffer(data[4:start], ">u4").tolist())
+    shape = tuple(np.frombuffer(data[4:start].ljust(4 * axes, b"\0"), ">u4").tolist())
     if data[:4] != bytes([0, 0, 8, axes]) or len(data) != start + math.prod(shape):
         raise ValueError(
             f"{path}: expected an idx file of unsigned bytes with {axes} axes, whole to its end; "

@@ -34,7 +34,7 @@ class Lines:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self._data = _read(path)
+        self._data = read_bytes(path)
         self._parse = _parse_text
         breaks = [
             np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + offset
@@ -93,7 +93,7 @@ class Lines:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._data is None:
-            self._data = _read(self.path)
+            self._data = read_bytes(self.path)
 
 
 def _parse_text(line: str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _parse_columns(line: str, columns: tuple[str, ...]) -> dict[str, Any]:
     return dict(zip(columns, values, strict=True))
 
 
-def _read(path: pathlib.Path) -> bytes | mmap.mmap:
+def read_bytes(path: pathlib.Path) -> bytes | mmap.mmap:
     """The bytes of a file: mapped, or decompressed into memory."""
     try:
         if opener := _OPENERS.get(path.suffix):
