@@ -1,0 +1,208 @@
+"""Power-law averages of the parameters, and any other averaging length after the training.
+
+    average(t) = ∫_0^t τ^γ θ(τ) dτ / ∫_0^t τ^γ dτ,
+    average_n  = β_n · average_{n-1} + (1 - β_n) · θ_n,   β_n = (1 - 1 / n)^{γ + 1}
+
+The width of the profile τ^γ grows with t, so it is given relative to t, as a standard deviation:
+
+    relative_std = √((γ + 1) / ((γ + 2)² (γ + 3)))
+
+Averages stored at some steps with some widths span a space of profiles. Any other profile is
+projected on it, x = argmin ∫ (p(τ) - Σ_i x_i p_i(τ))² dτ, and the same combination of the stored
+parameters is the average one would have had.
+
+Source: Tero Karras, Miika Aittala, Jaakko Lehtinen, Janne Hellsten, Timo Aila, Samuli Laine,
+«Analyzing and Improving the Training Dynamics of Diffusion Models», 2024, arXiv 2312.02696,
+section 3 and appendix C.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from zoo.averaging.running import Mask, running_average
+
+# Of all γ > -1 the relative standard deviation is largest where (γ + 1)² + (γ + 1) = 1.
+WIDEST = (math.sqrt(5) - 1) / 2 - 1
+LARGEST_RELATIVE_STD = math.sqrt((WIDEST + 1) / ((WIDEST + 2) ** 2 * (WIDEST + 3)))
+
+
+def power_law_exponent(relative_std: float) -> float:
+    """The exponent γ of a power-law profile of a given width.
+
+    The largest root of (γ + 2)² (γ + 3) · relative_std² = γ + 1.
+
+    Args:
+        relative_std: standard deviation of the profile over its length, in (0, 0.3003).
+
+    Returns:
+        γ.
+
+    Raises:
+        ValueError: if there is no such profile.
+
+    >>> power_law_exponent(0.1)
+    6.94
+    """
+    if not 0 < relative_std < LARGEST_RELATIVE_STD:
+        raise ValueError(
+            f"relative_std must be in (0, {LARGEST_RELATIVE_STD:.4f}), got {relative_std}; it is "
+            "a share of the training so far, such as 0.1"
+        )
+    inverse = relative_std**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+
+def power_law_ema(
+    relative_std: float,
+    *,
+    start_step: ArrayLike = 0,
+    every: ArrayLike = 1,
+    mask: Mask | None = None,
+) -> optax.GradientTransformation:
+    """Keeps a power-law average of the parameters; passes the updates through unchanged.
+
+    average_n = β_n · average_{n-1} + (1 - β_n) · θ_n with β_n = (1 - 1 / n)^{γ + 1}. Its memory is a
+    fixed share of the training so far, so early mistakes are forgotten and late noise is averaged
+    over ever longer times, with no length of training to be known before.
+
+    Args:
+        relative_std: width of the profile over the number of terms, in (0, 0.3003); 0.1 is about a
+            tenth of the training to either side of its mean. Of two averages, such as 0.05 and
+            0.1, stored at intervals, :func:`post_hoc_average` makes all others.
+        start_step: as for :func:`parameter_ema`, and so are the other arguments.
+        every: only each so manieth step is averaged.
+        mask: which leaves to average.
+
+    Returns:
+        The transformation; read it with :func:`averaged_parameters`.
+
+    Raises:
+        ValueError: if relative_std, start_step or every is out of range; at init, if the mask is
+            False throughout; at update, if no parameters are given.
+        TypeError: if start_step or every is no integer.
+
+    >>> optimizer = optax.named_chain(
+    ...     ("adam", optax.adam(1e-3)), ("narrow", power_law_ema(0.05)), ("wide", power_law_ema(0.1))
+    ... )
+
+    Reference: arXiv 2312.02696, equation 4 and 130.
+    """
+    order = power_law_exponent(relative_std) + 1
+
+    def gain(terms: jax.Array) -> jax.Array:
+        return -jnp.expm1(order * jnp.log1p(-1 / terms))
+
+    return running_average(gain, debias=True, start_step=start_step, every=every, mask=mask)
+
+
+def post_hoc_weights(
+    steps: ArrayLike, relative_stds: ArrayLike, *, step: float, relative_std: float
+) -> np.ndarray:
+    """The combination of stored power-law averages that comes nearest to another one.
+
+    argmin_x ∫ (p(τ) - Σ_i x_i p_i(τ))² dτ, with the p's of the module's formula.
+
+    Args:
+        steps: ``[N]`` numbers of terms at which the averages were stored.
+        relative_stds: ``[N]`` their widths.
+        step: number of terms of the wanted average; at most the largest of ``steps``.
+        relative_std: its width.
+
+    Returns:
+        ``[N]`` float64 weights; they sum to 1 as nearly as the profiles allow, and may be negative.
+
+    Raises:
+        ValueError: if the arguments do not fit each other, or a width or step is out of range.
+
+    >>> print(post_hoc_weights([100, 200, 200], [0.1, 0.05, 0.1], step=200, relative_std=0.1))
+    [0. 0. 1.]
+
+    Reference: arXiv 2312.02696, appendix C.2.
+    """
+    times, widths = (np.atleast_1d(np.asarray(v, np.float64)) for v in (steps, relative_stds))
+    if times.ndim != 1 or times.shape != widths.shape or not times.size:
+        raise ValueError(
+            "steps and relative_stds must be two lists of one length, a pair for each stored "
+            f"average, got shapes {times.shape} and {widths.shape}"
+        )
+    if not (times > 0).all() or not 0 < step <= times.max():
+        raise ValueError(
+            f"steps must be positive, and step in (0, max(steps)], as no stored average knows what "
+            f"came later; got {step=} and steps from {times.min()} to {times.max()}"
+        )
+    exponents = np.array([power_law_exponent(width) for width in widths])
+    wanted = power_law_exponent(relative_std)
+    gram = _overlap(times[:, None], exponents[:, None], times, exponents)
+    projection = _overlap(times, exponents, float(step), wanted)
+    # Neighbouring profiles are nearly equal. Scaled to norm 1, their least-squares combination of
+    # least norm is the one that magnifies the rounding of the stored parameters least.
+    norms = np.sqrt(np.diag(gram))
+    scaled = gram / np.outer(norms, norms)
+    weights = np.linalg.lstsq(scaled, projection / norms, rcond=1e-10)[0]
+    return weights / norms
+
+
+def post_hoc_average(
+    averages: Sequence[Any],
+    steps: ArrayLike,
+    relative_stds: ArrayLike,
+    *,
+    step: float | None = None,
+    relative_std: float,
+) -> Any:
+    """The power-law average of any width, from a few stored ones.
+
+    Args:
+        averages: N trees of one structure, what :func:`averaged_parameters` gave when they were
+            stored (on the host or on devices).
+        steps: ``[N]`` numbers of terms at which they were stored.
+        relative_stds: ``[N]`` their widths.
+        step: number of terms of the wanted average; the largest of ``steps`` if None.
+        relative_std: its width, in (0, 0.3003). Widths between the stored ones come out nearly
+            exact.
+
+    Returns:
+        A tree like the others, summed in at least float32, in the dtypes of the first.
+
+    Raises:
+        ValueError: if the arguments do not fit each other, or a width or step is out of range.
+
+    >>> averages = [{"kernel": jnp.ones(2)}, {"kernel": jnp.ones(2)}]
+    >>> print(post_hoc_average(averages, [100, 100], [0.05, 0.1], relative_std=0.1)["kernel"])
+    [1. 1.]
+
+    Reference: arXiv 2312.02696, section 3.
+    """
+    if len(averages) != np.size(steps):
+        raise ValueError(
+            f"averages must be as many as steps, got {len(averages)} and {np.size(steps)}"
+        )
+    last = float(np.max(steps)) if step is None else step
+    weights = post_hoc_weights(steps, relative_stds, step=last, relative_std=relative_std)
+
+    def combine(*leaves: Any) -> jax.Array:
+        first = jnp.asarray(leaves[0])
+        if not jnp.issubdtype(first.dtype, jnp.inexact):
+            return jnp.asarray(leaves[int(np.argmax(np.asarray(steps)))])
+        total = jnp.zeros(first.shape, jnp.promote_types(first.dtype, jnp.float32))
+        for weight, leaf in zip(weights, leaves, strict=True):
+            total += jnp.asarray(weight, total.dtype) * leaf
+        return total.astype(first.dtype)
+
+    return jax.tree.map(combine, *averages)
+
+
+def _overlap(time: Any, exponent: Any, other_time: Any, other_exponent: Any) -> np.ndarray:
+    """∫ p(τ) q(τ) dτ of two power-law profiles, each of integral 1 on (0, time)."""
+    early = np.minimum(time, other_time)
+    late_exponent = np.where(time > other_time, exponent, other_exponent)
+    late_time = np.maximum(time, other_time)
+    product = (exponent + 1) * (other_exponent + 1) / (exponent + other_exponent + 1)
+    return product * (early / late_time) ** late_exponent / late_time
