@@ -1,10 +1,21 @@
+import collections
+import itertools
+
 import nltk
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.ordered import bracket_scores, depths_to_tree, tree_spans, tree_words
+from zoo.ordered import (
+    bracket_scores,
+    depths_to_tree,
+    prune_tree,
+    spans_to_tree,
+    split_tree,
+    tree_spans,
+    tree_words,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,38 +72,72 @@ def test_spans_agree_with_nltk(depths):
     assert tree_spans(tree) == spans
 
 
+def all_trees(num_words, rule):
+    """What every order of the depths gives, as often as it does."""
+    words = [f"w{i}" for i in range(num_words)]
+    return collections.Counter(
+        frozenset(tree_spans(depths_to_tree(depths, words, rule=rule)))
+        for depths in itertools.permutations(range(num_words))
+    )
+
+
+# How many of the binary trees (Catalan numbers) each rule reaches: measured with the original.
+@pytest.mark.parametrize(
+    ("num_words", "greedy", "unbiased"),
+    [(3, 2, 2), (4, 5, 5), (5, 13, 14), (6, 35, 42), (7, 97, 132)],
+)
+def test_reachable_trees(num_words, greedy, unbiased):
+    assert len(all_trees(num_words, "greedy")) == greedy
+    assert len(all_trees(num_words, "unbiased")) == unbiased
+
+
 def test_bias_of_the_greedy_rule():
-    # Three equally likely orders of two words would give 1/2 each; noise gives 2/3 to the right.
-    permutations = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
-    right = [depths_to_tree(p, "abc") == ["a", ["b", "c"]] for p in permutations]
-    assert sum(right) == 4
+    right, left = frozenset({(1, 3)}), frozenset({(0, 2)})
+    assert all_trees(3, "greedy") == {right: 4, left: 2}
+    assert all_trees(3, "unbiased") == {right: 3, left: 3}
+    right, left = frozenset({(1, 4), (2, 4)}), frozenset({(0, 3), (0, 2)})
+    assert (all_trees(4, "greedy")[right], all_trees(4, "greedy")[left]) == (10, 2)  # of 24
+    assert (all_trees(4, "unbiased")[right], all_trees(4, "unbiased")[left]) == (4, 4)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=12, unique=True))
+def test_the_unbiased_rule_reads_backwards_alike(depths):
+    words = range(len(depths))
+    forwards = tree_spans(depths_to_tree(depths, [str(w) for w in words], rule="unbiased"))
+    # A depth belongs to the gap before its word, so that of the first word has no place.
+    backwards = [0.0, *depths[:0:-1]]
+    mirrored = tree_spans(depths_to_tree(backwards, [str(w) for w in words], rule="unbiased"))
+    assert {(len(words) - end, len(words) - start) for start, end in mirrored} == forwards
+
+
+@given(st.recursive(st.sampled_from("ab"), lambda t: st.lists(t, min_size=1, max_size=4)))
+def test_trees_from_their_spans(tree):
+    again = spans_to_tree(tree_words(tree), tree_spans(tree))
+    assert tree_words(again) == tree_words(tree)
+    assert tree_spans(again) == tree_spans(tree)
+    assert spans_to_tree(tree_words(again), tree_spans(again)) == again
+
+
+def recursive_prune(tree, stays):
+    if isinstance(tree, str):
+        return [tree] if next(stays) else []
+    parts = [part for child in tree for part in recursive_prune(child, stays)]
+    return [parts] if len(parts) > 1 else parts
+
+
+@given(
+    st.recursive(st.sampled_from("ab"), lambda t: st.lists(t, min_size=1, max_size=4)), st.data()
+)
+def test_pruning_equals_leaving_out(tree, data):
+    n = len(tree_words(tree))
+    keep = data.draw(st.lists(st.booleans(), min_size=n, max_size=n).filter(any))
+    assert [prune_tree(tree, keep)] == recursive_prune(tree, iter(keep))
 
 
 def test_a_long_line_does_not_overflow_the_stack():
     tree = depths_to_tree(np.zeros(5000), ["w"] * 5000)
     assert bracket_scores(tree, tree).f1 == 1
     assert len(tree_spans(tree)) == 4998
-
-
-def test_scores():
-    gold = ["a", ["b", "c"], "d", ["e", ["f", "g"]]]
-    predicted = [[["a", "b"], "c"], [["d", "e"], ["f", "g"]]]
-    scores = bracket_scores(predicted, gold)
-    assert tree_spans(gold) == {(1, 3), (4, 7), (5, 7)}
-    assert scores == pytest.approx((1 / 5, 1 / 3, 0.25))
-
-
-@pytest.mark.parametrize(
-    ("predicted", "gold", "expected"),
-    [
-        ("a", "a", (1, 1, 1)),
-        (["a", "b"], ["a", "b"], (1, 1, 1)),
-        (["a", ["b", "c"]], ["a", "b", "c"], (0, 1, 0)),  # a flat gold tree asks for no bracket
-        (["a", "b", "c"], ["a", ["b", "c"]], (0, 0, 0)),
-    ],
-)
-def test_scores_without_brackets(predicted, gold, expected):
-    assert bracket_scores(predicted, gold) == expected
 
 
 @pytest.mark.parametrize(
@@ -114,5 +159,18 @@ def test_bad_trees():
         tree_spans(["a", []])
     with pytest.raises(TypeError, match="got 3 inside"):
         tree_spans(["a", 3])
-    with pytest.raises(ValueError, match="predicted has 2 words and gold 3"):
-        bracket_scores(["a", "b"], ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"middle\(0, 2\) must lie between them, got 2"):
+        split_tree("ab", lambda start, end: end)
+    with pytest.raises(ValueError, match=r"\(1, 3\) crosses a bracket that ends at 2"):
+        spans_to_tree("abc", {(0, 2), (1, 3)})
+    with pytest.raises(ValueError, match=r"\(1, 4\) is no part of 3 words"):
+        spans_to_tree("abc", {(1, 4)})
+    with pytest.raises(ValueError, match="one truth value for each of 2 words, got 1"):
+        prune_tree(["a", "b"], [True])
+    with pytest.raises(ValueError, match="at least one of 2 words must stay"):
+        prune_tree(["a", "b"], [False, False])
+    for function in (split_tree, spans_to_tree):
+        with pytest.raises(ValueError, match="at least one word"):
+            function([], None)
+    with pytest.raises(ValueError, match="'greedy' or 'unbiased', got 'best'"):
+        depths_to_tree([0.1, 0.2], "ab", rule="best")

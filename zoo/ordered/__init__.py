@@ -1,5 +1,12 @@
 """ON-LSTM and cumax: ordered neurons (https://kexue.fm/archives/6621, arXiv 1810.09536)."""
 
+from zoo.ordered.baselines import (
+    balanced_tree,
+    binarized_tree,
+    left_branching_tree,
+    random_tree,
+    right_branching_tree,
+)
 from zoo.ordered.cell import Depths, MasterGates, OnLstmCarry, OnLstmParams
 from zoo.ordered.gates import cumax, log_cumax
 from zoo.ordered.language_model import LanguageModelOutput, OnLstmLanguageModel, dropout
@@ -12,18 +19,31 @@ from zoo.ordered.ordered_lstm import (
     on_lstm_step,
 )
 from zoo.ordered.pictures import draw_gates, draw_trees
-from zoo.ordered.trees import (
+from zoo.ordered.scores import (
     BracketScores,
-    Tree,
+    CorpusScores,
     bracket_scores,
+    corpus_scores,
+    label_recall,
+    mean_word_depth,
+    parsing_table,
+)
+from zoo.ordered.treebank import GoldTree, keep_words, parse_brackets, read_treebank
+from zoo.ordered.trees import (
+    Tree,
     depths_to_tree,
+    prune_tree,
+    spans_to_tree,
+    split_tree,
     tree_spans,
     tree_words,
 )
 
 __all__ = [
     "BracketScores",
+    "CorpusScores",
     "Depths",
+    "GoldTree",
     "LanguageModelOutput",
     "MasterGates",
     "OnLstm",
@@ -32,17 +52,32 @@ __all__ = [
     "OnLstmOutput",
     "OnLstmParams",
     "Tree",
+    "balanced_tree",
+    "binarized_tree",
     "bracket_scores",
+    "corpus_scores",
     "cumax",
     "depths_to_tree",
     "draw_gates",
     "draw_trees",
     "dropout",
     "initial_carry",
+    "keep_words",
+    "label_recall",
+    "left_branching_tree",
     "log_cumax",
     "master_gates",
+    "mean_word_depth",
     "on_lstm",
     "on_lstm_step",
+    "parse_brackets",
+    "parsing_table",
+    "prune_tree",
+    "random_tree",
+    "read_treebank",
+    "right_branching_tree",
+    "spans_to_tree",
+    "split_tree",
     "tree_spans",
     "tree_words",
 ]
