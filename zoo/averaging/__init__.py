@@ -9,6 +9,7 @@ from zoo.averaging.power import (
     power_law_exponent,
 )
 from zoo.averaging.running import AverageState, average_init, averaged_parameters
+from zoo.averaging.statistics import recompute_statistics
 from zoo.averaging.stochastic import stochastic_weight_average
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "post_hoc_weights",
     "power_law_ema",
     "power_law_exponent",
+    "recompute_statistics",
     "stochastic_weight_average",
 ]

@@ -163,7 +163,7 @@ def averaged_parameters(opt_state: Any, parameters: Any = None, *, path: str | N
 
     Raises:
         ValueError: if there is no average, or more than one; if a mask was used and ``parameters``
-            are not given.
+            are not given, or if they are not those that were averaged.
 
     >>> from zoo.averaging import parameter_ema
     >>> optimizer = optax.chain(optax.sgd(1.0), parameter_ema(0.5))
@@ -194,20 +194,31 @@ def averaged_parameters(opt_state: Any, parameters: Any = None, *, path: str | N
             f"{f' of the averages at {sorted(found)}' if found else ''}; {advice}"
         )
     (state,) = chosen.values()
+    masked = any(map(_is_masked, jax.tree.leaves(state.average, is_leaf=_is_masked)))
     if parameters is None:
-        if any(map(_is_masked, jax.tree.leaves(state.average, is_leaf=_is_masked))):
+        if masked:
             raise ValueError(
                 "averaged_parameters: parameters must be given, as the mask left some out of the "
                 "average; got None"
             )
         return state.average
+    # By path, so that dictionaries of Flax and its variables of any type fit each other.
+    averages = {path_name(key): leaf for key, leaf in jax.tree.leaves_with_path(state.average)}
+    expected = {path_name(key): leaf for key, leaf in jax.tree.leaves_with_path(parameters)}
+    wrong = sorted(
+        averages.keys() - expected.keys() if masked else averages.keys() ^ expected.keys()
+    )
+    if wrong:
+        raise ValueError(
+            "averaged_parameters: parameters must be those that were averaged, got others: "
+            f"{wrong} are on one side only"
+        )
 
-    def complete(average: Any, parameter: Any) -> Any:
-        if _is_masked(average):
-            return parameter
-        return average.astype(jnp.result_type(parameter))
+    def leaf(key: tuple[Any, ...], parameter: Any) -> Any:
+        average = averages.get(path_name(key))
+        return parameter if average is None else average.astype(jnp.result_type(parameter))
 
-    return jax.tree.map(complete, state.average, parameters, is_leaf=_is_masked)
+    return jax.tree_util.tree_map_with_path(leaf, parameters)
 
 
 def applied(parameters: Any, updates: Any) -> Any:
@@ -217,7 +228,15 @@ def applied(parameters: Any, updates: Any) -> Any:
             "params must be given to update(updates, state, params): what is averaged are the "
             "parameters; got None"
         )
-    return optax.apply_updates(parameters, updates)
+
+    def stored(leaf: Any) -> Any:
+        # XLA may skip the rounding to a narrow dtype where the sum is also used wide.
+        if not _is_inexact(leaf) or jnp.finfo(leaf.dtype).bits >= 32:
+            return leaf
+        info = jnp.finfo(leaf.dtype)
+        return jax.lax.reduce_precision(leaf, info.nexp, info.nmant)
+
+    return jax.tree.map(stored, optax.apply_updates(parameters, updates))
 
 
 def check_count(name: str, value: Any, *, at_least: int) -> None:
