@@ -1,0 +1,189 @@
+"""The replay buffer: its policies, its bytes, its labels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo.energy import replay_draw, replay_init, replay_insert
+from zoo.training import batch_sharding, make_mesh
+
+KEY = jax.random.key(0)
+
+
+def filled(capacity=4, **options):
+    buffer = replay_init(jnp.zeros(2), capacity=capacity, **options)
+    samples = jnp.arange(capacity, dtype=jnp.float32)[:, None].repeat(2, 1)
+    return replay_insert(KEY, buffer, samples)
+
+
+def test_ring_has_one_length_whatever_the_batches():
+    """The original's list grows past its length and back; this one cannot."""
+    buffer = replay_init(jnp.zeros(()), capacity=10)
+    insert = jax.jit(replay_insert, donate_argnums=1)
+    for number in range(7):
+        buffer = insert(KEY, buffer, jnp.full(3, float(number)))
+    assert buffer.samples.shape == (10,)
+    assert int(buffer.filled) == 10
+    assert int(buffer.inserted) == 21
+    # The newest ten: one of batch 3, then batches 4, 5 and 6.
+    np.testing.assert_array_equal(np.sort(buffer.samples), [3, 4, 4, 4, 5, 5, 5, 6, 6, 6])
+
+
+def test_bytes_are_the_original_table():
+    values = jnp.array([0.0, 0.1, 0.5, 0.999, 1.0])
+    buffer = replay_init(jnp.zeros(()), capacity=5, storage_dtype=jnp.uint8)
+    buffer = replay_insert(KEY, buffer, values)
+    np.testing.assert_array_equal(buffer.samples, [0, 25, 127, 254, 255])
+    draw = replay_draw(KEY, buffer, jnp.zeros(20_000), fresh_rate=0.0)
+    back = np.asarray(draw.samples)
+    half = back[np.asarray(draw.rows) == 2]
+    assert 127 / 256 <= half.min() < half.max() <= 128 / 256
+    assert half.mean() == pytest.approx(0.498047, abs=5e-5)
+    assert back.min() >= 0
+    assert back.max() <= 1
+    outside = replay_insert(KEY, buffer, jnp.array([-3.0, 7.0, 0.0, 0.0, 0.0]))
+    np.testing.assert_array_equal(outside.samples[:2], [0, 255])
+
+
+def test_fresh_rate_and_rows_of_a_draw():
+    buffer = filled()
+    draw = replay_draw(KEY, buffer, jnp.full((50_000, 2), -1.0), fresh_rate=0.05)
+    rate = float(draw.is_new.mean())
+    assert rate == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 50_000))
+    old = ~np.asarray(draw.is_new)
+    np.testing.assert_array_equal(draw.samples[old][:, 0], draw.rows[old])
+    np.testing.assert_array_equal(draw.samples[~old], -1)
+    counts = np.bincount(draw.rows, minlength=4)
+    assert counts.min() > 50_000 / 4 - 5 * np.sqrt(50_000 * 3 / 16)
+
+
+def test_only_what_is_filled_is_drawn():
+    buffer = replay_init(jnp.zeros(()), capacity=100)
+    empty = replay_draw(KEY, buffer, jnp.ones(64), fresh_rate=0.0)
+    assert bool(empty.is_new.all())
+    buffer = replay_insert(KEY, buffer, jnp.full(3, 5.0))
+    draw = replay_draw(KEY, buffer, jnp.ones(64), fresh_rate=0.0)
+    np.testing.assert_array_equal(draw.samples, 5.0)
+
+
+def test_reservoir_fills_up_and_then_replaces_anywhere():
+    buffer = replay_init(jnp.zeros(()), capacity=1000)
+    for number in range(3):
+        buffer = replay_insert(
+            jax.random.key(number), buffer, jnp.full(600, float(number)), policy="reservoir"
+        )
+        assert int(buffer.filled) == min(600 * (number + 1), 1000)
+    counts = np.bincount(np.asarray(buffer.samples, int), minlength=3)
+    # Of the second batch 400 fill up and 200 replace; of the third all 600 replace, each row of
+    # 1000 hit with probability 1 - (1 - 1/1000)^600.
+    last = 1000 * (1 - (1 - 1 / 1000) ** 600)
+    assert counts[2] == pytest.approx(last, abs=5 * np.sqrt(last))
+    assert 0.25 < counts[0] / (counts[0] + counts[1]) < 0.65
+
+
+def test_chains_written_back_in_place_stay_at_their_rows():
+    buffer = filled()
+    draw = replay_draw(KEY, buffer, jnp.full((3, 2), 9.0), fresh_rate=0.0)
+    after = replay_insert(KEY, buffer, draw.samples + 10, policy="in_place", rows=draw.rows)
+    touched = np.unique(draw.rows)
+    untouched = np.setdiff1d(np.arange(4), touched)
+    np.testing.assert_array_equal(after.samples[touched], buffer.samples[touched] + 10)
+    np.testing.assert_array_equal(after.samples[untouched], buffer.samples[untouched])
+    assert int(after.filled) == 4
+
+
+def test_labels_travel_with_their_samples():
+    buffer = replay_init(jnp.zeros(()), capacity=8, labels={"class": jnp.int32(0)})
+    ids = jnp.arange(8)
+    buffer = replay_insert(KEY, buffer, ids * 10.0, {"class": ids})
+    fresh = {"class": jnp.full(100, 77)}
+    draw = replay_draw(KEY, buffer, jnp.full(100, 770.0), fresh, fresh_rate=0.3)
+    np.testing.assert_array_equal(draw.samples, draw.labels["class"] * 10.0)
+    assert 77 in draw.labels["class"]
+
+
+def test_buffer_split_over_devices_gives_the_same_draws():
+    mesh = make_mesh()
+    buffer = filled(capacity=16)
+    placed = buffer._replace(samples=jax.device_put(buffer.samples, batch_sharding(mesh)))
+    fresh = jnp.zeros((8, 2))
+    expected = replay_draw(KEY, buffer, fresh)
+    jax.tree.map(np.testing.assert_array_equal, replay_draw(KEY, placed, fresh), expected)
+    insert = jax.jit(replay_insert)
+    np.testing.assert_array_equal(
+        insert(KEY, placed, fresh + 3).samples, insert(KEY, buffer, fresh + 3).samples
+    )
+
+
+def test_counting_stops_short_of_overflow():
+    buffer = filled()._replace(inserted=jnp.int32(2**30 + 2))
+    after = replay_insert(KEY, buffer, jnp.full((1, 2), 50.0))
+    place = (2**30 + 2) % 4
+    np.testing.assert_array_equal(after.samples[place], 50.0)
+    assert int(after.inserted) % 4 == (place + 1) % 4
+    assert 4 <= int(after.inserted) < 2**30
+
+
+def test_size_is_named_before_anything_is_allocated():
+    before = len(jax.live_arrays())
+    with pytest.raises(ValueError, match=r"capacity=1000000000 needs 11\d\d\d.\d GiB of float32"):
+        replay_init(jnp.zeros((32, 32, 3)), capacity=10**9)
+    assert len(jax.live_arrays()) <= before
+
+
+LABELLED = replay_init(jnp.zeros(2), capacity=2, labels=jnp.int32(0))
+PLAIN = replay_init(jnp.zeros(2), capacity=2)
+ROWS = jnp.zeros(1, int)
+BAD = {
+    "no room": (lambda: replay_init(jnp.zeros(2), capacity=0), "capacity must be at least 1"),
+    "integers stored": (
+        lambda: replay_init(jnp.zeros(2), capacity=1, storage_dtype=jnp.int32),
+        "storage_dtype must be floating or uint8, got int32",
+    ),
+    "rate": (
+        lambda: replay_draw(KEY, PLAIN, jnp.zeros((1, 2)), fresh_rate=1.5),
+        r"fresh_rate must be in \[0, 1\], got 1.5",
+    ),
+    "labels missing": (
+        lambda: replay_insert(KEY, LABELLED, jnp.zeros((1, 2))),
+        r"labels of samples: expected shapes \(1,\) as in the buffer, got \(\)",
+    ),
+    "labels not wanted": (
+        lambda: replay_draw(KEY, PLAIN, jnp.zeros((1, 2)), jnp.zeros(1)),
+        r"labels of fresh: expected shapes \(\) as in the buffer, got \(1,\)",
+    ),
+    "another shape": (
+        lambda: replay_insert(KEY, PLAIN, jnp.zeros((1, 3))),
+        r"expected shape \[B, 2\] as in the buffer, got \(1, 3\)",
+    ),
+    "too many": (
+        lambda: replay_insert(KEY, PLAIN, jnp.zeros((3, 2))),
+        "a batch of 3 does not fit into capacity 2",
+    ),
+    "policy": (
+        lambda: replay_insert(KEY, PLAIN, jnp.zeros((1, 2)), policy="newest"),
+        "'reservoir' or 'in_place', got 'newest'",
+    ),
+    "rows missing": (
+        lambda: replay_insert(KEY, PLAIN, jnp.zeros((1, 2)), policy="in_place"),
+        "rows: expected them for policy 'in_place' only",
+    ),
+    "rows not wanted": (
+        lambda: replay_insert(KEY, PLAIN, jnp.zeros((1, 2)), rows=ROWS),
+        "rows: expected them for policy 'in_place' only",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_bytes_must_be_scaled_first():
+    with pytest.raises(TypeError, match=r"got uint8; scale bytes to \[0, 1\]"):
+        replay_init(np.zeros(2, np.uint8), capacity=1)
+    with pytest.raises(TypeError, match=r"samples must be floating-point, got uint8"):
+        replay_insert(KEY, PLAIN, np.zeros((1, 2), np.uint8))

@@ -1,0 +1,268 @@
+"""Replay buffer: chains that go on where they stopped many steps ago.
+
+A batch of chains starts from the buffer with probability 1 - rate (0.95 as published) and from
+noise otherwise, runs K steps, and goes back. The buffer is a pytree of fixed shape on the devices,
+so that drawing and inserting are parts of the compiled step and checkpoints hold it like the rest.
+
+Bytes: with ``storage_dtype=uint8`` a component x in [0, 1] is kept as k = floor(255·x) and comes
+back as k/256 + U(0, 1/256), as in the original code: every reuse quantises and dithers it again,
+and shifts it a little (0.5 comes back as 0.4961 to 0.5, 1.0 as 0.9961 to 1.0).
+
+Sources: Du, Mordatch, 2019, arXiv 1903.08689 (ring); Du, Li, Tenenbaum, Mordatch, «Improved
+Contrastive Divergence», 2021, arXiv 2012.01316 (reservoir); Tieleman, «Training restricted
+Boltzmann machines using approximations to the likelihood gradient», 2008 (written back in place).
+"""
+
+import math
+import os
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+MEMORY_SHARE = 0.5  # of a device's memory that a buffer may take
+
+
+class ReplayBuffer(NamedTuple):
+    """Old samples with their labels.
+
+    Attributes:
+        samples: ``[N, ...]``, in the storage dtype.
+        labels: pytree of ``[N, ...]``, or () if there are none.
+        filled: ``[]`` int32, rows in use, at most N.
+        inserted: ``[]`` int32, samples ever inserted.
+    """
+
+    samples: jax.Array
+    labels: Any
+    filled: jax.Array
+    inserted: jax.Array
+
+
+class ReplayDraw(NamedTuple):
+    """Starting points of a batch of chains.
+
+    Attributes:
+        samples: ``[B, ...]`` floating.
+        labels: pytree of ``[B, ...]``, or ().
+        rows: ``[B]`` int32, where they lie in the buffer, for writing back in place.
+        is_new: ``[B]`` bool, True where a chain starts afresh.
+    """
+
+    samples: jax.Array
+    labels: Any
+    rows: jax.Array
+    is_new: jax.Array
+
+
+def replay_init(
+    example: Any, *, capacity: int, labels: Any = (), storage_dtype: DTypeLike | None = None
+) -> ReplayBuffer:
+    """An empty buffer.
+
+    Args:
+        example: one sample ``[...]``, or anything with its shape and dtype.
+        capacity: N.
+        labels: one label (a pytree of scalars or arrays), or () for none.
+        storage_dtype: None keeps the example's dtype; ``jnp.uint8`` stores components in [0, 1] in
+            a byte each.
+
+    Returns:
+        The buffer, all zeros.
+
+    Raises:
+        ValueError: capacity < 1; a storage dtype that is neither floating nor uint8; more bytes
+            than half the memory of a device, with the size named, before anything is allocated.
+        TypeError: if the example is not floating-point.
+
+    >>> buffer = replay_init(jnp.zeros((8, 8, 1)), capacity=100, storage_dtype=jnp.uint8)
+    >>> buffer.samples.shape, buffer.samples.dtype, int(buffer.filled)
+    ((100, 8, 8, 1), dtype('uint8'), 0)
+    """
+    if capacity < 1:
+        raise ValueError(f"capacity must be at least 1, got {capacity}")
+    shape, dtype = jnp.shape(example), jnp.result_type(example)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"example must be floating-point, got {dtype}; scale bytes to [0, 1]")
+    stored = jnp.dtype(dtype if storage_dtype is None else storage_dtype)
+    if stored != jnp.uint8 and not jnp.issubdtype(stored, jnp.floating):
+        raise ValueError(f"storage_dtype must be floating or uint8, got {stored}")
+    needed = capacity * math.prod(shape) * stored.itemsize
+    available = _device_memory()
+    if available is not None and needed > MEMORY_SHARE * available:
+        raise ValueError(
+            f"capacity={capacity} needs {needed / 2**30:.1f} GiB of {stored}, more than half of "
+            f"the {available / 2**30:.1f} GiB there are; store uint8 or fewer samples"
+        )
+
+    def empty(leaf: Any) -> jax.Array:
+        return jnp.zeros((capacity, *jnp.shape(leaf)), jnp.result_type(leaf))
+
+    return ReplayBuffer(
+        samples=jnp.zeros((capacity, *shape), stored),
+        labels=jax.tree.map(empty, labels),
+        filled=jnp.zeros((), jnp.int32),
+        inserted=jnp.zeros((), jnp.int32),
+    )
+
+
+def replay_draw(
+    key: jax.Array,
+    buffer: ReplayBuffer,
+    fresh: jax.Array,
+    fresh_labels: Any = (),
+    *,
+    fresh_rate: float | jax.Array = 0.05,
+) -> ReplayDraw:
+    """Starting points: each from the buffer, or with probability ``fresh_rate`` a fresh one.
+
+    Rows are drawn with replacement; an empty buffer gives fresh samples only.
+
+    Args:
+        key: ``[]`` typed key; consumed.
+        buffer: from ``replay_init``.
+        fresh: ``[B, ...]`` floating, new starting points, such as uniform noise.
+        fresh_labels: their labels, a pytree like those of the buffer.
+        fresh_rate: in [0, 1].
+
+    Returns:
+        A ``ReplayDraw`` in the dtype of ``fresh``.
+
+    Raises:
+        ValueError: shapes that are not those of the buffer, labels that are missing or too many,
+            a rate outside [0, 1].
+        TypeError: if ``fresh`` is not floating-point.
+
+    >>> buffer = replay_init(jnp.zeros(3), capacity=10)
+    >>> draw = replay_draw(jax.random.key(0), buffer, jnp.ones((4, 3)))
+    >>> bool(draw.is_new.all()), float(draw.samples.min())
+    (True, 1.0)
+    """
+    if isinstance(fresh_rate, int | float) and not 0 <= fresh_rate <= 1:
+        raise ValueError(f"fresh_rate must be in [0, 1], got {fresh_rate}")
+    _check(buffer, fresh, fresh_labels, "fresh")
+    row_key, new_key, dither_key = jax.random.split(key, 3)
+    batch = fresh.shape[:1]
+    rows = jax.random.randint(row_key, batch, 0, jnp.maximum(buffer.filled, 1))
+    is_new = jax.random.uniform(new_key, batch) < fresh_rate
+    is_new |= buffer.filled == 0
+
+    old = buffer.samples[rows]
+    if buffer.samples.dtype == jnp.uint8:
+        dither = jax.random.uniform(dither_key, old.shape, jnp.float32)
+        old = (old.astype(jnp.float32) + dither) / 256
+    old = old.astype(fresh.dtype)
+
+    def chosen(new: jax.Array, kept: jax.Array) -> jax.Array:
+        return jnp.where(is_new.reshape(-1, *[1] * (new.ndim - 1)), new, kept)
+
+    labels = jax.tree.map(
+        lambda new, stored: chosen(jnp.asarray(new, stored.dtype), stored[rows]),
+        fresh_labels,
+        buffer.labels,
+    )
+    return ReplayDraw(chosen(fresh, old), labels, rows, is_new)
+
+
+def replay_insert(
+    key: jax.Array,
+    buffer: ReplayBuffer,
+    samples: jax.Array,
+    labels: Any = (),
+    *,
+    policy: Literal["first_in_first_out", "reservoir", "in_place"] = "first_in_first_out",
+    rows: jax.Array | None = None,
+) -> ReplayBuffer:
+    """Puts the ends of a batch of chains into the buffer.
+
+    While there is room every policy appends. Once the buffer is full, ``first_in_first_out``
+    overwrites the oldest, ``reservoir`` a random row each. ``in_place`` returns every chain to the
+    row it was drawn from, also before: B persistent chains, and appends only where there was none.
+
+    Args:
+        key: ``[]`` typed key; consumed (only ``reservoir`` draws).
+        buffer: from ``replay_init``; donate it under ``jax.jit``.
+        samples: ``[B, ...]`` floating, B at most the capacity. For uint8 storage clipped to [0, 1].
+        labels: their labels, a pytree like those of the buffer.
+        policy: see above.
+        rows: ``[B]``, those of ``replay_draw``, for ``in_place``. Of two samples for one row either
+            one stays.
+
+    Returns:
+        The buffer with the samples.
+
+    Raises:
+        ValueError: shapes that are not those of the buffer, labels that are missing or too many, a
+            batch larger than the buffer, an unknown policy, rows missing or not wanted.
+        TypeError: if the samples are not floating-point.
+
+    >>> buffer = replay_init(jnp.zeros(()), capacity=3)
+    >>> for start in (1.0, 3.0):
+    ...     buffer = replay_insert(jax.random.key(0), buffer, start + jnp.arange(2.0))
+    >>> print(buffer.samples, buffer.filled, buffer.inserted)
+    [4. 2. 3.] 3 4
+    """
+    if policy not in ("first_in_first_out", "reservoir", "in_place"):
+        raise ValueError(
+            f"policy must be 'first_in_first_out', 'reservoir' or 'in_place', got {policy!r}"
+        )
+    if (rows is not None) != (policy == "in_place"):
+        raise ValueError(f"rows: expected them for policy 'in_place' only, got policy {policy!r}")
+    _check(buffer, samples, labels, "samples")
+    capacity, batch = len(buffer.samples), len(samples)
+    if batch > capacity:
+        raise ValueError(f"samples: a batch of {batch} does not fit into capacity {capacity}")
+    if buffer.samples.dtype == jnp.uint8:
+        samples = jnp.floor(255 * jnp.clip(samples.astype(jnp.float32), 0, 1))
+
+    following = buffer.inserted % capacity + jnp.arange(batch)
+    if policy == "first_in_first_out":
+        places = following % capacity
+    elif policy == "reservoir":
+        anywhere = jax.random.randint(key, (batch,), 0, capacity)
+        places = jnp.where(buffer.inserted + jnp.arange(batch) < capacity, following, anywhere)
+    else:
+        places = jnp.where(buffer.filled == 0, following, jnp.asarray(rows))
+
+    def put(stored: jax.Array, new: jax.Array) -> jax.Array:
+        return stored.at[places].set(jnp.asarray(new).astype(stored.dtype))
+
+    filled = jnp.minimum(buffer.filled + batch, capacity)
+    if policy == "in_place":
+        filled = jnp.where(buffer.filled == 0, filled, buffer.filled)
+    # Counting stops short of overflow and keeps the place in the ring.
+    inserted = buffer.inserted + batch
+    inserted = jnp.where(inserted > 2**30, capacity + inserted % capacity, inserted)
+    return ReplayBuffer(
+        put(buffer.samples, samples),
+        jax.tree.map(put, buffer.labels, labels),
+        filled.astype(jnp.int32),
+        inserted.astype(jnp.int32),
+    )
+
+
+def _check(buffer: ReplayBuffer, samples: Any, labels: Any, name: str) -> None:
+    dtype, shape = jnp.result_type(samples), jnp.shape(samples)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating-point, got {dtype}; scale bytes to [0, 1]")
+    if shape[1:] != buffer.samples.shape[1:] or not shape:
+        wanted = ", ".join(map(str, buffer.samples.shape[1:]))
+        raise ValueError(f"{name}: expected shape [B, {wanted}] as in the buffer, got {shape}")
+    expected: Any = jax.tree.map(lambda leaf: (*shape[:1], *leaf.shape[1:]), buffer.labels)
+    got: Any = jax.tree.map(jnp.shape, labels)
+    if expected != got:
+        raise ValueError(
+            f"labels of {name}: expected shapes {expected} as in the buffer, got {got}; labels "
+            "travel with their samples, or the buffer has none"
+        )
+
+
+def _device_memory() -> int | None:
+    """Bytes of one device; of the whole machine where the device is its processor."""
+    if statistics := jax.devices()[0].memory_stats():
+        return statistics.get("bytes_limit")
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # systems that do not tell
+        return None

@@ -1,0 +1,96 @@
+"""Underdamped Langevin dynamics: a position with a velocity, integrated as BAOAB.
+
+    dx = v dt,   dv = -∇E dt - γ v dt + √(2γT) dW
+
+One step of size h: B half a kick -h/2·∇E; A half a drift h/2·v; O the friction and noise, exactly,
+v ← c·v + √(T(1-c²))·ξ with c = exp(-γh); A; B. One gradient a step, for the second B, is kept for
+the first B of the next. On quadratic energies the law of the position is exact for every stable
+step (h²a < 4), that of the velocity has the variance T·(1 - h²a/4).
+
+Source: Leimkuhler, Matthews, «Rational construction of stochastic numerical methods for molecular
+sampling», 2013, arXiv 1203.5428.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zoo.energy.sampling import (
+    EnergyFunction,
+    Sampler,
+    SamplerInfo,
+    check_scalar,
+    energy_and_gradient,
+    rows_dot,
+    standard_normal,
+)
+
+
+class UnderdampedState(NamedTuple):
+    """Position, velocity and the gradient there.
+
+    Attributes:
+        position: pytree of ``[B, ...]``.
+        velocity: like the position.
+        gradient: like the position.
+        energy: ``[B]`` float32.
+    """
+
+    position: Any
+    velocity: Any
+    gradient: Any
+    energy: jax.Array
+
+
+def underdamped_langevin(
+    energy_fn: EnergyFunction, *, step_size: float, friction: float, temperature: float = 1.0
+) -> Sampler:
+    """BAOAB: explores further per gradient than ``langevin``, and its position law is closer.
+
+    Args:
+        energy_fn: ``(position) -> [B]``.
+        step_size: h > 0, of time (its square plays the role of ``langevin``'s step).
+        friction: γ > 0; of the order of the slowest frequency explores fastest.
+        temperature: T ≥ 0.
+
+    Returns:
+        A ``Sampler`` with ``UnderdampedState``; ``init`` starts at rest.
+
+    Raises:
+        ValueError: step_size ≤ 0, friction ≤ 0, temperature < 0; when used, a wrong energy shape.
+        TypeError: when used, a position or an energy that is not floating-point.
+
+    >>> sampler = underdamped_langevin(lambda x: (x**2).sum(-1) / 2, step_size=0.5, friction=1.0)
+    >>> state, info = sampler.step(jax.random.key(0), sampler.init(jnp.ones((3, 2))))
+    >>> state.velocity.shape
+    (3, 2)
+    """
+    check_scalar("step_size", step_size)
+    check_scalar("friction", friction)
+    check_scalar("temperature", temperature, positive=False)
+
+    def moved(tree: Any, by: Any, factor: Any) -> Any:
+        return jax.tree.map(lambda a, b: a + jnp.asarray(factor, a.dtype) * b, tree, by)
+
+    def init(position: Any) -> UnderdampedState:
+        energy, gradient = energy_and_gradient(energy_fn, position)
+        # Copies: states are donated, and no two leaves may share memory.
+        position = jax.tree.map(jnp.array, position)
+        return UnderdampedState(position, jax.tree.map(jnp.zeros_like, position), gradient, energy)
+
+    def step(key: jax.Array, state: UnderdampedState) -> tuple[UnderdampedState, SamplerInfo]:
+        decay = jnp.exp(-friction * jnp.float32(step_size))
+        velocity = moved(state.velocity, state.gradient, -step_size / 2)
+        position = moved(state.position, velocity, step_size / 2)
+        velocity = jax.tree.map(lambda v: v * decay.astype(v.dtype), velocity)
+        kick = jnp.sqrt(temperature * -jnp.expm1(-2 * friction * jnp.float32(step_size)))
+        velocity = moved(velocity, standard_normal(key, velocity), kick)
+        position = moved(position, velocity, step_size / 2)
+        energy, gradient = energy_and_gradient(energy_fn, position)
+        velocity = moved(velocity, gradient, -step_size / 2)
+        norm = jnp.sqrt(rows_dot(gradient, gradient))
+        info = SamplerInfo(energy, norm, jnp.ones_like(energy))
+        return UnderdampedState(position, velocity, gradient, energy), info
+
+    return Sampler(init, step)
