@@ -1,0 +1,135 @@
+"""Settings of the weight-averaging experiment.
+
+Article: https://kexue.fm/archives/6583: ResNet-20 on CIFAR-10, Adam at a constant rate of 1e-3.
+
+    small    the default: ResNet-20 on the builtin digits, minutes on two CPU cores
+    smoke    ResNet-8 on them, seconds
+    cifar10  ResNet-20 on 10,000 images of CIFAR-10, a few epochs: what two CPU cores can do
+    paper    the article's: all of CIFAR-10, decay 0.9999, on an accelerator
+"""
+
+import dataclasses
+
+from experiments.command_line import (
+    DistributedConfig,
+    LoopConfig,
+    MeshConfig,
+    at_least,
+    in_unit_interval,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Labelled images."""
+
+    uri: str = "builtin:digits"
+    """builtin:digits (every fifth image is for the test), or file:PATH.npz, or a folder of idx
+    files, or tfds:NAME, with splits train and test."""
+    augment: bool = False
+    """Move images by up to 4 pixels and mirror them at random, as usual for CIFAR-10."""
+    statistics_images: int = 1024
+    """Training images from which the statistics of batch normalisation are recomputed."""
+    test_images: int | None = None
+    """Test images looked at; all if not given."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "data.statistics_images", self.statistics_images)
+        if self.test_images is not None:
+            at_least(1, "data.test_images", self.test_images)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Size of the residual network: three stages of n blocks, depth 6n + 2."""
+
+    depth: int = 20
+    width: int = 16
+    """Channels of the first stage; each stage doubles them."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "model.width", self.width)
+        if self.depth < 8 or (self.depth - 2) % 6:
+            raise ValueError(f"model.depth must be one of 8, 14, 20, …, got {self.depth}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AveragingConfig:
+    """Which averages are kept, and which are made afterwards."""
+
+    decays: tuple[float, ...] = (0.9, 0.98, 0.99)
+    stored_stds: tuple[float, ...] = (0.05, 0.1)
+    """Relative standard deviations of the power-law averages that are stored at evaluations."""
+    post_hoc_stds: tuple[float, ...] = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25)
+    """Those made of them after the training."""
+    post_hoc_checked: float = 0.15
+    """The one of them made for each of the last ten evaluations."""
+
+    def __post_init__(self) -> None:
+        for decay in self.decays:
+            in_unit_interval("averaging.decays", decay)
+        if not self.decays or not self.stored_stds:
+            raise ValueError("averaging.decays and averaging.stored_stds must not be empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Adam at a constant rate."""
+
+    steps: int = 800
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    evaluate_every: int = 40
+    evaluation_batch_size: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "evaluate_every", "evaluation_batch_size"):
+            at_least(1, f"training.{name}", getattr(self, name))
+        at_least(0, "training.learning_rate", self.learning_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Weight averaging."""
+
+    workdir: str = "runs/weight_averaging"
+    """Folder of the run; the same command continues it."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    averaging: AveragingConfig = AveragingConfig()
+    training: TrainingConfig = TrainingConfig()
+    loop: LoopConfig = LoopConfig()
+    mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
+
+
+PRESETS = {
+    "small": Config(),
+    "smoke": Config(
+        workdir="runs/weight_averaging_smoke",
+        model=ModelConfig(depth=8, width=8),
+        data=DataConfig(statistics_images=256),
+        averaging=AveragingConfig(decays=(0.9, 0.97), post_hoc_stds=(0.1, 0.15)),
+        training=TrainingConfig(steps=160, evaluate_every=8, learning_rate=3e-3),
+        loop=LoopConfig(log_every=20, checkpoint_every=50),
+    ),
+    "cifar10": Config(
+        workdir="runs/weight_averaging_cifar10",
+        data=DataConfig(
+            uri="file:$ZOO_DATA/cifar10/cifar10_10k_2k.npz", statistics_images=512, test_images=1000
+        ),
+        averaging=AveragingConfig(decays=(0.98, 0.99, 0.995)),
+        training=TrainingConfig(steps=1200, evaluate_every=40),
+        loop=LoopConfig(log_every=20, checkpoint_every=120),
+    ),
+    "paper": Config(
+        workdir="runs/weight_averaging_paper",
+        data=DataConfig(uri="tfds:cifar10", augment=True, statistics_images=10_000),
+        averaging=AveragingConfig(decays=(0.99, 0.999, 0.9999)),
+        training=TrainingConfig(
+            steps=200 * 1563, batch_size=32, evaluate_every=1563, evaluation_batch_size=1000
+        ),
+        loop=LoopConfig(checkpoint_every=1563),
+    ),
+}

@@ -1,0 +1,361 @@
+"""Trains at a constant rate; evaluates the parameters and all their averages along the way."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from experiments.command_line import MAY_CHANGE
+from experiments.weight_averaging import dirac_gan, figures
+from experiments.weight_averaging.config import AveragingConfig, Config, DataConfig
+from experiments.weight_averaging.resnet import ResNet
+from zoo.averaging import (
+    averaged_parameters,
+    parameter_ema,
+    post_hoc_average,
+    power_law_ema,
+    recompute_statistics,
+)
+from zoo.data import Pipeline, image_arrays, open_source
+from zoo.training import (
+    Checkpointer,
+    Functional,
+    LossOutput,
+    MetricsLog,
+    TrainState,
+    fit,
+    functional_with_state,
+    init_state,
+    initialize_distributed,
+    make_mesh,
+    make_train_step,
+    open_workdir,
+    results_table,
+    write_summary,
+)
+
+SHIFT = 4  # pixels an image may be moved by
+LAST = 10  # evaluations that the spread is taken over
+RAW, RUNNING = "parameters", "parameters, running statistics"
+
+
+def run(config: Config) -> None:
+    """Runs the experiment; continues where an earlier run in the same folder stopped."""
+    initialize_distributed(**dataclasses.asdict(config.distributed))
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    training, averaging = config.training, config.averaging
+    train_source, test_source = open_splits(config.data)
+    images, labels = image_arrays(test_source)
+    batches = Pipeline(
+        train_source, batch_size=training.batch_size, seed=training.seed, remainder="drop"
+    )
+    parts = functional_with_state(
+        lambda rngs: ResNet(
+            images.shape[-1],
+            1 + int(labels.max()),
+            **dataclasses.asdict(config.model),
+            rngs=rngs,
+        )
+    )
+    optimizer = make_optimizer(averaging, training.learning_rate)
+    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
+    state = init_state(
+        parts.init_parameters,
+        optimizer,
+        key=jax.random.key(training.seed),
+        mesh=mesh,
+        init_model_state=parts.init_model_state,
+    )
+    step = make_train_step(
+        make_loss(parts, augment=config.data.augment), optimizer, shardings=state.shardings
+    )
+    evaluation = Evaluation(
+        parts,
+        chunks(*image_arrays(head(train_source, config.data.statistics_images)), training),
+        chunks(images, labels, training),
+    )
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        if jax.process_index() == 0:
+            store(workdir / "snapshots" / f"{int(state.step)}.npz", state, averaging)
+        results = {RUNNING: evaluation.score(state.parameters, state.model_state)}
+        results[RAW] = evaluation(state.parameters, state.model_state)
+        for name in map(ema_name, averaging.decays):
+            average = averaged_parameters(state.optimizer_state, path=f"^{re.escape(name)}$")
+            results[name] = evaluation(average, state.model_state)
+        return {f"{name} {key}": v for name, values in results.items() for key, v in values.items()}
+
+    if jax.process_index() == 0:
+        size = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+        print(
+            f"{config.data.uri}: {len(train_source):,} images to train on, {len(labels):,} to "
+            f"test; ResNet-{config.model.depth} with {size:,} parameters; {training.steps:,} steps "
+            f"on {mesh.size} {jax.devices()[0].device_kind} device(s)"
+        )
+    with (
+        Checkpointer(workdir / "checkpoints", keep=config.loop.keep_checkpoints) as checkpointer,
+        MetricsLog(workdir / "metrics.jsonl") as log,
+    ):
+        state = fit(
+            step,
+            state,
+            batches,
+            num_steps=training.steps,
+            mesh=mesh,
+            checkpointer=checkpointer,
+            log=log,
+            evaluate=evaluate,
+            evaluate_every=training.evaluate_every,
+            checkpoint_every=config.loop.checkpoint_every,
+            log_every=config.loop.log_every,
+            rate_unit="images",
+            progress=config.loop.progress,
+        )
+    if jax.process_index() == 0:
+        curves = read_curves(workdir / "metrics.jsonl")
+        post_hoc = reconstruct(
+            workdir / "snapshots",
+            averaging,
+            sorted(curves[RAW])[-LAST:],
+            lambda parameters: evaluation(parameters, state.model_state),
+            state.parameters,
+        )
+        report(workdir, curves, post_hoc, averaging)
+
+
+def open_splits(data: DataConfig) -> tuple[Any, Any]:
+    """The sources of training and test; the digits, which have no split, give every fifth."""
+    if data.uri.startswith("builtin:"):
+        source = open_source(data.uri)
+        train = [source[i] for i in range(len(source)) if i % 5]
+        test = [source[i] for i in range(len(source)) if i % 5 == 0]
+    else:
+        train, test = (open_source(data.uri, split=split) for split in ("train", "test"))
+    return train, head(test, data.test_images)
+
+
+def head(source: Any, count: int | None) -> Any:
+    """Some examples of a source, evenly out of all of it, as sets may be sorted by class."""
+    if count is None or count >= len(source):
+        return source
+    return [source[int(i)] for i in np.linspace(0, len(source) - 1, count)]
+
+
+def ema_name(decay: float) -> str:
+    """The name of an average in tables, logs and the optimiser's state."""
+    return f"EMA {decay:g}"
+
+
+def power_name(relative_std: float) -> str:
+    """The same for a power-law average."""
+    return f"power law {relative_std:g}"
+
+
+def make_optimizer(
+    averaging: AveragingConfig, learning_rate: float
+) -> optax.GradientTransformation:
+    """Adam, and behind it every average by its name."""
+    return optax.named_chain(
+        ("adam", optax.adam(learning_rate)),
+        *((ema_name(decay), parameter_ema(decay)) for decay in averaging.decays),
+        *((power_name(std), power_law_ema(std)) for std in averaging.stored_stds),
+    )
+
+
+def as_unit(images: jax.Array) -> jax.Array:
+    """Bytes or numbers in 0..1 -> float32 in 0..1."""
+    return images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
+
+
+def move_and_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Each image shifted by up to SHIFT pixels, zeros coming in, and half of them mirrored."""
+
+    def one(key: jax.Array, image: jax.Array) -> jax.Array:
+        shift_key, mirror_key = jax.random.split(key)
+        padded = jnp.pad(image, ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)))
+        row, column = jax.random.randint(shift_key, (2,), 0, 2 * SHIFT + 1)
+        image = jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
+        return jnp.where(jax.random.bernoulli(mirror_key), image[:, ::-1], image)
+
+    return jax.vmap(one)(jax.random.split(key, len(images)), images)
+
+
+def make_loss(parts: Functional, *, augment: bool) -> Callable[..., LossOutput]:
+    """Sum of the cross entropies, in nats."""
+
+    def loss_fn(
+        parameters: Any, batch: Any, *, key: jax.Array, carry: Any, model_state: Any
+    ) -> LossOutput:
+        images = as_unit(batch["image"])
+        images = move_and_mirror(key, images) if augment else images
+        module = parts.rebuild(parameters, key, model_state=model_state)
+        logits = module(images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return LossOutput(
+            total=losses.sum(),
+            weight=jnp.float32(losses.size),
+            model_state=parts.model_state(module),
+        )
+
+    return loss_fn
+
+
+def chunks(images: np.ndarray, labels: np.ndarray, training: Any) -> list[tuple]:
+    """A set in pieces for the device, nearly equal so that few sizes are compiled."""
+    count = -(-len(labels) // training.evaluation_batch_size)
+    pieces = zip(np.array_split(images, count), np.array_split(labels, count), strict=True)
+    return [(jnp.asarray(image), jnp.asarray(label)) for image, label in pieces]
+
+
+class Evaluation:
+    """Scores parameters on the test images, with statistics made for these parameters.
+
+    Args:
+        parts: the network.
+        train_chunks: images for the statistics of batch normalisation.
+        test_chunks: images and labels to be scored on.
+    """
+
+    def __init__(self, parts: Functional, train_chunks: list, test_chunks: list) -> None:
+        self._train_chunks, self._test_chunks = train_chunks, test_chunks
+
+        @jax.jit
+        def batch_statistics(parameters: Any, model_state: Any, images: jax.Array) -> Any:
+            module = parts.rebuild(parameters, jax.random.key(0), model_state=model_state)
+            module.set_attributes(nnx.BatchNorm, momentum=0.0)
+            module(images)
+            return parts.model_state(module)
+
+        @jax.jit
+        def sums(parameters: Any, model_state: Any, images: jax.Array, labels: jax.Array) -> Any:
+            logits = parts.rebuild(parameters, model_state=model_state)(images)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return (logits.argmax(axis=-1) == labels).sum(), losses.sum()
+
+        self._batch_statistics, self._sums = batch_statistics, sums
+
+    def __call__(self, parameters: Any, model_state: Any) -> dict[str, float]:
+        """Accuracy and loss with recomputed statistics."""
+        statistics = recompute_statistics(
+            functools.partial(self._batch_statistics, parameters, model_state),
+            (images for images, _ in self._train_chunks),
+        )
+        return self.score(parameters, statistics)
+
+    def score(self, parameters: Any, model_state: Any) -> dict[str, float]:
+        """Accuracy and loss with the statistics given."""
+        results = [self._sums(parameters, model_state, *chunk) for chunk in self._test_chunks]
+        total = sum(len(labels) for _, labels in self._test_chunks)
+        correct, losses = np.sum(jax.device_get(results), axis=0)
+        return {"accuracy": float(correct / total), "loss": float(losses / total)}
+
+
+def store(path: pathlib.Path, state: TrainState, averaging: AveragingConfig) -> None:
+    """Writes the power-law averages of a step, leaf by leaf."""
+    path.parent.mkdir(exist_ok=True)
+    arrays = {}
+    for std in averaging.stored_stds:
+        name = power_name(std)
+        average = averaged_parameters(state.optimizer_state, path=f"^{re.escape(name)}$")
+        for number, leaf in enumerate(jax.tree.leaves(average)):
+            arrays[f"{name}/{number}"] = np.asarray(leaf)
+    np.savez(path, **arrays)
+
+
+def load(path: pathlib.Path, std: float, like: Any) -> Any:
+    """Reads one of the averages that ``store`` wrote."""
+    structure = jax.tree.structure(like)
+    with np.load(path) as arrays:
+        leaves = [arrays[f"{power_name(std)}/{i}"] for i in range(structure.num_leaves)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def reconstruct(
+    folder: pathlib.Path,
+    averaging: AveragingConfig,
+    steps: list[int],
+    score: Callable[[Any], dict[str, float]],
+    like: Any,
+) -> dict[str, Any]:
+    """Averages of other widths from the stored ones: all at the end, one along the way."""
+    known = sorted(int(path.stem) for path in folder.glob("*.npz"))
+    stored = [(step, std) for step in known for std in averaging.stored_stds]
+    trees = {(step, std): load(folder / f"{step}.npz", std, like) for step, std in stored}
+
+    def make(step: int, relative_std: float) -> dict[str, float]:
+        usable = [pair for pair in stored if pair[0] <= step]
+        average = post_hoc_average(
+            [trees[pair] for pair in usable],
+            [step for step, _ in usable],
+            [std for _, std in usable],
+            relative_std=relative_std,
+        )
+        return score(average)
+
+    return {
+        "by width": {std: make(steps[-1], std) for std in averaging.post_hoc_stds},
+        "by step": {step: make(step, averaging.post_hoc_checked)["accuracy"] for step in steps},
+    }
+
+
+def read_curves(metrics: pathlib.Path) -> dict[str, dict[int, float]]:
+    """Test accuracy by name and step."""
+    curves: dict[str, dict[int, float]] = {}
+    for record in map(json.loads, metrics.read_text().splitlines()):
+        for name, value in record.items():
+            if name.endswith(" accuracy"):
+                curves.setdefault(name.removesuffix(" accuracy"), {})[record["step"]] = value
+    return curves
+
+
+def rows_of(curves: dict[str, dict[int, float]]) -> Iterator[dict[str, Any]]:
+    """Mean and spread of the last evaluations, in percent."""
+    spread = {name: 100 * np.std(list(curve.values())[-LAST:]) for name, curve in curves.items()}
+    for name, curve in curves.items():
+        last = 100 * np.array(list(curve.values())[-LAST:])
+        yield {
+            "evaluated": name,
+            "accuracy %": round(float(last[-1]), 2),
+            f"mean of last {LAST}": round(float(last.mean()), 2),
+            "standard deviation": round(float(spread[name]), 3),
+            "of the parameters'": round(float(spread[name] / spread[RAW]), 3),
+        }
+
+
+def report(
+    workdir: pathlib.Path,
+    curves: dict[str, dict[int, float]],
+    post_hoc: dict[str, Any],
+    averaging: AveragingConfig,
+) -> None:
+    """Tables, pictures and summary."""
+    name = f"post hoc {averaging.post_hoc_checked:g}"
+    curves = {**curves, name: post_hoc["by step"]}
+    rows = list(rows_of(curves))
+    results_table(rows, title="Test images")
+    widths = [
+        {"relative standard deviation": std, "accuracy %": 100 * values["accuracy"], **values}
+        for std, values in post_hoc["by width"].items()
+    ]
+    for row in widths:
+        del row["accuracy"]
+    results_table(widths, title="Power-law averages made after the training")
+    pictures = figures.save(workdir, curves, post_hoc["by width"])
+    summary = {
+        "last": {row["evaluated"]: row for row in rows},
+        "post_hoc": {str(std): values for std, values in post_hoc["by width"].items()},
+        "dirac_gan_period": dirac_gan.PERIOD,
+        "jax": jax.__version__,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    summary_path = write_summary(workdir, summary)
+    print("written:", ", ".join(str(path) for path in (*pictures, summary_path)))
