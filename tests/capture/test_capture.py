@@ -1,0 +1,315 @@
+"""Captured values against functions that return them by hand, in every kind of program."""
+
+import functools
+import operator
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from tests.battery import quick_jit
+from tests.capture.programs import PAIRS, X, by_hand, tapped
+from zoo.capture import capture, tap
+
+CUSTOM = ("custom_jvp", "custom_vjp")
+SLOW_WITHOUT_JIT = ("scan_in_shard_map", "control_flow_in_shard_map")
+NOT_REVERSE = ("while_loop", "condition_of_while", "control_flow_in_shard_map")
+
+
+def assert_same(actual, expected):
+    """The same bits."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    kinds = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+    assert kinds(actual) == kinds(expected)
+
+
+def assert_close(actual, expected, tolerance=1e-6):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance),
+        actual,
+        expected,
+    )
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_values_are_those_of_the_twin_and_outputs_do_not_change(name):
+    function = tapped(name)
+    twin = jax.jit(by_hand(name))(X)
+    output, values = jax.jit(capture(function))(X)
+    assert_close((output, values), twin)
+    assert_same(output, twin[0])
+    if name != "while_loop":
+        # There XLA contracts a product and a sum to one instruction when nobody else reads the
+        # product: a program with one more output, captured or by hand, can differ by a rounding.
+        assert_same(output, jax.jit(function)(X))
+    if name not in SLOW_WITHOUT_JIT:
+        output, values = capture(function)(X)
+        assert_close((output, values), twin)
+        assert_same(output, function(X))
+
+
+def weighted_sum(tree):
+    """A number that depends differently on every float of a tree."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    terms = (
+        jnp.vdot(x, jnp.cos(1.0 + i + jnp.arange(x.size)).reshape(x.shape))
+        for i, x in enumerate(floats)
+    )
+    return functools.reduce(operator.add, terms)
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if name not in CUSTOM])
+def test_values_have_gradients(name):
+    direction = jnp.array([1.0, -0.5, 0.3, 2.0])
+
+    def derivatives(function):
+        def total(x):
+            return weighted_sum(function(x))
+
+        def both(x):
+            forward = jax.jvp(total, (x,), (direction,))
+            return forward, () if name in NOT_REVERSE else jax.grad(total)(x)
+
+        return quick_jit(both)(X)
+
+    assert_close(derivatives(capture(tapped(name))), derivatives(by_hand(name)), 1e-5)
+
+
+@pytest.mark.parametrize("name", CUSTOM)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["", "jit", "remat"])
+def test_custom_rules_stay_for_the_output_and_values_are_ordinary(name, wrap):
+    captured = wrap(capture(tapped(name)))
+    assert_close(jax.grad(lambda x: captured(x)[0])(X), jnp.full(4, 100.0))
+    assert_close(jax.grad(lambda x: jnp.sum(captured(x)[1]["h"]))(X), jnp.cos(X))
+
+    @quick_jit
+    @jax.grad
+    def in_scan(x):
+        return lax.scan(lambda c, _: (c + captured(x)[0], captured(x)[1]["h"]), 0.0, None, 2)[0]
+
+    assert_close(in_scan(X), jnp.full(4, 200.0))
+
+
+def test_vmap_of_capture_has_a_leading_batch_axis_and_flags_per_entry():
+    def function(x):
+        y = lax.while_loop(lambda c: jnp.sum(c) < 9, lambda c: tap(c + 1, "last"), x)
+        return lax.cond(x[0] > 0, lambda x: tap(2 * x, "h"), lambda x: x, y)
+
+    batch = jnp.stack([X, -X, 2 * X])
+    output, values = jax.vmap(capture(function), in_axes=1)(batch.T)
+    each = [capture(function)(x) for x in batch]
+    assert_close((output, values), jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
+    assert values["h"].present.tolist() == [True, False, True]
+
+
+def test_loop_that_never_runs_gives_nan():
+    def function(x):
+        return lax.while_loop(lambda c: jnp.sum(c) < -9, lambda c: tap(c + 1, "last"), x)
+
+    _, values = capture(function)(X)
+    assert jnp.isnan(values["last"]).all()
+    _, values = capture(function)(X.astype(int))
+    assert not values["last"].any()
+
+
+def test_hits_are_numbered_in_program_order_and_chosen_by_number_or_pattern():
+    inner = jax.jit(lambda x: tap(x + 1, "h"))
+
+    def function(x):
+        return tap(inner(inner(x)) * tap(2 * x, "twice"), "h")
+
+    _, values = capture(function)(1.0)
+    assert list(values) == ["h#0", "h#1", "twice", "h#2"]
+    assert [float(v) for v in values.values()] == [2, 3, 2, 6]
+    assert list(capture(function, "h")(1.0)[1]) == ["h#0", "h#1", "h#2"]
+    assert list(capture(function, ["twice", "h#1"])(1.0)[1]) == ["h#1", "twice"]
+    assert list(capture(function, "h#*")(1.0)[1]) == ["h#0", "h#1", "h#2"]
+    assert capture(function, [])(1.0) == (6, {})
+
+
+def test_tap_is_checkpoint_name_and_vanishes_when_compiled():
+    tree = {"a": X, "b": (X, None)}
+    ours = jax.make_jaxpr(lambda x: tap(x, "h"))(tree)
+    assert str(ours) == str(jax.make_jaxpr(lambda x: checkpoint_name(x, "h"))(tree))
+    assert tap((), "h") == ()
+
+    def function(x, tap):
+        return lax.scan(lambda c, x: (tap(jnp.sin(c + x), "h"),) * 2, 0.0, x)
+
+    def lowered(tap):
+        return jax.jit(lambda x: function(x, tap)).lower(X).as_text()
+
+    assert lowered(tap) == lowered(lambda x, _: x)
+
+
+def test_names_of_others_work_and_policies_obey_ours(capsys):
+    def function(x):
+        return jnp.sum(jnp.sin(tap(jnp.sin(checkpoint_name(jnp.sin(x), "theirs")), "ours")))
+
+    assert list(capture(function)(X)[1]) == ["theirs", "ours"]
+    policy = jax.checkpoint_policies.save_only_these_names("ours")
+    saving = jax.checkpoint(function, policy=policy)
+    jax.ad_checkpoint.print_saved_residuals(lambda x: capture(saving, "theirs")(x)[0], X)
+    saved = capsys.readouterr().out
+    assert "named 'ours'" in saved
+    assert "named 'theirs'" not in saved
+
+
+@pytest.mark.parametrize("name", ["scan_in_scan", "remat", "shard_map"])
+def test_captured_costs_what_a_hand_written_output_costs(name):
+    ours = jax.jit(capture(tapped(name))).lower(X).compile().cost_analysis()
+    twin = jax.jit(by_hand(name)).lower(X).compile().cost_analysis()
+    for count in ("flops", "transcendentals", "bytes accessed"):
+        assert ours.get(count) == twin.get(count)
+
+
+def test_traced_once_under_jit_and_compiled_once_without():
+    traces, compilations = [], []
+    step = lambda c, x: (tap(jnp.sin(c + x), "h"), c)  # noqa: E731
+
+    @jax.jit
+    def model(x):
+        return tap(jnp.exp(x), "exp")
+
+    def function(x):
+        traces.append(1)
+        y, _ = lax.scan(step, jnp.float32(0), x)
+        return lax.cond(y > 0, model, jnp.cos, x) + model(x)
+
+    jitted = jax.jit(capture(function))
+    jitted(X)
+    jitted(X + 1)
+    assert len(traces) == 1
+
+    def listener(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(event)
+
+    capture(function)(X)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        capture(function)(X + 1)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert not compilations
+
+
+def test_reads_what_the_function_reads_now():
+    weights = {"w": jnp.float32(2)}
+
+    def function(x):
+        return tap(x * weights["w"], "h")
+
+    captured = capture(function)
+    assert captured(3.0)[1]["h"] == 6
+    weights["w"] = jnp.float32(5)
+    assert captured(3.0)[1]["h"] == 15
+
+
+def test_arguments_that_are_no_arrays_pass_as_they_are():
+    def function(x, *, train, mode="sum", tree):
+        assert mode in ("sum", "mean")
+        scale = 2.0 if train else 1.0
+        return {"y": tap(scale * x + tree["b"], "h"), "none": tree["none"]}
+
+    tree = {"b": np.float32(1), "none": None, "text": "t"}
+    output, values = capture(function)(X, train=True, tree=tree)
+    assert_close(output, {"y": 2 * X + 1, "none": None})
+    assert_close(values, {"h": 2 * X + 1})
+    assert capture(lambda: ())() == ((), {})
+
+
+def test_trees_keys_and_integers_can_be_tapped():
+    def function(key):
+        new = tap(jax.random.key_data(key), "bits")
+        pair = tap({"a": new.astype(jnp.int32), "k": key}, "pair")
+        keys = lax.cond(new[0] > 0, lambda k: tap(k, "key"), lambda k: k, pair["k"])
+        return jax.random.uniform(keys, (2,))
+
+    key = jax.random.key(3)
+    output, values = capture(function)(key)
+    assert_same(output, jax.random.uniform(key, (2,)))
+    assert list(values) == ["bits", "pair#0", "pair#1", "key"]
+    assert values["key"].value.dtype == key.dtype
+    assert not values["key"].present
+
+
+def test_captures_of_captures():
+    function = tapped("scan")
+    (output, inner), outer = capture(capture(function, "h"))(X)
+    assert_same(inner["h"], outer["h"])
+    assert_same(output, function(X))
+
+
+def test_memory_of_dead_values_is_freed_on_the_way():
+    """As many arrays as the plain call keeps, not one per equation."""
+    x = jnp.ones((8, 128))
+
+    def function(x, probe):
+        for _ in range(10):
+            x = jnp.sin(x)
+        jax.debug.callback(probe)
+        return tap(x, "h")
+
+    def peak(call):
+        counts = []
+        call(lambda: counts.append(sum(a.shape == x.shape for a in jax.live_arrays())))
+        jax.effects_barrier()
+        return max(counts)
+
+    plain = peak(lambda probe: function(x, probe))
+    assert peak(lambda probe: capture(functools.partial(function, probe=probe))(x)) <= plain + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (TypeError, r"tap: name must be a string, got int", lambda: tap(X, 3)),
+        *(
+            (
+                ValueError,
+                r"tap: name .* '#'.*, got " + re.escape(repr(bad)),
+                lambda bad=bad: tap(X, bad),
+            )
+            for bad in ("", "h#0", "h*")
+        ),
+        (TypeError, r"capture: fn must be callable, got int", lambda: capture(3)),
+        (TypeError, r"capture: where must be callable, got str", lambda: capture(abs, where="a")),
+        (TypeError, r"capture: names must be a string.*got 3.*where=", lambda: capture(abs, 3)),
+        (TypeError, r"capture: names must be a string", lambda: capture(abs, ["a", None])),
+        (ValueError, r"different, got \['h'\] twice", lambda: capture(abs, ["h", "a", "h"])),
+        (
+            ValueError,
+            r"capture: names .*got 'x'; it reaches: 'h', 'total'$",
+            lambda: capture(tapped("scan_in_scan"), "x")(X),
+        ),
+        (ValueError, r"got 'x'; it reaches: none", lambda: capture(jnp.sin, "x")(X)),
+        (ValueError, r"got 'h'; it reaches: none", lambda: capture(lambda: tap((), "h"), "h")()),
+        (
+            ValueError,
+            r"where must select at least one equation, got none; jax.make_jaxpr",
+            lambda: capture(jnp.sin, where=lambda e: e.primitive.name == "cos")(X),
+        ),
+    ],
+)
+def test_bad_input(error, message, call):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_what_cannot_be_reached_is_said():
+    def function(x):
+        total = lax.reduce(x, 0.0, lambda a, b: tap(a + b, "inside"), (0,))
+        return tap(total, "after")
+
+    with pytest.raises(ValueError, match=r"'inside' lies inside 'reduce'.*name the taps to use"):
+        capture(function)(X)
+    with pytest.raises(ValueError, match=r"got 'x'; it reaches: 'after'; out .* 'inside' in reduc"):
+        capture(function, "x")(X)
+    assert_close(capture(function, "after")(X)[1], {"after": jnp.sum(X)})
