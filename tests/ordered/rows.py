@@ -100,7 +100,7 @@ def bad_layer(function, make):
             lambda: function(*arguments, chunk_size=CHUNK, master_input="paper"),
             ValueError,
             argument="master_input",
-            expected="'complement' or 'reverse'",
+            expected="'complement', 'reverse' or 'none'",
             got="got 'paper'",
         ),
     )
@@ -145,6 +145,14 @@ BAD_SEQUENCES = (
         got=r"\(2, 3\)",
     ),
     bad_sequence(
+        "a mask of another length",
+        lambda xs, **_: {"mask": jnp.ones((2, 2), bool)},
+        ValueError,
+        argument="mask",
+        expected=r"bool \[time, batch\] = \(3, 2\)",
+        got=r"\(2, 2\)",
+    ),
+    bad_sequence(
         "the carry of another batch",
         lambda carry, **_: {"carry": jax.tree.map(lambda leaf: leaf[:1], carry)},
         ValueError,
@@ -153,6 +161,17 @@ BAD_SEQUENCES = (
         got=r"\(1, 2, 2\)",
     ),
 )
+
+
+def masked_arguments(generator, batch, dtype):
+    mask = jnp.asarray(generator.random((3, *batch)) < 0.7)
+    return *sequence_arguments(generator, batch, dtype), mask
+
+
+def masked_reversed(params, xs, carry, mask):
+    """The padding must not count, in the direction in which it comes first."""
+    return ordered.on_lstm(params, xs, carry, chunk_size=CHUNK, mask=mask, reverse=True)
+
 
 # On saturated gates a matrix product must not overflow: 3 + 4 products of inputs and weights.
 LAYER = {"differentiable": (0, 1, 2), "extreme": 0.05, "extreme_arguments": (1,)}
@@ -206,6 +225,16 @@ ROWS = [
             **LAYER,
         )
         for master_input in ("complement", "reverse")
+    ),
+    Row(
+        name="zoo.ordered.on_lstm",
+        variant="masked, reversed",
+        function=masked_reversed,
+        arguments=masked_arguments,
+        axes=(None, 1, 0, 1),
+        out_axes=ordered.OnLstmOutput(1, 0, 1),
+        wide=ordered.OnLstmOutput(False, False, True),
+        **LAYER,
     ),
     Row(
         name="zoo.ordered.dropout",

@@ -269,6 +269,94 @@ def test_master_gates_explain_the_depths():
     assert (gates.input[..., -1] == 0).all()
 
 
+def run_masked(params, xs, lengths, *, reverse=False):
+    mask = jnp.arange(len(xs))[:, None] < lengths[None]
+    return jax.jit(partial(on_lstm, chunk_size=2, reverse=reverse))(params, xs, mask=mask)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_padding_does_not_count(reverse):
+    params = random_layer(jax.random.key(20))
+    xs = jax.random.normal(jax.random.key(21), (6, 3, 5))
+    lengths = jnp.array([6, 4, 0])
+    output = run_masked(params, xs.at[4:, 1].set(jnp.nan), lengths, reverse=reverse)
+    alone = on_lstm(params, xs[:4, 1:2], chunk_size=2, reverse=reverse)
+    np.testing.assert_allclose(output.hidden[:4, 1:2], alone.hidden, atol=1e-6)
+    np.testing.assert_allclose(output.carry.cell[1:2], alone.carry.cell, atol=1e-6)
+    np.testing.assert_allclose(output.depths.forget[:4, 1:2], alone.depths.forget, atol=1e-6)
+    assert (output.depths.forget[4:, 1] == 0).all()
+    repeated = jnp.zeros(8) if reverse else output.carry.hidden[1]
+    np.testing.assert_array_equal(output.hidden[5, 1], repeated)
+    assert (output.carry.hidden[2] == 0).all()  # a sentence without words
+
+    def loss(xs):
+        return jnp.sum(run_masked(params, xs, lengths, reverse=reverse).hidden ** 2)
+
+    gradient = jax.grad(loss)(xs)
+    assert np.isfinite(gradient).all()
+    assert (gradient[4:, 1] == 0).all()
+    assert (gradient[:4, 1] != 0).all()
+
+
+def test_reversed_reads_from_the_end_and_two_directions_see_everything():
+    params = random_layer(jax.random.key(22))
+    xs = jax.random.normal(jax.random.key(23), (6, 3, 5))
+    backward = OnLstm(5, 8, chunk_size=2, reverse=True, rngs=nnx.Rngs(0))
+    output = on_lstm(params, xs, chunk_size=2, reverse=True)
+    np.testing.assert_allclose(output.hidden[::-1], run(params, xs[::-1]).hidden, atol=1e-6)
+    np.testing.assert_allclose(output.hidden[0], output.carry.hidden, atol=0)
+
+    def both(xs):
+        forward = run(params, xs).hidden
+        return jnp.concatenate([forward, backward(xs).hidden], axis=-1)
+
+    changed = both(xs.at[2].add(1.0)) != both(xs)
+    assert changed.any(axis=(1, 2)).all()
+
+
+def test_without_master_gates_it_is_a_plain_lstm():
+    params = random_layer(jax.random.key(24))
+    xs = jax.random.normal(jax.random.key(25), (6, 3, 5))
+    plain = OnLstmParams(*(p[..., 8:] for p in params))
+    output = on_lstm(plain, xs, chunk_size=2, master_input="none")
+    order = np.array([2, 3, 1, 0])  # Flax: input, forget, candidate, output
+    lstm = nnx.OptimizedLSTMCell(5, 8, rngs=nnx.Rngs(0))
+    kernels = [p.reshape(*p.shape[:-1], 4, 8)[..., order, :] for p in plain]
+    lstm.dense_i.kernel[...] = kernels[0].reshape(5, 32)
+    lstm.dense_h.kernel[...] = kernels[1].reshape(8, 32)
+    lstm.dense_h.bias[...] = kernels[2].reshape(32)
+    zeros = jnp.zeros((3, 8))
+    theirs = nnx.RNN(lstm, time_major=True)(xs, initial_carry=(zeros, zeros))
+    np.testing.assert_allclose(output.hidden, theirs, atol=1e-5)
+    forget = jax.nn.sigmoid(xs[0] @ plain.input_kernel + plain.bias[None])[:, 24:]
+    np.testing.assert_allclose(output.depths.forget[0], 1 - forget.mean(-1), atol=1e-6)
+
+
+def test_master_gates_stay_in_their_bounds_and_in_order():
+    # 1 - cumax in float32 is negative in one draw of ten at this size.
+    params = random_layer(jax.random.key(26), features=100, chunk_size=1, scale=2.0)
+    xs = jax.random.normal(jax.random.key(27), (2000, 5))
+    for master_input in ("complement", "reverse"):
+        gates = master_gates(
+            params, jnp.zeros((2000, 100)), xs, chunk_size=1, master_input=master_input
+        )
+        for gate in gates:
+            assert (gate >= 0).all()
+            assert (gate <= 1).all()
+        assert (gates.forget[:, -1] == 1).all()
+        assert (np.diff(gates.forget) >= -3e-7).all()
+        assert (np.diff(gates.input) <= 3e-7).all()
+        logits = xs @ params.input_kernel[:, :200] + params.bias[None, :200]
+        np.testing.assert_allclose(gates.forget, cumax(logits[:, 100:]), atol=2e-6)
+        reverse = cumax(logits[:, :100], reverse=True)
+        if master_input == "reverse":
+            np.testing.assert_allclose(gates.input, reverse, atol=2e-6)
+            assert (gates.input[:, 0] == 1).all()
+        else:
+            np.testing.assert_allclose(gates.input[:, :-1], reverse[:, 1:], atol=2e-6)
+            assert (gates.input[:, -1] == 0).all()
+
+
 def test_no_step_is_the_identity():
     params = random_layer(jax.random.key(13))
     carry = OnLstmCarry(jnp.ones((3, 8)), jnp.ones((3, 4, 2)))
@@ -340,8 +428,19 @@ def bad_calls():
     yield (
         "gate",
         lambda: on_lstm(params, xs, chunk_size=2, master_input="paper"),
-        r"'complement' or 'reverse', got 'paper'",
+        r"'complement', 'reverse' or 'none', got 'paper'",
     )
+    yield (
+        "master gates",
+        lambda: master_gates(params, xs[0, :, :1], xs[0], chunk_size=2, master_input="none"),
+        "has none",
+    )
+    for mask in (jnp.ones((5, 3), bool), jnp.ones((6, 3))):
+        yield (
+            f"mask {mask.dtype}",
+            lambda mask=mask: on_lstm(params, xs, chunk_size=2, mask=mask),
+            r"mask must be bool \[time, batch\] = \(6, 3\).*got (bool \(5, 3\)|float32 \(6, 3\))",
+        )
 
 
 @pytest.mark.parametrize(("call", "message"), [pytest.param(c, m, id=n) for n, c, m in bad_calls()])

@@ -74,7 +74,7 @@ class OnLstmLanguageModel(nnx.Module):
         hidden_features: width of the other layers.
         num_layers: number of layers.
         chunk_size: C, units that share a master gate value; must divide both widths.
-        master_input: ``"complement"`` (paper) or ``"reverse"`` (article).
+        master_input: ``"complement"`` (paper), ``"reverse"`` (article) or ``"none"`` (plain LSTM).
         embedding_dropout: share of words whose vector is 0 for one call, at input only.
         input_dropout: locked dropout of the embedded words.
         hidden_dropout: locked dropout between layers.

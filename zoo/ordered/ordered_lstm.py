@@ -16,7 +16,8 @@ what spans the sentence, low levels what changes with every word; how far f̃ fo
 
 The paper's ĩ is exactly 0 at the top level, where f̃ is exactly 1: the top chunk of the cell never
 leaves its initial value. ``master_input="reverse"`` is the article's symmetric gate, the sum from
-the other end, which has no dead chunk.
+the other end, which has no dead chunk. ``master_input="none"`` leaves the master gates out (both
+are 1): a plain LSTM, for comparison, whose ``Depths.forget`` is 1 - mean f.
 
 Sources: Yikang Shen, Shawn Tan, Alessandro Sordoni, Aaron Courville, «Ordered Neurons: Integrating
 Tree Structures into Recurrent Neural Networks», 2018, arXiv 1810.09536; Su Jianlin,
@@ -35,7 +36,7 @@ from zoo.ordered.cell import (
     MasterInput,
     OnLstmCarry,
     OnLstmParams,
-    affine,
+    State,
     dot,
     gates_from_logits,
     recur,
@@ -108,13 +109,16 @@ def master_gates(
 
     Reference: arXiv 1810.09536, equations 9 and 10.
     """
-    levels = _check_params(params, chunk_size)
+    if master_input == "none":
+        raise ValueError("master_gates: master_input='none' has none, expected one that has")
+    levels = _check_params(params, chunk_size, master_input)
     _check_operand("x", x, params.input_kernel)
     _check_operand("hidden", hidden, params.recurrent_kernel)
-    _check_master_input(master_input)
-    kernels = (params.input_kernel[:, : 2 * levels], params.recurrent_kernel[:, : 2 * levels])
-    logits = affine(x, kernels[0], params.bias[: 2 * levels]) + dot(hidden, kernels[1])
-    return gates_from_logits(logits, levels, master_input)
+    first = OnLstmParams(*(p[..., : 2 * levels] for p in params))
+    logits = dot(x, first.input_kernel) + dot(hidden, first.recurrent_kernel)
+    columns = logits.reshape(-1, 2 * levels).T + first.bias.astype(logits.dtype)[:, None]
+    gates = gates_from_logits(columns, master_input)
+    return MasterGates(*(gate.T.reshape(*logits.shape[:-1], levels) for gate in gates))
 
 
 def on_lstm_step(
@@ -133,8 +137,8 @@ def on_lstm_step(
         x: ``[B, I]``, the input.
         chunk_size: C, units that share a master gate value.
         master_input: ``"complement"``, the paper's ĩ = 1 - cumax, which leaves the top chunk of the
-            cell at its initial value for ever; or ``"reverse"``, the article's ĩ, the cumax from
-            the last level down.
+            cell at its initial value for ever; ``"reverse"``, the article's ĩ, the cumax from the
+            last level down; or ``"none"``, a plain LSTM, whose params have 4D columns.
 
     Returns:
         The state after the step in the dtype of ``x``, and the depths ``[B]``.
@@ -162,6 +166,8 @@ def on_lstm(
     *,
     chunk_size: int,
     master_input: MasterInput = "complement",
+    mask: jax.Array | None = None,
+    reverse: bool = False,
 ) -> OnLstmOutput:
     """Runs an ON-LSTM layer over a sequence, :func:`on_lstm_step` for each ``xs[t]``.
 
@@ -173,11 +179,16 @@ def on_lstm(
         xs: ``[T, B, I]``, time first. T = 0 returns the carry as it came.
         carry: state before the first step, zeros if None.
         chunk_size: C, units that share a master gate value; must divide D.
-        master_input: ``"complement"`` (paper) or ``"reverse"`` (article), see
+        master_input: ``"complement"`` (paper), ``"reverse"`` (article) or ``"none"``, see
             :func:`on_lstm_step`.
+        mask: ``[T, B]`` bool, false at padding: the carry stays as it was, ``hidden`` repeats it,
+            the depths are 0, and ``xs`` has no influence whatever it holds. All true if None.
+        reverse: reads from the last step to the first. A forward and a reversed layer side by side,
+            ``jnp.concatenate([a.hidden, b.hidden], -1)``, are a bidirectional one.
 
     Returns:
-        ``OnLstmOutput`` in the dtype of ``xs``; depths in at least float32.
+        ``OnLstmOutput`` in the dtype of ``xs``, ``hidden[t]`` after reading ``xs[t]``; depths in at
+        least float32.
 
     Raises:
         ValueError: if shapes or ``chunk_size`` do not fit; TypeError: if an input is not floating.
@@ -192,7 +203,7 @@ def on_lstm(
 
     Reference: arXiv 1810.09536, section 4.
     """
-    levels = _check_params(params, chunk_size)
+    levels = _check_params(params, chunk_size, master_input)
     _check_operand("xs", xs, params.input_kernel)
     if xs.ndim != 3:
         raise ValueError(f"on_lstm: xs must be [time, batch, features], got shape {xs.shape}")
@@ -205,13 +216,20 @@ def on_lstm(
             f"on_lstm: carry must have shapes hidden, cell = {expected} for this batch and "
             f"chunk_size={chunk_size}, got {got}; build it with initial_carry"
         )
-    _check_master_input(master_input)
-    projected = affine(xs, params.input_kernel, params.bias)
-    wide = OnLstmCarry(*(x.astype(projected.dtype) for x in carry))
+    if mask is not None:
+        _check_mask(mask, xs)
+        xs = jnp.where(mask[..., None], xs, 0)
+    projected = dot(xs, params.input_kernel)
+    projected = (projected + params.bias.astype(projected.dtype)[None, None]).swapaxes(1, 2)
+    state = State(carry.hidden.T, jnp.moveaxis(carry.cell, 0, -1))
+    state = jax.tree.map(lambda x: x.astype(projected.dtype), state)
     kernel = params.recurrent_kernel.astype(xs.dtype)
-    hidden, last, depths = recur(master_input, kernel, wide, projected)
-    carry = OnLstmCarry(*(x.astype(xs.dtype) for x in last))
-    return OnLstmOutput(hidden.astype(xs.dtype), carry, depths)
+    hidden, last, depths = recur(master_input, reverse, kernel, state, projected, mask)
+    if mask is not None:
+        depths = jax.tree.map(lambda depth: jnp.where(mask, depth, 0), depths)
+    carry = OnLstmCarry(last.hidden.T, jnp.moveaxis(last.cell, -1, 0))
+    carry = jax.tree.map(lambda x: x.astype(xs.dtype), carry)
+    return OnLstmOutput(hidden.swapaxes(1, 2).astype(xs.dtype), carry, depths)
 
 
 class OnLstm(nnx.Module):
@@ -223,8 +241,9 @@ class OnLstm(nnx.Module):
         in_features: I, width of the input.
         features: D, number of units.
         chunk_size: C, units that share a master gate value; must divide ``features``.
-        master_input: ``"complement"`` (paper) or ``"reverse"`` (article).
+        master_input: ``"complement"`` (paper), ``"reverse"`` (article) or ``"none"``.
         param_dtype: dtype of the parameters.
+        reverse: read from the last step to the first.
         rngs: Flax's random streams; ``params`` is used.
 
     Raises:
@@ -247,12 +266,14 @@ class OnLstm(nnx.Module):
         chunk_size: int,
         master_input: MasterInput = "complement",
         param_dtype: Any = jnp.float32,
+        reverse: bool = False,
         rngs: nnx.Rngs,
     ):
-        columns = 4 * features + 2 * _num_levels(features, chunk_size)
+        columns = _num_columns(features, chunk_size, master_input)
         self.features = features
         self.chunk_size = chunk_size
         self.master_input = master_input
+        self.reverse = reverse
 
         def uniform(shape: tuple[int, ...], fan_in: int) -> nnx.Param:
             bound = fan_in**-0.5
@@ -270,10 +291,18 @@ class OnLstm(nnx.Module):
         """The parameters as :func:`on_lstm` takes them."""
         return OnLstmParams(self.input_kernel[...], self.recurrent_kernel[...], self.bias[...])
 
-    def __call__(self, xs: jax.Array, carry: OnLstmCarry | None = None) -> OnLstmOutput:
+    def __call__(
+        self, xs: jax.Array, carry: OnLstmCarry | None = None, *, mask: jax.Array | None = None
+    ) -> OnLstmOutput:
         """Runs the layer over ``xs`` ``[T, B, I]``, see :func:`on_lstm`."""
         return on_lstm(
-            self.params, xs, carry, chunk_size=self.chunk_size, master_input=self.master_input
+            self.params,
+            xs,
+            carry,
+            chunk_size=self.chunk_size,
+            master_input=self.master_input,
+            mask=mask,
+            reverse=self.reverse,
         )
 
 
@@ -287,23 +316,36 @@ def _num_levels(features: int, chunk_size: int) -> int:
     return features // chunk_size
 
 
-def _check_params(params: OnLstmParams, chunk_size: int) -> int:
+def _num_columns(features: int, chunk_size: int, master_input: MasterInput) -> int:
+    """4D + 2L, or 4D without master gates."""
+    if master_input not in ("complement", "reverse", "none"):
+        raise ValueError(
+            f"master_input must be 'complement', 'reverse' or 'none', got {master_input!r}"
+        )
+    levels = _num_levels(features, chunk_size)
+    return 4 * features + (0 if master_input == "none" else 2 * levels)
+
+
+def _check_params(params: OnLstmParams, chunk_size: int, master_input: MasterInput) -> int:
     """Checks the parameters' shapes; returns the number of levels."""
     features = params.recurrent_kernel.shape[0]
-    levels = _num_levels(features, chunk_size)
-    columns = 4 * features + 2 * levels
+    columns = _num_columns(features, chunk_size, master_input)
+    levels = features // chunk_size
     expected = ((params.input_kernel.shape[0], columns), (features, columns), (columns,))
     if (got := tuple(p.shape for p in params)) != expected:
         raise ValueError(
             f"params must have shapes {expected} (4D + 2L columns for D={features} units and "
-            f"L={levels} levels of chunk_size={chunk_size}), got {got}"
+            f"L={levels} levels of chunk_size={chunk_size}, 4D without master gates), got {got}"
         )
     return levels
 
 
-def _check_master_input(master_input: str) -> None:
-    if master_input not in ("complement", "reverse"):
-        raise ValueError(f"master_input must be 'complement' or 'reverse', got {master_input!r}")
+def _check_mask(mask: jax.Array, xs: jax.Array) -> None:
+    if mask.shape != xs.shape[:2] or mask.dtype != bool:
+        raise ValueError(
+            f"mask must be bool [time, batch] = {xs.shape[:2]} like xs, got {mask.dtype} "
+            f"{mask.shape}; from lengths: jnp.arange(time)[:, None] < lengths[None]"
+        )
 
 
 def _check_operand(name: str, x: jax.Array, kernel: jax.Array) -> None:
