@@ -1,0 +1,367 @@
+"""The Transformer: golden numbers, masks, packed rows, variants that must agree, bad input."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.battery import quick_jit
+from zoo.transformer import LayerNorm, Transformer, TransformerConfig
+from zoo.transformer.config import TAGS
+
+TINY = TransformerConfig(
+    vocab_size=17,
+    features=8,
+    num_layers=3,
+    num_heads=2,
+    feedforward_features=12,
+    max_positions=10,
+)
+BATCH, TIME = 2, 7
+
+
+def build(config=TINY, make_norm=LayerNorm):
+    """A model with all parameters random, without compiling anything."""
+
+    @nnx.eval_shape
+    def abstract():
+        return Transformer(config, make_norm=make_norm, rngs=nnx.Rngs(0))
+
+    generator = np.random.default_rng(0)
+
+    def draw(leaf):
+        return jnp.asarray(generator.normal(size=leaf.shape, scale=0.4), leaf.dtype)
+
+    graph, state = nnx.split(abstract)
+    return nnx.merge(graph, jax.tree.map(draw, state))
+
+
+def changed(**changes):
+    return dataclasses.replace(TINY, **changes)
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return jax.random.randint(jax.random.key(1), (BATCH, TIME), 1, TINY.vocab_size)
+
+
+def run(model, ids, **keywords):
+    graph, parameters = nnx.split(model)
+    return quick_jit(lambda p, ids, k: nnx.merge(graph, p)(ids, **k))(parameters, ids, keywords)
+
+
+def test_numbers_of_the_original():
+    """The weights and numbers of bert4keras, whose j-th array is 0.1 sin(0.7 i + j), + 1 at scales.
+
+    Recipe: bert4keras under TensorFlow 2.15, V 61, hidden 16, 2 layers, 2 heads, feed-forward 32,
+    12 positions, 2 segments, erf gelu, with_mlm linear.
+    """
+    config = TransformerConfig(
+        vocab_size=61,
+        features=16,
+        num_layers=2,
+        num_heads=2,
+        feedforward_features=32,
+        max_positions=12,
+    )
+    model = build(config)
+    flat = {"/".join(map(str, p)): v for p, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    norm = ("bias", "scale")
+    layer = [
+        *(
+            f"attention/{n}_{kind}"
+            for n in ("query", "key", "value", "output")
+            for kind in ("kernel", "bias")
+        ),
+        *(f"attention_norm/{kind}" for kind in norm),
+        *(f"feedforward/{n}_{kind}" for n in ("expand", "contract") for kind in ("kernel", "bias")),
+        *(f"feedforward_norm/{kind}" for kind in norm),
+    ]
+    names = [
+        *(f"{n}_embedding" for n in ("token", "segment", "position")),
+        *(f"embedding_norm/{kind}" for kind in norm),
+        *(f"{number}/{name}" for number in range(2) for name in layer),
+        *("head_kernel", "head_bias", "head_norm/bias", "head_norm/scale", "output_bias"),
+    ]
+    values = {name: [None, None] for name in layer}
+    for j, name in enumerate(names):
+        number, _, inner = name.partition("/")
+        stacked = number.isdigit()
+        shape = flat[f"layers/{inner}"].shape[1:] if stacked else flat[name].shape
+        value = 0.1 * np.sin(0.7 * np.arange(np.prod(shape)) + j) + name.endswith("scale")
+        if stacked:
+            values[inner][int(number)] = value.reshape(shape)
+        else:
+            flat[name].set_value(jnp.asarray(value.reshape(shape), jnp.float32))
+    for name, both in values.items():
+        flat[f"layers/{name}"].set_value(jnp.asarray(np.stack(both), jnp.float32))
+    nnx.update(model, nnx.from_flat_state({tuple(k.split("/")): v for k, v in flat.items()}))
+
+    ids = jnp.array(
+        [[2, 5, 6, 4, 8, 3] + [0] * 6, [2, 9, 4, 11, 12, 13, 14, 3] + [0] * 4], jnp.int32
+    )
+    logits = run(model, ids, segment_ids=jnp.zeros_like(ids), mask=ids != 0)
+    np.testing.assert_allclose(
+        logits[0, 3, :4], [-0.045694, -1.274937, -0.557048, 0.936410], atol=2e-6
+    )
+    np.testing.assert_allclose(
+        logits[1, 2, :4], [0.133167, -1.250664, -0.726054, 0.843519], atol=2e-6
+    )
+    squares = jnp.sum(jnp.where((ids != 0)[..., None], logits, 0) ** 2)
+    assert squares == pytest.approx(558.552, abs=1e-3)
+    likelihoods = jax.nn.log_softmax(logits)
+    assert -(likelihoods[0, 3, 7] + likelihoods[1, 2, 10]) / 2 == pytest.approx(4.857132, abs=2e-6)
+
+
+def influence(model, ids, **keywords):
+    """[T, T] bool: whether the hidden state i changes with the token j."""
+
+    def embed_and_run(ids):
+        return model.encode(ids, **keywords)[0]
+
+    apply = quick_jit(embed_and_run)
+    before = apply(ids)
+    columns = []
+    for j in range(ids.shape[1]):
+        after = apply(ids.at[0, j].set((ids[0, j] + 1) % model.config.vocab_size))
+        columns.append(np.asarray(jnp.any(jnp.abs(after - before) > 1e-6, axis=-1)))
+    return np.stack(columns, axis=1)
+
+
+def test_masks_let_exactly_the_allowed_positions_see(ids):
+    order = np.arange(TIME)
+    both = influence(build(), ids[:1])
+    assert both.all()
+    causal = influence(build(changed(mask="causal")), ids[:1])
+    np.testing.assert_array_equal(causal, order[:, None] >= order[None])
+    segments = jnp.array([[0, 0, 0, 1, 1, 1, 1]])
+    prefix = influence(build(changed(mask="prefix")), ids[:1], segment_ids=segments)
+    np.testing.assert_array_equal(prefix, (order[:, None] >= order[None]) | (order[None] < 3))
+
+
+@pytest.mark.parametrize("mask", ["bidirectional", "causal", "prefix"])
+def test_packed_documents_are_what_they_are_alone(ids, mask):
+    model = build(changed(mask=mask))
+    lengths = (3, 4)
+    segments = jnp.array([[0, 1, 1, 0, 0, 1, 1]])
+    documents = jnp.array([[4, 4, 4, 2, 2, 2, 2]])
+    packed = run(model, ids[:1], segment_ids=segments, document_ids=documents)
+    start = 0
+    for length in lengths:
+        part = slice(start, start + length)
+        alone = run(model, ids[:1, part], segment_ids=segments[:, part])
+        np.testing.assert_allclose(packed[:, part], alone, atol=2e-6)
+        start += length
+
+
+@pytest.mark.parametrize("mask", ["bidirectional", "causal", "prefix"])
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+def test_padding_changes_nothing(ids, mask, norm_position):
+    model = build(changed(mask=mask, norm_position=norm_position))
+    segments = jnp.array([[0, 0, 0, 1, 1, 1, 1]] * 2)
+    expected = run(model, ids, segment_ids=segments)
+    padded = jnp.pad(ids, ((0, 0), (0, 3)))
+    given = jnp.broadcast_to(jnp.arange(TIME + 3) < TIME, padded.shape)
+    actual = run(model, padded, segment_ids=jnp.pad(segments, ((0, 0), (0, 3))), mask=given)
+    np.testing.assert_allclose(actual[:, :TIME], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("mask", ["bidirectional", "causal"])
+def test_a_row_of_padding_alone_is_finite_and_so_is_its_gradient(ids, mask):
+    model = build(changed(mask=mask))
+    given = jnp.array([[True] * TIME, [False] * TIME])
+    graph, parameters = nnx.split(model)
+
+    def loss(parameters):
+        return jnp.sum(nnx.merge(graph, parameters)(ids, mask=given) ** 2)
+
+    value, gradients = quick_jit(jax.value_and_grad(loss))(parameters)
+    assert jnp.isfinite(value)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
+
+
+def loss_and_gradients(config, ids, key=None):
+    graph, parameters = nnx.split(build(config))
+
+    def loss(parameters):
+        logits = nnx.merge(graph, parameters)(ids, key=key)
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) ** 2)
+
+    value, gradients = quick_jit(jax.value_and_grad(loss))(parameters)
+    return value, nnx.to_pure_dict(gradients)
+
+
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+def test_loop_written_out_and_rematerialised_layers_give_the_same(ids, norm_position):
+    key = jax.random.key(3)  # the same dropout too
+    base = changed(norm_position=norm_position, dropout=0.2)
+    expected = loss_and_gradients(base, ids, key)
+    variants = [{"scan_layers": False}, {"scan_layers": False, "remat": "full"}]
+    variants += [{"remat": remat} for remat in ("full", "dots", ("attention", "hidden"))]
+    for variant in variants:
+        actual = loss_and_gradients(dataclasses.replace(base, **variant), ids, key)
+        jax.tree.map(
+            lambda a, e: np.testing.assert_allclose(a, e, atol=2e-6, rtol=1e-5), actual, expected
+        )
+
+
+def names_in(jaxpr, primitive):
+    """The names that this primitive carries anywhere in a program."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == primitive:
+            found.append(equation.params["name"])
+        for inner in jax.tree.leaves(
+            [v for v in equation.params.values()],
+            is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr"),
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                found += names_in(inner, primitive)
+    return found
+
+
+def test_values_worth_reading_are_tagged(ids):
+    jaxpr = jax.make_jaxpr(build())(ids).jaxpr
+    assert sorted(set(names_in(jaxpr, "name"))) == sorted(TAGS)
+
+
+def test_dropout_is_there_with_a_key_only(ids):
+    model = build(changed(dropout=0.5))
+    plain = run(model, ids)
+    np.testing.assert_array_equal(plain, run(model, ids))
+    one, two = (run(model, ids, key=jax.random.key(seed)) for seed in (0, 1))
+    assert not np.allclose(one, plain)
+    assert not np.allclose(one, two)
+
+
+def test_logits_at_chosen_positions(ids):
+    model = build()
+    positions = jnp.array([[5, 0], [2, 2]])
+    everywhere = run(model, ids)
+    chosen = run(model, ids, positions=positions)
+    expected = np.take_along_axis(np.asarray(everywhere), np.asarray(positions)[..., None], axis=1)
+    np.testing.assert_allclose(chosen, expected, atol=1e-6)
+    assert jnp.isnan(run(model, ids, positions=jnp.full((2, 1), TIME))).all()
+
+
+def test_ids_outside_the_vocabulary_give_nan(ids):
+    for wrong in (TINY.vocab_size, -TINY.vocab_size - 1):
+        logits = run(build(changed(mask="causal")), ids.at[0, 3].set(wrong))
+        assert jnp.isnan(logits[0, 3:]).all()
+        assert jnp.isfinite(logits[0, :3]).all()
+        assert jnp.isfinite(logits[1]).all()
+
+
+class ShiftedNorm(LayerNorm):
+    """A norm with a condition: what conditional generation puts in."""
+
+    def __init__(self, num_features, *, epsilon, rngs):
+        super().__init__(num_features, epsilon=epsilon, rngs=rngs)
+        self.condition_kernel = nnx.Param(jax.random.normal(rngs.params(), (3, num_features)))
+
+    def __call__(self, x, condition):
+        return super().__call__(x) + (condition @ self.condition_kernel[...])[:, None]
+
+
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+def test_every_norm_can_be_replaced_and_gets_the_condition(ids, norm_position):
+    model = build(changed(norm_position=norm_position), make_norm=ShiftedNorm)
+    condition = jax.random.normal(jax.random.key(2), (BATCH, 3))
+    graph, parameters = nnx.split(model)
+
+    def loss(parameters, condition):
+        return jnp.sum(nnx.merge(graph, parameters)(ids, condition=condition)[0] ** 2)
+
+    gradients, by_row = quick_jit(jax.grad(loss, argnums=(0, 1)))(parameters, condition)
+    kernels = [
+        leaf[...] for path, leaf in nnx.to_flat_state(gradients) if path[-1] == "condition_kernel"
+    ]
+    count = sum(kernel.shape[0] if kernel.ndim == 3 else 1 for kernel in kernels)
+    assert count == 2 * TINY.num_layers + 2  # embeddings or last, head, two a layer
+    assert all(bool(jnp.any(kernel != 0)) for kernel in kernels)
+    assert jnp.any(by_row[0] != 0)
+    assert not jnp.any(by_row[1])  # the condition of one row does not reach another
+
+
+def test_linen_can_use_it(ids):
+    linen = nnx.bridge.to_linen(Transformer, TINY)
+    variables = linen.init(jax.random.key(0), ids)
+    assert linen.apply(variables, ids).shape == (BATCH, TIME, TINY.vocab_size)
+
+
+def test_bfloat16_stays_near_float32(ids):
+    graph, parameters = nnx.split(build())
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parameters)
+    apply = quick_jit(lambda parameters: nnx.merge(graph, parameters).encode(ids))
+    assert apply(low).dtype == jnp.bfloat16
+    np.testing.assert_allclose(apply(low).astype(jnp.float32), apply(parameters), atol=0.15)
+    logits = jax.eval_shape(lambda parameters: nnx.merge(graph, parameters)(ids), low)
+    assert logits.dtype == jnp.float32
+
+
+def test_layer_norm_of_constant_rows_is_its_bias():
+    norm = LayerNorm(4, epsilon=1e-12)
+    norm.bias[...] = jnp.arange(4.0)
+    out, pull_back = jax.vjp(norm, jnp.full((1, 4), 7.0))
+    np.testing.assert_array_equal(out, [[0, 1, 2, 3]])
+    assert jnp.isfinite(pull_back(jnp.ones((1, 4)))[0]).all()
+
+
+def test_pooler_reads_the_first_position():
+    model = build(changed(pooler=True, head="none"))
+    hidden = jnp.ones((2, 3, 8)) * jnp.arange(3.0)[None, :, None]
+    expected = jnp.broadcast_to(jnp.tanh(model.pooler_bias[...]), (2, 8))
+    np.testing.assert_allclose(model.pool(hidden), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 3}, "num_heads must divide features, got num_heads=3 and features=8"),
+        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_segments": -1}, "num_segments must be at least 0, got -1"),
+        ({"mask": "left"}, "mask must be one of .*'causal'.*got 'left'"),
+        ({"activation": "swish"}, "activation must be one of .*got 'swish'"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"epsilon": 0.0}, "epsilon .* must be positive, got 0.0"),
+        ({"remat": "some"}, "remat must be None, 'full', 'dots' or names, got 'some'"),
+        ({"remat": ("logit",)}, r"remat names must be among .*got \('logit',\)"),
+    ],
+)
+def test_configs_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        changed(**changes)
+
+
+def test_calls_that_make_no_sense_are_refused(ids):
+    model = build()
+    long = jnp.zeros((1, 11), jnp.int32)
+    for error, message, call in (
+        (ValueError, "11 positions, but the model has max_positions=10", lambda: model(long)),
+        (TypeError, "ids must be integers, got float32", lambda: model(ids.astype(float))),
+        (ValueError, r"ids must be \[batch, time\], got shape \(2,\)", lambda: model(ids[:, 0])),
+        (TypeError, "mask must be bool, .* got int32", lambda: model(ids, mask=ids)),
+        (
+            ValueError,
+            r"segment_ids must have the shape of ids, \(2, 7\), got \(2, 6\)",
+            lambda: model(ids, segment_ids=ids[:, 1:]),
+        ),
+        (
+            ValueError,
+            "segment_ids must be given for mask='prefix'",
+            lambda: build(changed(mask="prefix"))(ids),
+        ),
+        (
+            ValueError,
+            "segment_ids must be None for a model with num_segments=0",
+            lambda: build(changed(num_segments=0))(ids, segment_ids=ids * 0),
+        ),
+        (ValueError, "head='none'", lambda: build(changed(head="none"))(ids)),
+        (ValueError, "no pooler", lambda: model.pool(jnp.ones((1, 2, 8)))),
+    ):
+        with pytest.raises(error, match=message):
+            call()

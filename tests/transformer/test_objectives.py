@@ -1,0 +1,238 @@
+"""Masking, next tokens, cut prefixes, packing and the loss."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from tests.battery import data_mesh, quick_jit
+from zoo.transformer import (
+    cross_entropy_sums,
+    mask_tokens,
+    masked_cross_entropy,
+    next_tokens,
+    pack_sentences,
+    split_prefix,
+)
+
+VOCAB, MASK, SPECIAL = 50, 4, (0, 2, 3)
+
+
+def masked(seed, ids, word_starts, **options):
+    options = {"vocab_size": VOCAB, "mask_id": MASK, "special_ids": SPECIAL} | options
+    return mask_tokens(jax.random.key(seed), ids, word_starts=word_starts, **options)
+
+
+def within(count, total, share, sigmas=4):
+    """Whether a count is one of ``total`` draws with this share."""
+    return abs(count - total * share) <= sigmas * np.sqrt(total * share * (1 - share))
+
+
+def test_shares_of_whole_words():
+    """15 % of words, 80/10/10 of their tokens; independent, so binomial."""
+    words, length = 20_000, 3
+    ids = jnp.full((10, words * length // 10), 7, jnp.int32)
+    starts = jnp.broadcast_to(jnp.arange(ids.shape[1]) % length == 0, ids.shape)
+    example = quick_jit(lambda ids, starts: masked(0, ids, starts))(ids, starts)
+    chosen = np.asarray(example.weights).reshape(-1, length)
+    assert np.all(chosen.min(axis=1) == chosen.max(axis=1))  # all of a word, or nothing
+    assert within(chosen[:, 0].sum(), words, 0.15)
+    inputs = np.asarray(example.inputs)[np.asarray(example.weights) == 1]
+    # Among 50 random tokens are [MASK] and the token itself.
+    assert within(np.sum(inputs == MASK), len(inputs), 0.8 + 0.1 / VOCAB)
+    assert within(np.sum(inputs == 7), len(inputs), 0.1 + 0.1 / VOCAB)
+    assert set(range(VOCAB)) == set(inputs.tolist())
+    np.testing.assert_array_equal(example.targets, ids)
+    unchosen = np.asarray(example.weights) == 0
+    np.testing.assert_array_equal(np.asarray(example.inputs)[unchosen], 7)
+
+
+def test_single_tokens_are_drawn_one_by_one():
+    ids = jnp.full((1, 30_000), 7, jnp.int32)
+    example = masked(1, ids, None)
+    chosen = np.asarray(example.weights)[0]
+    assert within(chosen.sum(), chosen.size, 0.15)
+    pairs = chosen[::2] * chosen[1::2]
+    assert within(pairs.sum(), pairs.size, 0.15**2)
+
+
+@hypothesis.given(
+    st.lists(st.integers(0, VOCAB - 1), min_size=12, max_size=12), st.integers(0, 99), st.booleans()
+)
+def test_special_tokens_are_never_chosen_and_targets_restore(ids, seed, whole):
+    ids = jnp.array([ids], jnp.int32)
+    starts = jnp.arange(12)[None] % 4 == 1
+    example = CHOOSE(jax.random.key(seed), ids, starts if whole else jnp.ones_like(starts))
+    special = np.isin(np.asarray(ids), SPECIAL)
+    assert not np.any(np.asarray(example.weights)[special])
+    restored = np.where(example.weights == 1, example.targets, example.inputs)
+    np.testing.assert_array_equal(restored, ids)
+
+
+CHOOSE = quick_jit(
+    lambda key, ids, starts: mask_tokens(
+        key,
+        ids,
+        word_starts=starts,
+        rate=0.5,
+        vocab_size=VOCAB,
+        mask_id=MASK,
+        special_ids=SPECIAL,
+    )
+)
+
+
+def test_extreme_rates():
+    ids = jnp.arange(5, 15)[None]
+    nothing, everything = (masked(0, ids, None, rate=rate) for rate in (0.0, 1.0))
+    np.testing.assert_array_equal(nothing.inputs, ids)
+    assert not nothing.weights.any()
+    assert everything.weights.all()
+    kept = masked(0, ids, None, rate=1.0, mask_rate=0.0, random_rate=0.0)
+    np.testing.assert_array_equal(kept.inputs, ids)
+
+
+def test_next_tokens_stop_at_padding_and_at_documents():
+    ids = jnp.array([[5, 6, 7, 8, 0]])
+    example = next_tokens(ids, mask=ids != 0, document_ids=jnp.array([[1, 1, 2, 2, 0]]))
+    np.testing.assert_array_equal(example.targets[0, :4], ids[0, 1:])
+    np.testing.assert_array_equal(example.weights, [[1, 0, 1, 0, 0]])
+    np.testing.assert_array_equal(next_tokens(ids).weights, [[1, 1, 1, 1, 0]])
+
+
+def test_cut_rows_keep_their_length_and_lose_one_token():
+    ids = jnp.broadcast_to(jnp.array([2, 11, 12, 13, 14, 15, 3, 0, 0]), (400, 9))
+    example = split_prefix(jax.random.key(0), ids, sep_id=3, mask=ids != 0)
+    cuts = np.asarray(jnp.sum(example.segment_ids == 0, axis=1) - 1)
+    for row in range(len(ids)):
+        tokens = np.asarray(ids[row])
+        # Segment 0 counts the padding too.
+        s = int(np.argmax(np.asarray(example.inputs[row]) != tokens))
+        expected = np.concatenate([tokens[:s], [3], tokens[s:-1]])
+        np.testing.assert_array_equal(example.inputs[row], expected)
+        assert 1 <= s <= 5
+        given = np.asarray(example.mask[row])
+        np.testing.assert_array_equal(given, [True] * 8 + [False])
+        segments = np.where((np.arange(9) > s) & given, 1, 0)
+        np.testing.assert_array_equal(example.segment_ids[row], segments)
+        np.testing.assert_array_equal(example.weights[row], [*segments[1:], 0])
+        np.testing.assert_array_equal(example.targets[row, :8], example.inputs[row, 1:])
+    assert len(set(cuts.tolist())) == 5  # every cut occurs
+    full = split_prefix(jax.random.key(0), ids[:, :7], sep_id=3)
+    assert full.mask is None
+    assert not jnp.any(jnp.sum(full.inputs == 3, axis=1) != 1)  # the last [SEP] was dropped
+
+
+def test_rows_of_padding_stay_rows_of_padding():
+    ids = jnp.zeros((1, 6), jnp.int32)
+    example = split_prefix(jax.random.key(0), ids, sep_id=3, mask=ids != 0)
+    assert not example.mask.any()
+    assert not example.weights.any()
+    assert not next_tokens(ids, mask=ids != 0).weights.any()
+    assert not masked(0, ids, None).weights.any()
+
+
+def test_numbers_of_the_original_packing():
+    """Recipe: bert4keras' pretraining/data_utils.py, L 12, ids 5 a to z, 31 ##a to ##z."""
+
+    def encode(sentence):
+        starts = [i == 0 for word in sentence.split() for i, _ in enumerate(word)]
+        letters = [ord(letter) - ord("a") for letter in sentence if letter != " "]
+        return [n + (5 if start else 31) for n, start in zip(letters, starts, strict=True)], starts
+
+    encoded = [encode(s) for s in ("abc de f", "gh ijk", "lmnopqrstuvwxyz", "a b")]
+    rows = pack_sentences(
+        [ids for ids, _ in encoded],
+        length=12,
+        word_starts=[starts for _, starts in encoded],
+        cls_id=2,
+        sep_id=3,
+        pad_id=0,
+    )
+    expected = [
+        [2, 5, 32, 33, 8, 35, 10, 3, 0, 0, 0, 0],
+        [2, 11, 38, 13, 40, 41, 3, 0, 0, 0, 0, 0],
+        [2, 16, 43, 44, 45, 46, 47, 48, 49, 50, 51, 3],
+        [2, 5, 6, 3, 0, 0, 0, 0, 0, 0, 0, 0],
+    ]
+    np.testing.assert_array_equal(rows.ids, expected)
+    np.testing.assert_array_equal(rows.word_starts[0], [0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(rows.document_ids, np.array(expected) != 0)
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), max_size=12), st.integers(3, 12)
+)
+def test_packed_rows_hold_every_token_once_in_order(lengths, length):
+    sizes = [size for size, _ in lengths]
+    documents = sorted(number for _, number in lengths)
+    tokens = iter(range(10, 1000))
+    sentences = [[next(tokens) for _ in range(size)] for size in sizes]
+    rows = pack_sentences(
+        sentences, length=length, documents=documents, cls_id=1, sep_id=2, pad_id=0
+    )
+    kept = [token for sentence in sentences for token in sentence[: length - 2]]
+    assert [token for token in rows.ids.ravel().tolist() if token >= 10] == kept
+    of_token = {
+        token: number
+        for sentence, number in zip(sentences, documents, strict=True)
+        for token in sentence
+    }
+    for ids, row_documents in zip(rows.ids, rows.document_ids, strict=True):
+        used = np.sum(ids != 0)
+        assert ids[0] == 1
+        assert ids[used - 1] == 2
+        assert np.sum(ids == 1) == np.sum(ids == 2) == 1
+        np.testing.assert_array_equal(row_documents[used:], 0)
+        inner = ids[1 : used - 1]
+        changes = np.diff([of_token[token] for token in inner.tolist()]) != 0
+        np.testing.assert_array_equal(np.diff(row_documents[1 : used - 1]), changes.astype(int))
+        assert row_documents[0] == row_documents[1] == 1
+        assert row_documents[used - 1] == row_documents[used - 2]
+
+
+def test_loss_of_known_numbers():
+    logits = jnp.log(jnp.array([[[0.2, 0.8], [0.5, 0.5]], [[0.1, 0.9], [0.3, 0.7]]]))
+    targets = jnp.array([[0, 1], [1, -100]])
+    weights = jnp.array([[1.0, 1.0], [2.0, 0.0]])
+    expected = -(np.log(0.2) + np.log(0.5) + 2 * np.log(0.9)) / 4
+    assert masked_cross_entropy(logits, targets, weights) == pytest.approx(expected, rel=1e-6)
+    nothing = jax.value_and_grad(masked_cross_entropy)(logits, targets, jnp.zeros((2, 2)))
+    assert nothing[0] == 0
+    assert not nothing[1].any()
+    assert jnp.isnan(masked_cross_entropy(logits, targets, jnp.ones((2, 2))))
+
+
+def test_mean_over_devices_is_one_mean_and_not_a_mean_of_means():
+    generator = np.random.default_rng(0)
+    logits = jnp.asarray(generator.normal(size=(8, 5, 6)), jnp.float32)
+    targets = jnp.asarray(generator.integers(6, size=(8, 5)), jnp.int32)
+    weights = jnp.asarray(np.arange(5)[None] < np.array([1, 5, 2, 4, 3, 1, 5, 0])[:, None])
+    expected = masked_cross_entropy(logits, targets, weights)
+
+    def exact(*arguments):
+        return masked_cross_entropy(*arguments, axis_name="data")
+
+    def of_means(*arguments):
+        return jax.lax.pmean(masked_cross_entropy(*arguments), "data")
+
+    rows = PartitionSpec("data")
+    found = {
+        function: quick_jit(
+            jax.shard_map(
+                function, mesh=data_mesh(), in_specs=(rows,) * 3, out_specs=PartitionSpec()
+            )
+        )(logits, targets, weights)
+        for function in (exact, of_means)
+    }
+    assert found[exact] == pytest.approx(float(expected), rel=1e-6)
+    assert abs(found[of_means] - expected) > 0.05
+    parts = [
+        cross_entropy_sums(logits[i : i + 2], targets[i : i + 2], weights[i : i + 2])
+        for i in (0, 2, 4, 6)
+    ]
+    total, weight = (sum(column) for column in zip(*parts, strict=True))
+    assert total / weight == pytest.approx(float(expected), rel=1e-6)

@@ -1,0 +1,192 @@
+"""The parts of a Transformer: LayerNorm, attention, feed-forward part, and a layer of them.
+
+Each value that is worth reading carries a tag (`zoo.transformer.config.TAGS`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType, PartitionSpec
+
+from zoo.training.mesh import BATCH_AXES
+from zoo.transformer.attention import attention
+from zoo.transformer.config import TransformerConfig
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+class MakeNorm(Protocol):
+    """Builds a LayerNorm: called as ``norm(x)``, or ``norm(x, condition)`` if one is given."""
+
+    def __call__(self, num_features: int, *, epsilon: float, rngs: nnx.Rngs) -> Any:
+        """A module for inputs ``[..., num_features]``."""
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / √(variance + epsilon) · scale + bias over the last axis, computed in float32.
+
+    Args:
+        num_features: D.
+        epsilon: added to the variance, which is that of the population.
+        rngs: unused; every factory of norms takes it.
+
+    >>> LayerNorm(2, epsilon=1e-12)(jnp.array([[1.0, 3.0]]))
+    Array([[-1.,  1.]], dtype=float32)
+    """
+
+    def __init__(self, num_features: int, *, epsilon: float = 1e-12, rngs: Any = None):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(num_features))
+        self.bias = nnx.Param(jnp.zeros(num_features))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[..., D]`` to ``[..., D]``."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        # Centred before squaring: E[x²] - E[x]² loses all digits when the mean is large.
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        normal = centred * lax.rsqrt(variance + self.epsilon)
+        return (along(self.scale, x) * normal + along(self.bias, x)).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with its four projections."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        heads = (config.num_heads, config.features // config.num_heads)
+        draw = initializer(config, rngs)
+        self.query_kernel = nnx.Param(draw(config.features, *heads))
+        self.query_bias = nnx.Param(jnp.zeros(heads))
+        self.key_kernel = nnx.Param(draw(config.features, *heads))
+        self.key_bias = nnx.Param(jnp.zeros(heads))
+        self.value_kernel = nnx.Param(draw(config.features, *heads))
+        self.value_bias = nnx.Param(jnp.zeros(heads))
+        self.output_kernel = nnx.Param(draw(*heads, config.features))
+        self.output_bias = nnx.Param(jnp.zeros(config.features))
+
+    def __call__(self, x: jax.Array, visible: jax.Array | None, *, causal: bool) -> jax.Array:
+        """``[B, T, D]`` to ``[B, T, D]``."""
+        query, key, value = (
+            jnp.einsum("btd,dnh->btnh", x, kernel[...]) + along(bias, x, rank=4)
+            for kernel, bias in (
+                (self.query_kernel, self.query_bias),
+                (self.key_kernel, self.key_bias),
+                (self.value_kernel, self.value_bias),
+            )
+        )
+        implementation = self.config.attention_implementation
+        y = attention(query, key, value, visible, causal=causal, implementation=implementation)
+        y = jnp.einsum("btnh,nhd->btd", y, self.output_kernel[...])
+        return y + along(self.output_bias, x)
+
+
+class FeedForward(nnx.Module):
+    """contract(activation(expand(x)))."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.activation = config.activation
+        draw = initializer(config, rngs)
+        self.expand_kernel = nnx.Param(draw(config.features, config.feedforward_features))
+        self.expand_bias = nnx.Param(jnp.zeros(config.feedforward_features))
+        self.contract_kernel = nnx.Param(draw(config.feedforward_features, config.features))
+        self.contract_bias = nnx.Param(jnp.zeros(config.features))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, T, D]`` to ``[B, T, D]``."""
+        y = ACTIVATIONS[self.activation](x @ self.expand_kernel[...] + along(self.expand_bias, x))
+        return y @ self.contract_kernel[...] + along(self.contract_bias, x)
+
+
+class Layer(nnx.Module):
+    """Attention and feed-forward part, each with its residual connection and LayerNorm."""
+
+    def __init__(self, config: TransformerConfig, make_norm: MakeNorm, *, rngs: nnx.Rngs):
+        self.config = config
+        self.attention = Attention(config, rngs=rngs)
+        self.attention_norm = make_norm(config.features, epsilon=config.epsilon, rngs=rngs)
+        self.feedforward = FeedForward(config, rngs=rngs)
+        self.feedforward_norm = make_norm(config.features, epsilon=config.epsilon, rngs=rngs)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        visible: jax.Array | None,
+        condition: jax.Array | None,
+        key: jax.Array | None,
+        *,
+        causal: bool,
+    ) -> jax.Array:
+        """``[B, T, D]`` to ``[B, T, D]``."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        look = functools.partial(self.attention, visible=visible, causal=causal)
+        x = self._part(x, look, self.attention_norm, condition, keys[0], "attention")
+        x = self._part(
+            x, self.feedforward, self.feedforward_norm, condition, keys[1], "feedforward"
+        )
+        return checkpoint_name(keep_rows_apart(x), "hidden")
+
+    def _part(
+        self,
+        x: jax.Array,
+        function: Callable[[jax.Array], jax.Array],
+        norm: Any,
+        condition: jax.Array | None,
+        key: jax.Array | None,
+        tag: str,
+    ) -> jax.Array:
+        pre = self.config.norm_position == "pre"
+        y = function(normed(norm, x, condition) if pre else x)
+        y = dropout(checkpoint_name(y, tag), self.config.dropout, key)
+        return x + y if pre else normed(norm, x + y, condition)
+
+
+def initializer(config: TransformerConfig, rngs: nnx.Rngs) -> Callable[..., jax.Array]:
+    """Draws a kernel of a given shape from BERT's truncated normal."""
+    draw = jax.nn.initializers.truncated_normal(config.initial_scale, lower=-2, upper=2)
+    return lambda *shape: draw(rngs.params(), shape, jnp.float32)
+
+
+def along(parameter: nnx.Param, x: jax.Array, rank: int | None = None) -> jax.Array:
+    """A parameter with leading axes of size 1, to be added to an array of this rank."""
+    value = parameter[...]
+    return value[(None,) * ((rank or x.ndim) - value.ndim)]
+
+
+def rows_of(table: nnx.Param, ids: Any) -> jax.Array:
+    """Rows of a table; NaN where there is none, never a silently wrong row."""
+    return table[...].at[ids].get(mode="fill", fill_value=jnp.nan)
+
+
+def normed(norm: Any, x: jax.Array, condition: jax.Array | None) -> jax.Array:
+    """A norm that takes a condition gets one only if the model was given one."""
+    return norm(x) if condition is None else norm(x, condition)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Dropout; None for a key keeps everything."""
+    if key is None or not rate:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def keep_rows_apart(x: jax.Array) -> jax.Array:
+    """Keeps rows on their devices where a training mesh is the context; else does nothing.
+
+    Without this, the compiler may prefer to gather activations instead of sharded parameters.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if any(types.get(axis) != AxisType.Auto for axis in BATCH_AXES):
+        return x
+    return lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))

@@ -1,0 +1,85 @@
+"""Cross-entropy over chosen positions, with one mean over all of them.
+
+    loss = Σ_i w_i (logΣexp(z_i) - z_i[y_i]) / Σ_i w_i
+
+The sums run over all rows of all devices (``axis_name``) before they are divided. A mean of the
+means of parts is another loss as soon as the parts hold unequal numbers of chosen positions: a
+position in a part with few of them counts for more.
+
+Source: https://kexue.fm/archives/7055, whose code takes the mean of each replica.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy_sums(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Numerator and denominator of the loss, for whoever adds up more parts (micro-batches).
+
+    Args:
+        logits: ``[..., V]``.
+        targets: ``[...]`` int; one outside 0..V-1 gives NaN where its weight is not 0.
+        weights: ``[...]`` bool or number.
+
+    Returns:
+        Σ w · cross-entropy in nats, and Σ w; both ``[]`` in at least float32.
+
+    Raises:
+        TypeError: if logits are not floating or targets not integers.
+        ValueError: if the shapes do not fit.
+
+    >>> total, weight = cross_entropy_sums(jnp.zeros((3, 4)), jnp.array([0, 1, 9]),
+    ...                                    jnp.array([1, 1, 0]))
+    >>> total.round(3), weight
+    (Array(2.773, dtype=float32), Array(2., dtype=float32))
+    """
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise TypeError(f"logits must be floating-point, got {logits.dtype}")
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise TypeError(f"targets must be integers, got {targets.dtype}")
+    if not logits.shape[:-1] == targets.shape == weights.shape:
+        raise ValueError(
+            "targets and weights must have the shape of logits without its last axis, "
+            f"{logits.shape[:-1]}, got {targets.shape} and {weights.shape}"
+        )
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    logits, weights = logits.astype(wide), weights.astype(wide)
+    size = logits.shape[-1]
+    # A comparison instead of a look-up: it stays where it is when the vocabulary is split.
+    chosen = jnp.expand_dims(targets, -1) == jax.lax.broadcasted_iota(
+        targets.dtype, logits.shape, logits.ndim - 1
+    )
+    likelihood = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
+    losses = jax.nn.logsumexp(logits, axis=-1) - likelihood
+    losses = jnp.where((targets >= 0) & (targets < size), losses, jnp.nan)
+    return jnp.sum(jnp.where(weights == 0, 0, losses) * weights), jnp.sum(weights)
+
+
+def masked_cross_entropy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
+    """The loss of the module docstring; 0 if nothing is chosen.
+
+    Args:
+        logits: ``[..., V]``.
+        targets: ``[...]`` int; one outside 0..V-1 gives NaN where its weight is not 0.
+        weights: ``[...]`` bool or number.
+        axis_name: mapped axis over which the rows are split.
+
+    Returns:
+        ``[]``, in nats, in at least float32.
+
+    Raises:
+        TypeError: if logits are not floating or targets not integers.
+        ValueError: if the shapes do not fit.
+
+    >>> logits = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))
+    >>> masked_cross_entropy(logits, jnp.array([0, 1]), jnp.array([True, False])).round(4)
+    Array(0.6931, dtype=float32)
+    """
+    total, weight = cross_entropy_sums(logits, targets, weights)
+    if axis_name is not None:
+        total, weight = jax.lax.psum((total, weight), axis_name)
+    return total / jnp.where(weight == 0, 1, weight)

@@ -1,0 +1,282 @@
+"""The Transformer of BERT, GPT and UniLM: one model, three masks, two places for LayerNorm.
+
+    x_0     = LN(token[id] + segment[s] + position[t])                    (post; pre: without LN)
+    post    a = LN(x + attention(x));    x' = LN(a + feedforward(a))      BERT
+    pre     a = x + attention(LN(x));    x' = a + feedforward(LN(a))      GPT-2, with a last LN
+    logits  = LN(gelu(x W + b)) · tokenᵀ + bias                           head "mlm"
+    logits  = x · tokenᵀ                                                  head "tied"
+
+The parameters of all layers are stacked along a leading axis, whether the layers run in a loop of
+the compiled program (``scan_layers``) or are written out one by one: one checkpoint fits both.
+
+Source: Jacob Devlin et al., «BERT», 2018, arXiv 1810.04805; Alec Radford et al., «Language Models
+are Unsupervised Multitask Learners», 2019; the facts of the original code are those of bert4keras,
+https://kexue.fm/archives/7055.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from zoo.transformer.attention import document_positions, visible_pairs
+from zoo.transformer.config import TransformerConfig
+from zoo.transformer.layers import (
+    ACTIVATIONS,
+    Layer,
+    LayerNorm,
+    MakeNorm,
+    along,
+    dropout,
+    initializer,
+    keep_rows_apart,
+    normed,
+    rows_of,
+)
+
+
+class Transformer(nnx.Module):
+    """The model of the module docstring.
+
+    Args:
+        config: sizes and variants.
+        make_norm: builds every LayerNorm, as ``make_norm(num_features, epsilon=…, rngs=…)``. A norm
+            that takes a condition gets the one that the model is called with.
+        rngs: Flax's random streams; ``params`` is used.
+
+    >>> config = TransformerConfig(vocab_size=11, features=8, num_layers=2, num_heads=2,
+    ...                            feedforward_features=16, max_positions=6)
+    >>> model = Transformer(config, rngs=nnx.Rngs(0))
+    >>> model(jnp.array([[3, 1, 4, 1, 5]])).shape
+    (1, 5, 11)
+
+    Reference: arXiv 1810.04805; https://kexue.fm/archives/7055.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, *, make_norm: MakeNorm = LayerNorm, rngs: nnx.Rngs
+    ):
+        self.config = config
+        draw = initializer(config, rngs)
+        norm = functools.partial(make_norm, config.features, epsilon=config.epsilon, rngs=rngs)
+        self.token_embedding = nnx.Param(draw(config.vocab_size, config.features))
+        self.position_embedding = nnx.Param(draw(config.max_positions, config.features))
+        if config.num_segments:
+            self.segment_embedding = nnx.Param(draw(config.num_segments, config.features))
+        if config.norm_position == "post":
+            self.embedding_norm = norm()
+        else:
+            self.final_norm = norm()
+
+        @nnx.vmap
+        def layers(key: jax.Array) -> Layer:
+            return Layer(config, make_norm, rngs=nnx.Rngs(key))
+
+        self.layers = layers(jax.random.split(rngs.params(), config.num_layers))
+        if config.head == "mlm":
+            self.head_kernel = nnx.Param(draw(config.features, config.features))
+            self.head_bias = nnx.Param(jnp.zeros(config.features))
+            self.head_norm = norm()
+            self.output_bias = nnx.Param(jnp.zeros(config.vocab_size))
+        if config.pooler:
+            self.pooler_kernel = nnx.Param(draw(config.features, config.features))
+            self.pooler_bias = nnx.Param(jnp.zeros(config.features))
+
+    def __call__(
+        self,
+        ids: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        document_ids: jax.Array | None = None,
+        condition: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The logits of every token of the vocabulary.
+
+        Args:
+            ids: ``[B, T]`` int. An id outside the vocabulary gives NaN.
+            segment_ids: ``[B, T]`` int; None: all 0. The prefix mask needs them.
+            mask: ``[B, T]`` bool, False at padding; None: there is none.
+            document_ids: ``[B, T]`` int, for rows packed with several documents: none sees another,
+                and positions restart. None: each row is one document.
+            condition: handed to every norm; None: norms are called without.
+            positions: ``[B, P]`` int, where logits are wanted; None: everywhere.
+            key: typed key for dropout, consumed; None for evaluation.
+
+        Returns:
+            ``[B, T or P, V]`` in at least float32.
+
+        Raises:
+            TypeError: if ids are not integers or the mask is not bool.
+            ValueError: if a shape does not fit, a row is longer than ``max_positions``, segments
+                are missing or not wanted, or the model has no head.
+        """
+        x = self.encode(
+            ids,
+            segment_ids=segment_ids,
+            mask=mask,
+            document_ids=document_ids,
+            condition=condition,
+            key=key,
+        )
+        if positions is not None:
+            x = jnp.take_along_axis(x, positions[..., None], axis=1, mode="fill")
+        return self.logits(x, condition=condition)
+
+    def encode(
+        self,
+        ids: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        document_ids: jax.Array | None = None,
+        condition: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The last hidden states ``[B, T, D]``; arguments and errors as in a call of the model."""
+        config = self.config
+        _check_inputs(config, ids, segment_ids, mask, document_ids)
+        length = ids.shape[1]
+        keys = None if key is None else jax.random.split(key, config.num_layers + 1)
+        x = self._embed(ids, segment_ids, document_ids, condition)
+        x = dropout(x, config.dropout, None if keys is None else keys[0])
+        # A flag leaves fused kernels more freedom than the array that says the same.
+        causal = config.mask == "causal" and mask is None and document_ids is None
+        visible = visible_pairs(
+            "bidirectional" if causal else config.mask,
+            segment_ids=segment_ids,
+            mask=mask,
+            document_ids=document_ids,
+            length=length,
+        )
+        graph, parameters = nnx.split(self.layers)
+
+        def layer(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
+            parameters, key = inputs
+            module = nnx.merge(graph, parameters)
+            return module(x, visible, condition, key, causal=causal), None
+
+        layer = _rematerialised(layer, config.remat)
+        inputs = (parameters, None if keys is None else keys[1:])
+        if config.scan_layers:
+            x, _ = lax.scan(layer, x, inputs)
+        else:
+            for one in _unstacked(inputs, config.num_layers):
+                x, _ = layer(x, one)
+        return x if config.norm_position == "post" else normed(self.final_norm, x, condition)
+
+    def logits(self, hidden: jax.Array, *, condition: jax.Array | None = None) -> jax.Array:
+        """The head: hidden states ``[..., D]`` to logits ``[..., V]``."""
+        config = self.config
+        if config.head == "none":
+            raise ValueError(
+                "this Transformer has head='none' and gives no logits: use encode(), or a config "
+                "with head='mlm' or 'tied'"
+            )
+        x = hidden
+        if config.head == "mlm":
+            x = x @ self.head_kernel[...] + along(self.head_bias, x)
+            x = normed(self.head_norm, ACTIVATIONS[config.activation](x), condition)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        table = self.token_embedding[...]
+        y = jnp.einsum("...d,vd->...v", x, table, preferred_element_type=wide)
+        if config.head == "mlm":
+            y += along(self.output_bias, y).astype(wide)
+        return checkpoint_name(y, "logits")
+
+    def pool(self, hidden: jax.Array) -> jax.Array:
+        """BERT's summary of a row, tanh(W x + b) of its first position: ``[B, D]``.
+
+        Raises:
+            ValueError: if the model has no pooler.
+        """
+        if not self.config.pooler:
+            raise ValueError("this Transformer has no pooler: use a config with pooler=True")
+        first = hidden[:, 0]
+        return jnp.tanh(first @ self.pooler_kernel[...] + along(self.pooler_bias, first))
+
+    def _embed(
+        self,
+        ids: jax.Array,
+        segment_ids: jax.Array | None,
+        document_ids: jax.Array | None,
+        condition: jax.Array | None,
+    ) -> jax.Array:
+        x = rows_of(self.token_embedding, ids)
+        if document_ids is None:
+            x += self.position_embedding[: ids.shape[1]][None]
+        else:
+            x += rows_of(self.position_embedding, document_positions(document_ids))
+        if self.config.num_segments and segment_ids is None:
+            x += self.segment_embedding[0][None, None]
+        elif self.config.num_segments:
+            x += rows_of(self.segment_embedding, segment_ids)
+        if self.config.norm_position == "post":
+            x = normed(self.embedding_norm, x, condition)
+        return checkpoint_name(keep_rows_apart(x), "embeddings")
+
+
+def _rematerialised(layer: Callable, remat: str | tuple[str, ...] | None) -> Callable:
+    if remat is None:
+        return layer
+    policies = jax.checkpoint_policies
+    policy = (
+        {
+            "full": policies.nothing_saveable,
+            "dots": policies.dots_with_no_batch_dims_saveable,
+        }.get(remat)
+        if isinstance(remat, str)
+        else policies.save_only_these_names(*remat)
+    )
+    return jax.checkpoint(layer, policy=policy)
+
+
+def _unstacked(tree: Any, count: int) -> list[Any]:
+    """The slices along the first axis. The gradient of a split is one concatenation."""
+    leaves, structure = jax.tree.flatten(tree)
+    columns = [_slices(leaf, count) for leaf in leaves]
+    return [jax.tree.unflatten(structure, row) for row in zip(*columns, strict=True)]
+
+
+def _slices(leaf: jax.Array, count: int) -> list[jax.Array]:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return [leaf[i] for i in range(count)]
+    return [part.squeeze(0) for part in lax.split(leaf, [1] * count)]
+
+
+def _check_inputs(
+    config: TransformerConfig,
+    ids: jax.Array,
+    segment_ids: jax.Array | None,
+    mask: jax.Array | None,
+    document_ids: jax.Array | None,
+) -> None:
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"ids must be integers, got {ids.dtype}; encode the text first")
+    if ids.ndim != 2:
+        raise ValueError(f"ids must be [batch, time], got shape {ids.shape}")
+    for name, other in (
+        ("segment_ids", segment_ids),
+        ("mask", mask),
+        ("document_ids", document_ids),
+    ):
+        if other is not None and other.shape != ids.shape:
+            raise ValueError(f"{name} must have the shape of ids, {ids.shape}, got {other.shape}")
+    if mask is not None and mask.dtype != bool:
+        raise TypeError(f"mask must be bool, True at tokens, got {mask.dtype}; use ids != pad_id")
+    if ids.shape[1] > config.max_positions:
+        raise ValueError(
+            f"ids have {ids.shape[1]} positions, but the model has max_positions="
+            f"{config.max_positions}: cut the rows, or make a model with more positions"
+        )
+    if segment_ids is None and config.mask == "prefix":
+        raise ValueError("segment_ids must be given for mask='prefix': 0 is read, 1 is written")
+    if segment_ids is not None and not config.num_segments and config.mask != "prefix":
+        raise ValueError("segment_ids must be None for a model with num_segments=0")
