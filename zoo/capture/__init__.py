@@ -1,7 +1,7 @@
 """Any intermediate value of any function: read it, replace it (https://kexue.fm/archives/6575)."""
 
+from zoo.capture.equations import Equation
 from zoo.capture.rewriter import Conditional
-from zoo.capture.sites import Equation
 from zoo.capture.taps import capture, inject, tap
 
 __all__ = [

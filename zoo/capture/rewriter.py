@@ -26,21 +26,23 @@ import numpy as np
 from jax import lax
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
-from jax.sharding import PartitionSpec, Sharding
+from jax.sharding import PartitionSpec
 
-from zoo.capture.sites import (
-    SHARD_MAP,
-    Plan,
-    Site,
-    Step,
+from zoo.capture.equations import (
+    evaluate,
+    is_shard_map,
+    jit_options,
     programs_of,
+    scan_parts,
     shard_axes,
-    sites_in,
+    vary,
     varying_axes,
 )
+from zoo.capture.replacements import check_replacement
+from zoo.capture.sites import Plan, Site, Step, sites_in
 
 Values = dict[str, Any]
-Result = tuple[list[Any], Values]  # outputs, and what the sites gave
+Result = tuple[Sequence[Any], Values]  # outputs, and what the sites gave
 
 
 class Conditional(NamedTuple):
@@ -78,7 +80,7 @@ class Rewriter:
         Returns:
             The outputs, and the values read, by name.
         """
-        steps = {step.index: step for step in plan}
+        steps = {step.position: step for step in plan}
         last = {v: i for i, e in enumerate(program.eqns) for v in e.invars if _is_variable(v)}
         last |= {v: len(program.eqns) for v in program.outvars if _is_variable(v)}
         environment = dict(zip(program.constvars, getattr(program, "consts", ()), strict=True))
@@ -99,7 +101,7 @@ class Rewriter:
                     outputs, found = self._visit(equation, steps[index], operands, values)
                     read |= found
                 else:
-                    outputs = _bind(equation, operands)
+                    outputs = evaluate(equation, operands)
             environment |= dict(zip(equation.outvars, outputs, strict=True))
             for variable in (*filter(_is_variable, equation.invars), *equation.outvars):
                 if last.get(variable, -1) <= index:  # nobody needs its memory any more
@@ -109,16 +111,17 @@ class Rewriter:
     def _visit(
         self, equation: core.JaxprEqn, step: Step, operands: list[Any], values: Values
     ) -> Result:
-        site, read = step.site, {}
+        site = step.site
+        read: Values = {}
         if site is not None and self._replaces and equation.primitive is primitives.name_p:
             # The replacement carries the name, so that others find it there.
-            return _bind(equation, self._replace(equation, site, operands, values)), {}
+            return evaluate(equation, self._replace(equation, site, operands, values)), {}
         if any(step.inner):
             inside = {site.name for plan in step.inner for site, _ in sites_in(plan)}
             values_inside = {name: v for name, v in values.items() if name in inside}
             outputs, read = self._enter(equation, step.inner, operands, values_inside)
         else:
-            outputs = _bind(equation, operands)
+            outputs = evaluate(equation, operands)
         if site is not None and self._replaces:
             outputs = self._replace(equation, site, outputs, values)
         elif site is not None:
@@ -126,16 +129,16 @@ class Rewriter:
         return outputs, read
 
     def _replace(
-        self, equation: core.JaxprEqn, site: Site, old: list[Any], values: Values
+        self, equation: core.JaxprEqn, site: Site, old: Sequence[Any], values: Values
     ) -> list[Any]:
-        types = [v.aval for v in equation.outvars]
-        if site.replacement is None:  # checked by inject; a shard's scalar comes as a vector of one
-            leaves = [values[site.name]] if len(old) == 1 else values[site.name]
-            new = [x.reshape(aval.shape) for x, aval in zip(leaves, types, strict=True)]
+        types: list[Any] = [v.aval for v in equation.outvars]
+        if site.replacement is None:  # a shard's scalar comes as a vector of one
+            new = [x.reshape(a.shape) for x, a in zip(values[site.name], types, strict=True)]
         else:
             given = old[0] if len(old) == 1 else tuple(old)
-            new = check_like(site.replacement(given), types, site.name)
-        return [_vary(x, varying_axes(aval)) for x, aval in zip(new, types, strict=True)]
+            shapes = [[aval.shape] for aval in types]
+            new = check_replacement(site.replacement(given), types, shapes, site.name)
+        return [vary(x, varying_axes(aval)) for x, aval in zip(new, types, strict=True)]
 
     def _enter(
         self, equation: core.JaxprEqn, plans: Sequence[Plan], inputs: list[Any], values: Values
@@ -152,7 +155,7 @@ class Rewriter:
             return compiled(values, *inputs)
         if primitive is primitives.remat_p:
             return self._remat(equation.params, plans, inputs, values)
-        if primitive.name == SHARD_MAP:
+        if is_shard_map(equation):
             return self._shard_map(equation.params, plans, inputs, values)
         (program,), (plan,) = programs_of(equation), plans
         rules = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
@@ -172,7 +175,7 @@ class Rewriter:
         options: dict[str, Any] = {}
         if primitive is primitives.jit_p:
             name = settings["name"]
-            options = _jit_options(settings)
+            options = jit_options(settings)
 
             def rewritten(values: Values, *inputs: Any) -> Result:
                 return self.run(settings["jaxpr"], plans[0], inputs, values)
@@ -208,7 +211,7 @@ class Rewriter:
 
         @call.defjvp
         def rule(primals: tuple, tangents: tuple) -> tuple[Result, Result]:
-            outputs, d_outputs = jax.jvp(lambda *x: _bind(equation, x), primals, tangents)
+            outputs, d_outputs = jax.jvp(lambda *x: evaluate(equation, x), primals, tangents)
             read, d_read = jax.jvp(lambda *x: self.run(program, plan, x, {})[1], primals, tangents)
             return (outputs, read), (d_outputs, d_read)
 
@@ -217,9 +220,9 @@ class Rewriter:
     def _scan(
         self, params: dict[str, Any], plans: Sequence[Plan], inputs: Sequence[Any], values: Values
     ) -> Result:
-        constants, carry, xs = _scan_parts(params, inputs)
+        constants, carry, xs = scan_parts(params, inputs)
 
-        def step(carry: list[Any], x: tuple[list[Any], Values]) -> tuple[list[Any], Any]:
+        def step(carry: Any, x: tuple[list[Any], Values]) -> tuple[Any, Any]:
             slices, here = x
             outputs, read = self.run(params["jaxpr"], plans[0], [*constants, *carry, *slices], here)
             return outputs[: len(carry)], (outputs[len(carry) :], read)
@@ -235,12 +238,12 @@ class Rewriter:
         condition_constants, body_constants = inputs[: ends[0]], inputs[ends[0] : ends[1]]
         start = list(inputs[ends[1] :])
 
-        def condition(carry: list[Any]) -> tuple[Any, Values]:
+        def condition(carry: Sequence[Any]) -> tuple[Any, Values]:
             operands = [*condition_constants, *carry]
             (goes_on,), read = self.run(params["cond_jaxpr"], plans[0], operands, values)
             return goes_on, read
 
-        def body(carry: list[Any]) -> Result:
+        def body(carry: Sequence[Any]) -> Result:
             operands = [*body_constants, *carry]
             return self.run(params["body_jaxpr"], plans[1], operands, values)
 
@@ -263,12 +266,13 @@ class Rewriter:
             outputs, read = self.run(program, plan, operands, values)
             return outputs, {name: _conditional(value) for name, value in read.items()}
 
-        types = [_types(lambda i=i: taken(i)[1]) for i in range(len(plans))]
+        types: Values = {}
+        for position in range(len(plans)):
+            types |= _types(lambda i=position: taken(i)[1])  # type: ignore[misc]
 
         def branch(position: int) -> Result:
             outputs, read = taken(position)
-            others = types[:position] + types[position + 1 :]
-            return outputs, functools.reduce(lambda a, b: a | _blank(b, 0), others, read)
+            return outputs, _blank(types, 0) | read
 
         return lax.switch(index, [functools.partial(branch, i) for i in range(len(plans))])
 
@@ -298,79 +302,8 @@ class Rewriter:
         return mapped(tuple(inputs), values)
 
 
-def check_like(given: Any, types: Sequence[Any], name: str, shapes: Any = None) -> list[jax.Array]:
-    """One array per type, of its dtype and of a shape it can have, or an error that says so."""
-    given = [given] if len(types) == 1 else given
-    if not isinstance(given, (tuple, list)) or len(given) != len(types):
-        raise ValueError(
-            f"inject: the replacement of {name!r} must be a tuple of {len(types)} arrays, "
-            f"one per output of the equation, got {_describe(given)}"
-        )
-    arrays = []
-    for x, aval, allowed in zip(given, types, shapes or [[t.shape] for t in types], strict=True):
-        try:
-            x = jnp.asarray(x)
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"inject: the replacement of {name!r} must be an array, or a function that "
-                f"returns one, got {_describe(x)}"
-            ) from None
-        if x.shape not in allowed:
-            raise ValueError(
-                f"inject: the replacement of {name!r} must have shape "
-                f"{' or '.join(map(str, allowed))}, got {x.shape}; to fill with one number, give a "
-                "function such as jnp.zeros_like"
-            )
-        if x.dtype != aval.dtype:
-            raise TypeError(
-                f"inject: the replacement of {name!r} must have dtype {aval.dtype}, "
-                f"got {x.dtype}; convert it with .astype"
-            )
-        arrays.append(x)
-    return arrays
-
-
-def _describe(x: Any) -> str:
-    return f"{len(x)} values" if isinstance(x, (tuple, list)) else type(x).__name__
-
-
 def _is_variable(atom: Any) -> bool:
     return not isinstance(atom, core.Literal)
-
-
-def _bind(equation: core.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """Evaluates one equation as it stands."""
-    params = equation.primitive.get_bind_params(equation.params)
-    outputs = equation.primitive.bind(*operands, **params)
-    return list(outputs) if equation.primitive.multiple_results else [outputs]
-
-
-def _jit_options(params: dict[str, Any]) -> dict[str, Any]:
-    """What a `jit` equation was given, for a function (values, *inputs) -> (outputs, read)."""
-    options: dict[str, Any] = {"keep_unused": params["keep_unused"]}
-    donated = [i + 1 for i, donates in enumerate(params["donated_invars"]) if donates]
-    places = {
-        side: [s if isinstance(s, Sharding) else None for s in params[f"{side}_shardings"]]
-        for side in ("in", "out")
-    }
-    if donated:
-        options["donate_argnums"] = donated
-    if any(places["in"]):
-        options["in_shardings"] = (None, *places["in"])
-    if any(places["out"]):
-        options["out_shardings"] = (places["out"], None)
-    if params["compiler_options_kvs"]:
-        options["compiler_options"] = dict(params["compiler_options_kvs"])
-    return options
-
-
-def _scan_parts(params: dict[str, Any], inputs: Sequence[Any]) -> tuple[list[Any], ...]:
-    """Constants, carry and slices among the inputs of a `scan`."""
-    if "ft_in" in params:  # jax 0.12
-        constants, carry, xs = params["ft_in"].update(inputs).unpack()
-        return list(constants), list(carry), list(xs)
-    ends = params["num_consts"], params["num_consts"] + params["num_carry"]
-    return list(inputs[: ends[0]]), list(inputs[ends[0] : ends[1]]), list(inputs[ends[1] :])
 
 
 def _conditional(value: Any) -> Conditional:
@@ -388,15 +321,9 @@ def _blank(types: Any, fill: float) -> Any:
 
     def blank(aval: Any) -> jax.Array:
         inexact = jnp.issubdtype(aval.dtype, jnp.inexact)
-        return _vary(lax.full(aval.shape, fill if inexact else 0, aval.dtype), varying_axes(aval))
+        return vary(lax.full(aval.shape, fill if inexact else 0, aval.dtype), varying_axes(aval))
 
     return jax.tree.map(blank, types)
-
-
-def _vary(x: Any, axes: frozenset[Any]) -> Any:
-    """Inside a `shard_map`: declares that a value may differ between the shards of these axes."""
-    missing = tuple(axes - varying_axes(jax.typeof(x)))
-    return lax.pcast(x, missing, to="varying") if missing else x
 
 
 def _at_least(x: jax.Array, axis: int) -> jax.Array:

@@ -16,19 +16,18 @@ layer that does not return it.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from zoo.capture.rewriter import Rewriter, check_like
-from zoo.capture.sites import Equation, Hit, Site, find_hits, make_plan, named
+from zoo.capture.replacements import stack_replacement
+from zoo.capture.rewriter import Rewriter
+from zoo.capture.sites import Hit, Predicate, Site, find_hits, make_plan, named
 
 T = TypeVar("T")
-Predicate = Callable[[Equation], bool]
 
 _READER = Rewriter(replaces=False)
 
@@ -163,8 +162,9 @@ def inject(
 
     inject(f, {name: g})(x) = f(x) with g(value) in place of the tapped value.
 
-    Gradients go through the replacement. A custom derivative rule around a replaced value does not
-    know of it and is dropped: there the changed program is differentiated as it stands.
+    Gradients go through the replacement: ``grad(inject(f, …))``. (Not ``inject(grad(f), …)``: the
+    backward pass that `grad` has made would not know of it.) Nor does a custom derivative rule
+    around a replaced value; it is dropped, and the changed program differentiated as it stands.
 
     Args:
         fn: any function that `jax.jit` could trace.
@@ -220,7 +220,7 @@ def inject(
                 if callable(replacement):
                     site = site._replace(replacement=replacement)
                 else:
-                    values[hit.name] = _stacked(replacement, hit)
+                    values[hit.name] = stack_replacement(replacement, hit)
                 sites[hit.path] = site
         outputs, _ = replacer.run(program, make_plan(program, sites), arrays, values)
         return rebuild(outputs)
@@ -230,7 +230,7 @@ def inject(
 
 def _trace(
     fn: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
-) -> tuple[Any, list[Any], Callable[[list[Any]], Any]]:
+) -> tuple[Any, list[Any], Callable[[Sequence[Any]], Any]]:
     """The program of a call, its inputs, and what puts its outputs into the tree of ``fn``."""
     leaves, structure = jax.tree.flatten((args, kwargs))
     positions = [
@@ -298,16 +298,3 @@ def _site(function: str, hit: Hit) -> Site:
             "rewritten; name the taps to use, without this one"
         )
     return Site(hit.name, hit.varying)
-
-
-def _stacked(replacement: Any, hit: Hit) -> Any:
-    """The arrays of a replacement, one entry for every step of the loops around it."""
-    full = hit.shapes()
-    # From the whole stack to one value for all steps.
-    allowed = [
-        [shape[i:] for i in range(len(shape) - len(aval.shape) + 1)] or [shape]
-        for shape, aval in zip(full, hit.types, strict=True)
-    ]
-    arrays = check_like(replacement, hit.types, hit.name, allowed)
-    arrays = [jnp.broadcast_to(x, shape) for x, shape in zip(arrays, full, strict=True)]
-    return arrays[0] if len(arrays) == 1 else tuple(arrays)

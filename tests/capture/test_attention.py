@@ -1,0 +1,178 @@
+"""The attention matrix of models that nobody annotated."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.capture.test_capture import assert_same
+from zoo.capture import capture, inject
+
+B, T, D, HEADS = 2, 5, 8, 2
+
+
+def is_attention(equation):
+    """The quotient that ends a softmax over the keys."""
+    return (
+        equation.primitive.name == "div"
+        and equation.shape[-2:] == (T, T)
+        and "softmax" in equation.functions
+    )
+
+
+def random(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def nnx_attention():
+    layer = nnx.MultiHeadAttention(HEADS, D, decode=False, rngs=nnx.Rngs(0))
+    return lambda x, mask: layer(x, mask=mask), layer.value, layer.out
+
+
+def linen_attention():
+    layer = nn.MultiHeadDotProductAttention(HEADS)
+    variables = layer.init(jax.random.key(0), jnp.zeros((B, T, D)))
+    return lambda x, mask: layer.apply(variables, x, mask=mask), None, None
+
+
+def bert_attention():
+    """A block as in Hugging Face's BERT: separate projections, additive mask, jitted, remat."""
+    names = ("query", "key", "value", "output")
+    weights = {name: random(i, D, D) / D**0.5 for i, name in enumerate(names)}
+
+    @jax.jit
+    @jax.checkpoint
+    def block(weights, x, mask):
+        def heads(name):
+            return jnp.reshape(x @ weights[name], (B, T, HEADS, D // HEADS))
+
+        scores = jnp.einsum("bthd,bshd->bhts", heads("query"), heads("key"))
+        scores = scores / (D // HEADS) ** 0.5 + jnp.where(mask, 0.0, -1e9)
+        probabilities = jax.nn.softmax(scores, axis=-1)
+        context = jnp.einsum("bhts,bshd->bthd", probabilities, heads("value"))
+        return jnp.reshape(context, (B, T, D)) @ weights["output"]
+
+    return lambda x, mask: block(weights, x, mask), None, None
+
+
+MODELS = {"nnx": nnx_attention, "linen": linen_attention, "bert": bert_attention}
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def model(request):
+    return MODELS[request.param]()[0]
+
+
+def masked_input():
+    lengths = jnp.array([5, 3])
+    mask = jnp.arange(T)[None] < lengths[:, None]
+    return random(7, B, T, D), jnp.broadcast_to(mask[:, None, None, :], (B, 1, T, T))
+
+
+def test_rows_sum_to_one_masked_columns_are_zero_and_the_output_stays(model):
+    arguments = masked_input()
+    output, values = jax.jit(capture(model, where=is_attention))(*arguments)
+    assert_same(output, jax.jit(model)(*arguments))
+    (attention,) = values.values()
+    attention = attention.reshape(B, HEADS, T, T)
+    np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-6)
+    assert (attention[1, :, :, 3:] == 0).all()
+    assert (attention[0] > 0).all()
+    eager_output, _ = capture(model, where=is_attention)(*arguments)
+    assert_same(eager_output, model(*arguments))
+
+
+def test_attention_times_values_is_the_output_of_the_layer():
+    layer = nnx.MultiHeadAttention(HEADS, D, decode=False, rngs=nnx.Rngs(0))
+    x, mask = masked_input()
+    output, values = capture(lambda x: layer(x, mask=mask), where=is_attention)(x)
+    (attention,) = values.values()
+    context = jnp.einsum("bhts,bshd->bthd", attention.reshape(B, HEADS, T, T), layer.value(x))
+    np.testing.assert_allclose(layer.out(context), output, atol=1e-5)
+
+
+def test_scopes_of_linen_name_the_layers_of_a_model():
+    class Encoder(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(2):
+                x = x + nn.MultiHeadDotProductAttention(HEADS)(x)
+            return x
+
+    x = random(7, B, T, D)
+    variables = Encoder().init(jax.random.key(0), x)
+    _, values = capture(Encoder().apply, where=is_attention)(variables, x)
+    layers = [f"Encoder/MultiHeadDotProductAttention_{i}/div" for i in range(2)]
+    assert list(values) == layers
+
+
+def test_a_head_is_ablated_without_a_tap(model):
+    arguments = masked_input()
+    _, values = capture(model, where=is_attention)(*arguments)
+    (name,) = values
+
+    def without_first_head(attention):
+        shape = attention.shape
+        heads = attention.reshape(B, HEADS, T, T)
+        return heads.at[:, 0].set(0).reshape(shape)
+
+    patched = inject(model, {name: without_first_head}, where=is_attention)
+    output, values = capture(patched, where=lambda e: e.primitive.name == "dot_general")(*arguments)
+    assert jnp.abs(output - model(*arguments)).max() > 1e-3
+    # Nothing else changed: with the identity in place of the ablation the output is the old one.
+    same = inject(model, {name: lambda attention: attention}, where=is_attention)(*arguments)
+    assert_same(same, model(*arguments))
+
+
+def test_functions_are_those_of_this_caller_though_a_jitted_one_was_traced_for_another():
+    @jax.jit
+    def shared(x):
+        return jnp.exp(x)
+
+    def first(x):
+        return shared(x)
+
+    def second(x):
+        return shared(x)
+
+    def model(x):
+        return first(x) + second(2 * x)
+
+    def made_in(name):
+        return lambda e: (
+            e.primitive.name == "exp" and any(f.endswith("<locals>." + name) for f in e.functions)
+        )
+
+    x = random(0, 3)
+    shared(x)
+    for name, factor in (("first", 1), ("second", 2)):
+        _, values = capture(model, where=made_in(name))(x)
+        np.testing.assert_allclose(values["exp"], jnp.exp(factor * x), rtol=1e-6)
+    assert list(capture(model, where=made_in("model"))(x)[1]) == ["exp#0", "exp#1"]
+
+
+def test_what_a_predicate_sees():
+    seen = {}
+
+    def look(equation):
+        seen[equation.primitive.name] = equation
+        return equation.shape == (3,)
+
+    def model(x):
+        with jax.named_scope("outer"):
+            y = jax.vmap(lambda x: jax.named_scope("inner")(jnp.tanh)(x))(x)
+        return jax.jit(jnp.sum)(y), jax.debug.print("{}", 1)
+
+    _, values = capture(model, where=look)(random(0, 3))
+    assert list(values) == ["outer/inner/tanh"]
+    tanh = seen["tanh"]
+    assert tanh.scope == "outer/inner"
+    assert len(tanh.outvars) == 1
+    assert "tanh" in repr(tanh)
+    assert any(
+        name.endswith("test_what_a_predicate_sees.<locals>.model") for name in tanh.functions
+    )
+    assert seen["debug_print" if "debug_print" in seen else "debug_callback"].shape is None
+    assert seen["reduce_sum"].shape == ()
