@@ -296,7 +296,7 @@ def test_eager_init_keeps_the_place_of_the_parameters():
 
 
 def test_saved_with_the_optimiser(tmp_path):
-    """4 steps = 2 steps, save, restore on another mesh shape, 2 steps; same mesh: to the last bit."""
+    """4 steps = 2 steps, save, restore (here or on another mesh), 2 steps; to the last bit."""
     mesh = make_mesh(fsdp=2, model=2)
     state, step = start(mesh, OPTIMIZER)
     data = list(batches(mesh, 4))

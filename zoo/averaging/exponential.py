@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 
 from zoo.averaging.running import (
     AverageState,
+    Count,
     Gain,
     Mask,
     advance,
@@ -39,8 +40,8 @@ def average_update(
     *,
     decay: Decay,
     warmup: bool = False,
-    start_step: ArrayLike = 0,
-    every: ArrayLike = 1,
+    start_step: Count = 0,
+    every: Count = 1,
 ) -> AverageState:
     """One step of an exponential average of any tree: statistics, activations, metrics.
 
@@ -50,7 +51,7 @@ def average_update(
         decay: as for :func:`parameter_ema`, and so are the other arguments.
         warmup: whether the decay is at most (1 + n) / (10 + n) at the n-th term.
         start_step: steps before the first that is averaged.
-        every: only each so manieth step is averaged.
+        every: only the tree of every so many steps is averaged.
 
     Returns:
         The new state.
@@ -77,8 +78,8 @@ def parameter_ema(
     *,
     debias: bool = True,
     warmup: bool = False,
-    start_step: ArrayLike = 0,
-    every: ArrayLike = 1,
+    start_step: Count = 0,
+    every: Count = 1,
     mask: Mask | None = None,
 ) -> optax.GradientTransformation:
     """Keeps an exponential moving average of the parameters; passes the updates through unchanged.
@@ -98,8 +99,7 @@ def parameter_ema(
         warmup: whether the decay is at most (1 + n) / (10 + n) at the n-th term, as in TensorFlow.
         start_step: averaging begins with the parameters after step ``start_step + 1``; until then
             the average is the parameters themselves.
-        every: only the parameters after each so manieth step are averaged, and only those steps
-            cost anything.
+        every: steps from one that is averaged to the next; only those cost anything.
         mask: which leaves to average, as for ``optax.masked``: a tree of truth values like the
             parameters (or a prefix of it), or a function from them to one.
 

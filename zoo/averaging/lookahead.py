@@ -73,7 +73,7 @@ def lookahead(
     def update(updates: Any, state: AverageState, parameters: Any = None) -> tuple[Any, Any]:
         fast = applied(parameters, updates)
         state = advance(state, fast, gain=gain, start_step=0, every=sync_period)
-        synchronised = state.count % sync_period == 0
+        synchronised = state.steps % sync_period == 0
 
         def leaf(slow: jax.Array, parameter: jax.Array, update: jax.Array) -> jax.Array:
             back = (slow - parameter).astype(update.dtype)

@@ -8,8 +8,13 @@ The width of the profile τ^γ grows with t, so it is given relative to t, as a 
     relative_std = √((γ + 1) / ((γ + 2)² (γ + 3)))
 
 Averages stored at some steps with some widths span a space of profiles. Any other profile is
-projected on it, x = argmin ∫ (p(τ) - Σ_i x_i p_i(τ))² dτ, and the same combination of the stored
-parameters is the average one would have had.
+projected on it,
+
+    x = argmin ∫ (p(τ) - Σ_i x_i p_i(τ))² dτ,   Σ_i x_i = 1,
+
+and the same combination of the stored parameters is the average one would have had. (The paper does
+not ask for the sum, which it gets nearly for nothing from a hundred stored averages. From three the
+sum could be 0.75, and the network would be scaled down by it.)
 
 Source: Tero Karras, Miika Aittala, Jaakko Lehtinen, Janne Hellsten, Timo Aila, Samuli Laine,
 «Analyzing and Improving the Training Dynamics of Diffusion Models», 2024, arXiv 2312.02696,
@@ -26,7 +31,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from zoo.averaging.running import Mask, running_average
+from zoo.averaging.running import Count, Mask, running_average
 
 # Of all γ > -1 the relative standard deviation is largest where (γ + 1)² + (γ + 1) = 1.
 WIDEST = (math.sqrt(5) - 1) / 2 - 1
@@ -62,22 +67,22 @@ def power_law_exponent(relative_std: float) -> float:
 def power_law_ema(
     relative_std: float,
     *,
-    start_step: ArrayLike = 0,
-    every: ArrayLike = 1,
+    start_step: Count = 0,
+    every: Count = 1,
     mask: Mask | None = None,
 ) -> optax.GradientTransformation:
     """Keeps a power-law average of the parameters; passes the updates through unchanged.
 
-    average_n = β_n · average_{n-1} + (1 - β_n) · θ_n with β_n = (1 - 1 / n)^{γ + 1}. Its memory is a
-    fixed share of the training so far, so early mistakes are forgotten and late noise is averaged
-    over ever longer times, with no length of training to be known before.
+    average_n = β_n · average_{n-1} + (1 - β_n) · θ_n with β_n = (1 - 1 / n)^{γ + 1}. Its memory is
+    a fixed share of the training so far, so early mistakes are forgotten and late noise is
+    averaged over ever longer times, with no length of training to be known before.
 
     Args:
         relative_std: width of the profile over the number of terms, in (0, 0.3003); 0.1 is about a
             tenth of the training to either side of its mean. Of two averages, such as 0.05 and
             0.1, stored at intervals, :func:`post_hoc_average` makes all others.
         start_step: as for :func:`parameter_ema`, and so are the other arguments.
-        every: only each so manieth step is averaged.
+        every: steps from one that is averaged to the next.
         mask: which leaves to average.
 
     Returns:
@@ -89,7 +94,9 @@ def power_law_ema(
         TypeError: if start_step or every is no integer.
 
     >>> optimizer = optax.named_chain(
-    ...     ("adam", optax.adam(1e-3)), ("narrow", power_law_ema(0.05)), ("wide", power_law_ema(0.1))
+    ...     ("adam", optax.adam(1e-3)),
+    ...     ("narrow", power_law_ema(0.05)),
+    ...     ("wide", power_law_ema(0.1)),
     ... )
 
     Reference: arXiv 2312.02696, equation 4 and 130.
@@ -107,7 +114,7 @@ def post_hoc_weights(
 ) -> np.ndarray:
     """The combination of stored power-law averages that comes nearest to another one.
 
-    argmin_x ∫ (p(τ) - Σ_i x_i p_i(τ))² dτ, with the p's of the module's formula.
+    argmin_x ∫ (p(τ) - Σ_i x_i p_i(τ))² dτ with Σ_i x_i = 1, p_i the profiles of integral 1.
 
     Args:
         steps: ``[N]`` numbers of terms at which the averages were stored.
@@ -116,7 +123,7 @@ def post_hoc_weights(
         relative_std: its width.
 
     Returns:
-        ``[N]`` float64 weights; they sum to 1 as nearly as the profiles allow, and may be negative.
+        ``[N]`` float64 weights; they sum to 1 and may be negative.
 
     Raises:
         ValueError: if the arguments do not fit each other, or a width or step is out of range.
@@ -144,9 +151,11 @@ def post_hoc_weights(
     # Neighbouring profiles are nearly equal. Scaled to norm 1, their least-squares combination of
     # least norm is the one that magnifies the rounding of the stored parameters least.
     norms = np.sqrt(np.diag(gram))
-    scaled = gram / np.outer(norms, norms)
-    weights = np.linalg.lstsq(scaled, projection / norms, rcond=1e-10)[0]
-    return weights / norms
+    system = np.zeros((len(norms) + 1,) * 2)
+    system[:-1, :-1] = gram / np.outer(norms, norms)
+    system[-1, :-1] = system[:-1, -1] = 1 / norms
+    right = np.append(projection / norms, 1)
+    return np.linalg.lstsq(system, right, rcond=1e-10)[0][:-1] / norms
 
 
 def post_hoc_average(

@@ -30,6 +30,7 @@ from zoo.training import path_name
 
 # Number of terms, the newest included (so never less than 1) -> its share of the average.
 Gain = Callable[[jax.Array], ArrayLike]
+Count = int | jax.Array
 Mask = Any
 
 
@@ -37,12 +38,12 @@ class AverageState(NamedTuple):
     """A running average of a tree.
 
     Attributes:
-        count: ``[]`` int32, steps seen.
+        steps: ``[]`` int32, steps seen.
         weight: ``[]`` at least float32, share of what was averaged; the rest is the initial tree's.
         average: the tree, floating leaves in at least float32, others as they last were.
     """
 
-    count: jax.Array
+    steps: jax.Array
     weight: jax.Array
     average: Any
 
@@ -69,14 +70,14 @@ def average_init(values: Any, *, debias: bool = True) -> AverageState:
     floating = [leaf.dtype for leaf in jax.tree.leaves(average) if _is_inexact(leaf)]
     dtype = jnp.finfo(jnp.result_type(jnp.float32, *floating)).dtype
     return AverageState(
-        count=jnp.zeros((), jnp.int32),
+        steps=jnp.zeros((), jnp.int32),
         weight=jnp.asarray(0 if debias else 1, dtype),
         average=average,
     )
 
 
 def advance(
-    state: AverageState, values: Any, *, gain: Gain, start_step: ArrayLike, every: ArrayLike
+    state: AverageState, values: Any, *, gain: Gain, start_step: Count, every: Count
 ) -> AverageState:
     """Takes in the tree after one more step; see the module for the recursion.
 
@@ -85,42 +86,45 @@ def advance(
         values: the newest tree.
         gain: share of a term, given the number of terms with it.
         start_step: until so many steps are over the average follows the tree itself.
-        every: only each so manieth step is looked at.
+        every: only every so many steps is one looked at.
 
     Returns:
         The new state, of the same structure, shapes and dtypes.
     """
-    count = optax.safe_increment(state.count)
-    started = count > start_step
-    terms = jnp.where(started, count // every - start_step // every, 1)
+    steps = optax.safe_increment(state.steps)
+    started = steps > start_step
+    terms = jnp.maximum(steps // every - start_step // every, 1)
     share = jnp.asarray(gain(terms), state.weight.dtype)
     weight = jnp.where(started, state.weight + share * (1 - state.weight), state.weight)
     # A share of 0 before anything has weight leaves the average alone; NaN stays NaN.
     rate = jnp.where(started, share / jnp.where(share == 0, 1, weight), 1)
 
-    def blend(average: Any, values: Any) -> Any:
-        def leaf(old: jax.Array, new: ArrayLike) -> jax.Array:
-            new = jnp.asarray(new).astype(old.dtype)
-            if not _is_inexact(old):  # counters are no quantities to average
-                return new
-            step = rate.astype(jnp.finfo(old.dtype).dtype)
-            # old + step · (new - old) is exact for a constant tree; the other form is not.
-            return jnp.where(step == 1, new, old + step * (new - old))
-
-        return jax.tree.map(leaf, average, values)
-
     if isinstance(every, int) and every == 1:
-        return AverageState(count, weight, blend(state.average, values))
-    weight, average = jax.lax.cond(
-        count % every == 0,
-        lambda: (weight, blend(state.average, values)),
-        lambda: (state.weight, state.average),
-    )
-    return AverageState(count, weight, average)
+        return AverageState(steps, weight, _blend(rate, state.average, values))
+    due = steps % every == 0
+    weight = jnp.where(due, weight, state.weight)
+    return AverageState(steps, weight, _blend_if(due, rate, state.average, values))
+
+
+def _blend(rate: jax.Array, average: Any, values: Any) -> Any:
+    def leaf(old: jax.Array, new: ArrayLike) -> jax.Array:
+        new = jnp.asarray(new).astype(old.dtype)
+        if not _is_inexact(old):  # counters are no quantities to average
+            return new
+        share = rate.astype(jnp.finfo(old.dtype).dtype)
+        # old + share · (new - old) is exact for a constant tree; the other form is not.
+        return jnp.where(share == 1, new, old + share * (new - old))
+
+    return jax.tree.map(leaf, average, values)
+
+
+@jax.jit  # outside of it, every new conditional is compiled anew
+def _blend_if(due: jax.Array, rate: jax.Array, average: Any, values: Any) -> Any:
+    return jax.lax.cond(due, _blend, lambda rate, average, values: average, rate, average, values)
 
 
 def running_average(
-    gain: Gain, *, debias: bool, start_step: ArrayLike, every: ArrayLike, mask: Mask | None
+    gain: Gain, *, debias: bool, start_step: Count, every: Count, mask: Mask | None
 ) -> optax.GradientTransformation:
     """The Optax transformation of a gain: averages the parameters, leaves the updates alone."""
     check_count("start_step", start_step, at_least=0)

@@ -24,7 +24,8 @@ def recompute_statistics(batch_statistics: Callable[[Any], Any], batches: Iterab
 
     Args:
         batch_statistics: ``(batch) -> statistics`` of this batch alone: what a forward pass in
-            training mode leaves in the state when the momentum of every layer is 0. It is compiled.
+            training mode leaves in the state when the momentum of every layer is 0. Compile it
+            yourself, with the parameters as an argument, so that it is compiled once.
         batches: of training data; pytrees of arrays ``[B, ...]``, each weighted by its B.
 
     Returns:
@@ -35,43 +36,41 @@ def recompute_statistics(batch_statistics: Callable[[Any], Any], batches: Iterab
         ValueError: if there are no batches.
         TypeError: if the statistics are no nested dict.
 
+    >>> import functools
     >>> from flax import nnx
     >>> from zoo.training import functional_with_state
     >>> parts = functional_with_state(lambda rngs: nnx.BatchNorm(1, rngs=rngs))
     >>> key = jax.random.key(0)
     >>> parameters, state = parts.init_parameters(key), parts.init_model_state(key)
-    >>> def batch_statistics(batch):
+    >>> @jax.jit
+    ... def batch_statistics(parameters, batch):
     ...     module = parts.rebuild(parameters, key, model_state=state)
     ...     module.set_attributes(nnx.BatchNorm, momentum=0.0)
     ...     module(batch)
     ...     return parts.model_state(module)
-    >>> statistics = recompute_statistics(batch_statistics, [jnp.zeros((2, 1)), jnp.ones((2, 1))])
+    >>> statistics = recompute_statistics(
+    ...     functools.partial(batch_statistics, parameters), [jnp.zeros((2, 1)), jnp.ones((2, 1))]
+    ... )
     >>> print(statistics["mean"], statistics["var"])
     [0.5] [0.25]
     """
-
-    @jax.jit
-    def add(total: Any, batch: Any, share: jax.Array) -> Any:
-        return _merge(total, batch_statistics(batch), share)
-
     total, rows = None, 0
     for batch in batches:
         more = jax.tree.leaves(batch)[0].shape[0]
-        if total is None:
-            total = jax.jit(batch_statistics)(batch)
-            if not isinstance(total, Mapping):
-                raise TypeError(
-                    "batch_statistics must return a nested dict with string keys, got "
-                    f"{type(total).__name__}"
-                )
-        else:
-            total = add(total, batch, jnp.float32(more / (rows + more)))
+        statistics = batch_statistics(batch)
+        if not isinstance(statistics, Mapping):
+            raise TypeError(
+                "batch_statistics must return a nested dict with string keys, got "
+                f"{type(statistics).__name__}"
+            )
         rows += more
+        total = statistics if total is None else _merge(total, statistics, more / rows)
     if total is None:
         raise ValueError("batches must hold at least one batch, got none")
     return total
 
 
+@jax.jit
 def _merge(old: Any, new: Any, share: jax.Array) -> Any:
     """Old and new statistics together, the new ones making up a share of all rows."""
     if not isinstance(old, Mapping):

@@ -11,13 +11,12 @@ Source: Pavel Izmailov, Dmitrii Podoprikhin, Timur Garipov, Dmitry Vetrov, Andre
 
 import jax
 import optax
-from jax.typing import ArrayLike
 
-from zoo.averaging.running import Mask, running_average
+from zoo.averaging.running import Count, Mask, running_average
 
 
 def stochastic_weight_average(
-    *, start_step: ArrayLike, every: ArrayLike = 1, mask: Mask | None = None
+    *, start_step: Count, every: Count = 1, mask: Mask | None = None
 ) -> optax.GradientTransformation:
     """Keeps the mean of the parameters; passes the updates through unchanged.
 
