@@ -5,15 +5,23 @@ The flow of the non-saturating loss is
 
     dφ/dt = -σ(φ · θ) · θ,    dθ/dt = (1 - σ(φ · θ)) · φ,
 
-near (0, 0) a circle of period 4π. An exponential average with memory τ shrinks a circle of angular
-frequency 1/2 by 1 / √(1 + (τ/2)²).
+near (0, 0) a circle of period 4π. (To the third order it is a spiral: the squared radius changes by
+-(φ · θ)² a unit of time.) An exponential average with memory τ shrinks a circle of angular frequency
+1/2 by 1 / √(1 + (τ/2)²).
 
 Source: article https://kexue.fm/archives/6583.
 """
 
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-PERIOD = 4 * np.pi
+from zoo.averaging import average_init, average_update
+
+PERIOD = 4 * math.pi
 
 
 def velocity(point: np.ndarray) -> np.ndarray:
@@ -45,6 +53,32 @@ def orbit(start: tuple[float, float], *, time: float, step: float) -> np.ndarray
     return np.stack(points)
 
 
+def averages(points: np.ndarray, *, memory: float, step: float) -> np.ndarray:
+    """The debiased exponential average after each point, by ``zoo.averaging``."""
+
+    def update(state: Any, point: jax.Array) -> tuple[Any, jax.Array]:
+        state = average_update(state, point, decay=math.exp(-step / memory))
+        return state, state.average
+
+    points = jnp.asarray(points, jnp.float32)
+    return np.asarray(jax.lax.scan(update, average_init(points[0]), points)[1])
+
+
 def expected_shrinkage(memory: float) -> float:
     """Radius of the averaged circle over that of the circle."""
-    return float(1 / np.sqrt(1 + (memory / 2) ** 2))
+    return 1 / math.sqrt(1 + (memory / 2) ** 2)
+
+
+def measure(scale: float = 0.01) -> dict[str, float]:
+    """What the article says about a small orbit, measured on one that starts at scale · (1, 2)."""
+    step, memory = PERIOD / 256, 3 * PERIOD
+    points = orbit((scale, 2 * scale), time=20 * PERIOD, step=step)
+    radius = np.linalg.norm(points, axis=1)
+    averaged = averages(points, memory=memory, step=step)
+    return {
+        "time average over radius": float(
+            np.linalg.norm(points[: 4 * 256].mean(axis=0)) / radius[0]
+        ),
+        "shrinkage, memory of 3 periods": float(np.linalg.norm(averaged[-1]) / radius[-1]),
+        "shrinkage expected": expected_shrinkage(memory),
+    }

@@ -3,13 +3,10 @@
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.weight_averaging import dirac_gan
 from zoo import extras
-from zoo.averaging import average_init, average_update
 
 
 def save(
@@ -58,17 +55,6 @@ def draw_widths(by_width: dict[float, dict[str, float]]) -> Any:
     return figure
 
 
-def averages(points: np.ndarray, memory: float, step: float) -> np.ndarray:
-    """The debiased exponential average after each point."""
-
-    def update(state: Any, point: jax.Array) -> tuple[Any, jax.Array]:
-        state = average_update(state, point, decay=float(np.exp(-step / memory)))
-        return state, state.average
-
-    points = jnp.asarray(points, jnp.float32)
-    return np.asarray(jax.lax.scan(update, average_init(points[0]), points)[1])
-
-
 def draw_orbit(start: tuple[float, float] = (0.1, 0.2), *, periods: int = 12) -> Any:
     """The game's orbit with its averages, and how far each is from the equilibrium by time."""
     step = dirac_gan.PERIOD / 256
@@ -79,7 +65,7 @@ def draw_orbit(start: tuple[float, float] = (0.1, 0.2), *, periods: int = 12) ->
     lines = {"parameters": points}
     for multiple in (1, 3):
         label = f"average, memory of {multiple} period{'s' * (multiple > 1)}"
-        lines[label] = averages(points, multiple * dirac_gan.PERIOD, step)
+        lines[label] = dirac_gan.averages(points, memory=multiple * dirac_gan.PERIOD, step=step)
     for label, line in lines.items():
         plane.plot(line[:, 0], line[:, 1], linewidth=1, label=label)
         decline.plot(time, np.linalg.norm(line, axis=1), linewidth=1, label=label)

@@ -319,15 +319,14 @@ def read_curves(metrics: pathlib.Path) -> dict[str, dict[int, float]]:
 
 def rows_of(curves: dict[str, dict[int, float]]) -> Iterator[dict[str, Any]]:
     """Mean and spread of the last evaluations, in percent."""
-    spread = {name: 100 * np.std(list(curve.values())[-LAST:]) for name, curve in curves.items()}
-    for name, curve in curves.items():
-        last = 100 * np.array(list(curve.values())[-LAST:])
+    last = {name: 100 * np.array(list(curve.values())[-LAST:]) for name, curve in curves.items()}
+    for name, values in last.items():
         yield {
             "evaluated": name,
-            "accuracy %": round(float(last[-1]), 2),
-            f"mean of last {LAST}": round(float(last.mean()), 2),
-            "standard deviation": round(float(spread[name]), 3),
-            "of the parameters'": round(float(spread[name] / spread[RAW]), 3),
+            "final": round(float(values[-1]), 2),
+            "mean": round(float(values.mean()), 2),
+            "deviation": round(float(values.std()), 3),
+            "ratio": round(float(values.std() / last[RAW].std()), 3),
         }
 
 
@@ -341,19 +340,17 @@ def report(
     name = f"post hoc {averaging.post_hoc_checked:g}"
     curves = {**curves, name: post_hoc["by step"]}
     rows = list(rows_of(curves))
-    results_table(rows, title="Test images")
+    results_table(rows, title=f"Test accuracy %, mean and deviation of the last {LAST}")
     widths = [
-        {"relative standard deviation": std, "accuracy %": 100 * values["accuracy"], **values}
+        {"width": std, "accuracy %": 100 * values["accuracy"], "loss": values["loss"]}
         for std, values in post_hoc["by width"].items()
     ]
-    for row in widths:
-        del row["accuracy"]
-    results_table(widths, title="Power-law averages made after the training")
+    results_table(widths, title="Power-law averages made afterwards")
     pictures = figures.save(workdir, curves, post_hoc["by width"])
     summary = {
         "last": {row["evaluated"]: row for row in rows},
         "post_hoc": {str(std): values for std, values in post_hoc["by width"].items()},
-        "dirac_gan_period": dirac_gan.PERIOD,
+        "dirac_gan": dirac_gan.measure(),
         "jax": jax.__version__,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
