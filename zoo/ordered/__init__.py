@@ -9,7 +9,8 @@ from zoo.ordered.baselines import (
 )
 from zoo.ordered.cell import Depths, MasterGates, OnLstmCarry, OnLstmParams
 from zoo.ordered.gates import cumax, log_cumax
-from zoo.ordered.language_model import LanguageModelOutput, OnLstmLanguageModel, dropout
+from zoo.ordered.language_model import LanguageModelOutput, OnLstmLanguageModel
+from zoo.ordered.nt_asgd import NtAsgdState, nt_asgd, nt_asgd_parameters, observe_validation
 from zoo.ordered.ordered_lstm import (
     OnLstm,
     OnLstmOutput,
@@ -18,7 +19,9 @@ from zoo.ordered.ordered_lstm import (
     on_lstm,
     on_lstm_step,
 )
+from zoo.ordered.original import load_original, original_parameter_count
 from zoo.ordered.pictures import draw_gates, draw_trees
+from zoo.ordered.regularization import activation_penalty, dropout, weight_drop
 from zoo.ordered.scores import (
     BracketScores,
     CorpusScores,
@@ -46,12 +49,14 @@ __all__ = [
     "GoldTree",
     "LanguageModelOutput",
     "MasterGates",
+    "NtAsgdState",
     "OnLstm",
     "OnLstmCarry",
     "OnLstmLanguageModel",
     "OnLstmOutput",
     "OnLstmParams",
     "Tree",
+    "activation_penalty",
     "balanced_tree",
     "binarized_tree",
     "bracket_scores",
@@ -65,11 +70,16 @@ __all__ = [
     "keep_words",
     "label_recall",
     "left_branching_tree",
+    "load_original",
     "log_cumax",
     "master_gates",
     "mean_word_depth",
+    "nt_asgd",
+    "nt_asgd_parameters",
+    "observe_validation",
     "on_lstm",
     "on_lstm_step",
+    "original_parameter_count",
     "parse_brackets",
     "parsing_table",
     "prune_tree",
@@ -80,4 +90,5 @@ __all__ = [
     "split_tree",
     "tree_spans",
     "tree_words",
+    "weight_drop",
 ]

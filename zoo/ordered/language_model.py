@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from zoo.ordered.cell import Depths, MasterGates, MasterInput, OnLstmCarry
+from zoo.ordered.cell import Depths, MasterGates, MasterInput, OnLstmCarry, OnLstmParams
 from zoo.ordered.ordered_lstm import OnLstm, initial_carry, master_gates, on_lstm
+from zoo.ordered.regularization import dropout, weight_drop
 
 
 class LanguageModelOutput(NamedTuple):
@@ -28,41 +29,6 @@ class LanguageModelOutput(NamedTuple):
     features: jax.Array  # [B, T, embed], the last layer before its dropout
     carries: tuple[OnLstmCarry, ...]  # one a layer, after the last step
     depths: Depths  # [layers, B, T] each, after reading each word
-
-
-def dropout(
-    key: jax.Array, x: jax.Array, *, rate: float, shared_axes: tuple[int, ...] = ()
-) -> jax.Array:
-    """Dropout whose mask is the same all along ``shared_axes``.
-
-    y = x · m / (1 - rate),  m ~ Bernoulli(1 - rate), one draw an entry of the other axes.
-
-    Args:
-        key: typed key, consumed.
-        x: any shape.
-        rate: share of entries set to 0, in [0, 1).
-        shared_axes: axes along which the mask does not change: time for locked dropout, the
-            features of an embedding table to drop whole words.
-
-    Returns:
-        The shape and dtype of ``x``.
-
-    Raises:
-        ValueError: if ``rate`` is outside [0, 1).
-
-    >>> import jax, jax.numpy as jnp
-    >>> y = dropout(jax.random.key(0), jnp.ones((2, 3)), rate=0.5, shared_axes=(1,))
-    >>> bool((y == y[:, :1]).all())
-    True
-
-    Reference: arXiv 1708.02182, sections 4.2 and 4.3.
-    """
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout: rate must be in [0, 1), got {rate}")
-    shared = {axis % x.ndim for axis in shared_axes}
-    shape = tuple(1 if axis in shared else size for axis, size in enumerate(x.shape))
-    kept = jax.random.bernoulli(key, 1 - rate, shape)
-    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
 class OnLstmLanguageModel(nnx.Module):
@@ -79,7 +45,8 @@ class OnLstmLanguageModel(nnx.Module):
         input_dropout: locked dropout of the embedded words.
         hidden_dropout: locked dropout between layers.
         output_dropout: locked dropout of the features before the logits.
-        recurrent_dropout: share of recurrent weights set to 0 for one call («weight drop»).
+        recurrent_dropout: share of recurrent weights set to 0 for one call, see ``weight_drop``.
+        inverted_weight_drop: False scales as the original does, see ``weight_drop``.
         param_dtype: dtype of the parameters.
         rngs: Flax's random streams; ``params`` is used.
 
@@ -110,6 +77,7 @@ class OnLstmLanguageModel(nnx.Module):
         hidden_dropout: float = 0.3,
         output_dropout: float = 0.45,
         recurrent_dropout: float = 0.45,
+        inverted_weight_drop: bool = True,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -120,6 +88,7 @@ class OnLstmLanguageModel(nnx.Module):
         self.hidden_dropout = hidden_dropout
         self.output_dropout = output_dropout
         self.recurrent_dropout = recurrent_dropout
+        self.inverted_weight_drop = inverted_weight_drop
         self.chunk_size = chunk_size
         table = (vocab_size, embed_features)
         # The published ±0.1 at its 400 features; narrower vectors get the same length. With ±0.1
@@ -155,6 +124,7 @@ class OnLstmLanguageModel(nnx.Module):
         carries: tuple[OnLstmCarry, ...] | None = None,
         *,
         key: jax.Array | None = None,
+        mask: jax.Array | None = None,
     ) -> LanguageModelOutput:
         """Reads ``ids`` and predicts at each position what comes next.
 
@@ -162,6 +132,7 @@ class OnLstmLanguageModel(nnx.Module):
             ids: ``[B, T]`` int. An id outside the vocabulary gives NaN logits from there on.
             carries: the ``carries`` of an earlier call to go on from, zeros if None.
             key: typed key for dropout, consumed; None for evaluation.
+            mask: ``[B, T]`` bool, false at padding, which is not read: see :func:`on_lstm`.
 
         Returns:
             ``LanguageModelOutput``.
@@ -174,6 +145,10 @@ class OnLstmLanguageModel(nnx.Module):
             raise TypeError(f"ids must be integers, got {ids.dtype}; encode the text first")
         if ids.ndim != 2:
             raise ValueError(f"ids must be [batch, time], got shape {ids.shape}")
+        if mask is not None and (mask.shape != ids.shape or mask.dtype != bool):
+            raise ValueError(
+                f"mask must be bool {ids.shape} like ids, got {mask.dtype} {mask.shape}"
+            )
         if carries is not None and len(carries) != len(self.layers):
             raise ValueError(
                 f"carries must hold one carry for each of {len(self.layers)} layers, "
@@ -196,14 +171,13 @@ class OnLstmLanguageModel(nnx.Module):
         for index, (layer, carry) in enumerate(zip(self.layers, before, strict=True)):
             if index:
                 x = drop(x, self.hidden_dropout, (0,))
-            params = layer.params
-            weights = drop(params.recurrent_kernel, self.recurrent_dropout)
             x, carry, depth = on_lstm(
-                params._replace(recurrent_kernel=weights),
+                self._params(layer, None if key is None else next(keys)),
                 x,
                 carry,
                 chunk_size=layer.chunk_size,
                 master_input=layer.master_input,
+                mask=None if mask is None else mask.T,
             )
             after.append(carry)
             depths.append(depth)
@@ -214,6 +188,65 @@ class OnLstmLanguageModel(nnx.Module):
         logits += self.bias[...].astype(wide)[None, None]
         by_layer = jax.tree.map(lambda *xs: jnp.stack(xs).swapaxes(1, 2), *depths)
         return LanguageModelOutput(logits, features, tuple(after), by_layer)
+
+    def _params(self, layer: OnLstm, key: jax.Array | None = None) -> OnLstmParams:
+        """The layer's parameters with weight drop, for evaluation if the key is None."""
+        params = layer.params
+        weights = weight_drop(
+            key,
+            params.recurrent_kernel,
+            rate=self.recurrent_dropout,
+            inverted=self.inverted_weight_drop,
+        )
+        return params._replace(recurrent_kernel=weights)
+
+    def generate(
+        self,
+        key: jax.Array,
+        ids: jax.Array,
+        *,
+        length: int,
+        temperature: float | jax.Array = 1.0,
+    ) -> jax.Array:
+        """Goes on with a text: each next word is drawn from softmax(logits / temperature).
+
+        Args:
+            key: typed key, consumed.
+            ids: ``[B, T]`` int, T ≥ 1, what the text begins with.
+            length: number of words to draw.
+            temperature: 1 draws from the model, less prefers its likely words, 0 takes the
+                likeliest.
+
+        Returns:
+            ``[B, length]`` int32. In a jitted function the whole is one compiled loop.
+
+        Raises:
+            ValueError: if ``length`` < 1 or ``ids`` hold no word.
+
+        >>> import jax, jax.numpy as jnp
+        >>> model = OnLstmLanguageModel(10, 4, 6, 2, chunk_size=2, rngs=nnx.Rngs(0))
+        >>> model.generate(jax.random.key(0), jnp.array([[1, 2]]), length=5).shape
+        (1, 5)
+        """
+        if length < 1 or not ids.shape[-1]:
+            raise ValueError(
+                "generate: needs length ≥ 1 and ids with at least one word to begin with, got "
+                f"{length=} and ids of shape {ids.shape}"
+            )
+        beginning = self(ids)
+        # The one a Gumbel variable lifts above all others is a draw from the softmax.
+        noise_scale = jnp.asarray(temperature, beginning.logits.dtype)
+
+        def step(state: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
+            logits, carries = state
+            noise = jax.random.gumbel(key, logits.shape, logits.dtype)
+            word = jnp.argmax(logits + noise_scale * noise, axis=-1).astype(jnp.int32)
+            output = self(word[:, None], carries)
+            return (output.logits[:, 0], output.carries), word
+
+        start = (beginning.logits[:, -1], beginning.carries)
+        _, words = jax.lax.scan(step, start, jax.random.split(key, length))
+        return words.T
 
     def master_gates(self, ids: jax.Array) -> tuple[MasterGates, ...]:
         """The master gates of every layer while it reads ``ids`` from the start, without dropout.
@@ -227,15 +260,11 @@ class OnLstmLanguageModel(nnx.Module):
         x = self.embedding[...].at[ids.T].get(mode="fill", fill_value=jnp.nan)
         gates = []
         for layer in self.layers:
-            hidden = layer(x).hidden
+            params = self._params(layer)
+            options = {"chunk_size": layer.chunk_size, "master_input": layer.master_input}
+            hidden = on_lstm(params, x, **options).hidden
             before = jnp.concatenate([jnp.zeros_like(hidden[:1]), hidden[:-1]])
-            layer_gates = master_gates(
-                layer.params,
-                before,
-                x,
-                chunk_size=layer.chunk_size,
-                master_input=layer.master_input,
-            )
+            layer_gates = master_gates(params, before, x, **options)
             gates.append(jax.tree.map(lambda gate: gate.swapaxes(0, 1), layer_gates))
             x = hidden
         return tuple(gates)
