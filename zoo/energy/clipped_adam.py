@@ -8,6 +8,7 @@ chains from moving the energy far. The first step is bounded by 0.1.
 Source: Du, Mordatch, 2019, arXiv 1903.08689, and its code.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -64,7 +65,7 @@ def clip_by_second_moment(
         del parameters
         step = optax.safe_increment(state.step)
         # The code divides the moment of the step before by the correction of this one.
-        correction = 1 - jnp.float32(decay) ** step
+        correction = _correction(decay, step)
 
         def clipped(g: jax.Array, v: jax.Array) -> jax.Array:
             bound = width * jnp.sqrt(v / correction) + slack
@@ -131,13 +132,18 @@ def _scale_by_adam_hat(b1: float, b2: float, eps: float) -> optax.GradientTransf
         square = jax.tree.map(
             lambda g, v: b2 * v + (1 - b2) * g.astype(v.dtype) ** 2, updates, state.nu
         )
-        rate = jnp.sqrt(1 - jnp.float32(b2) ** count) / (1 - jnp.float32(b1) ** count)
+        rate = jnp.sqrt(_correction(b2, count)) / _correction(b1, count)
         scaled = jax.tree.map(
             lambda m, v, g: (rate * m / (jnp.sqrt(v) + eps)).astype(g.dtype), mean, square, updates
         )
         return scaled, optax.ScaleByAdamState(count, mean, square)
 
     return optax.GradientTransformation(init, update)
+
+
+def _correction(decay: float, step: jax.Array) -> jax.Array:
+    """1 - decay^step without cancellation: 1 - 0.999 has but four digits in float32."""
+    return -jnp.expm1(step * math.log(decay)) if decay else jnp.ones(())
 
 
 def _wide(leaf: jax.Array) -> Any:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.energy.langevin import metropolis_langevin
-from zoo.energy.sampling import EnergyFunction, check_scalar
+from zoo.energy.sampling import EnergyFunction, check_scalar, rows_dot
 
 
 class LogNormalizer(NamedTuple):
@@ -78,7 +78,7 @@ def annealed_log_normalizer(
     log_start = dimensions / 2 * np.log(2 * np.pi * scale**2)
 
     def start_energy(x: jax.Array) -> jax.Array:
-        return (x**2).reshape(len(x), -1).sum(axis=1) / (2 * scale**2)
+        return rows_dot(x, x) / (2 * scale**2)
 
     def step(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> Any:
         position, log_weights = carry

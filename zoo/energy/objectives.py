@@ -338,5 +338,7 @@ def _energies(plus: Any, minus: Any, l2: Any) -> tuple[jax.Array, jax.Array]:
     return plus.astype(wide), minus.astype(wide)
 
 
-def _squares(plus: jax.Array, minus: jax.Array, l2: Any) -> jax.Array:
+def _squares(plus: jax.Array, minus: jax.Array, l2: Any) -> jax.Array | float:
+    if isinstance(l2, int | float) and l2 == 0:  # 0·∞, where the squares overflow, is no number
+        return 0.0
     return l2 * ((plus**2).mean() + (minus**2).mean())

@@ -164,7 +164,7 @@ def rows_dot(a: Any, b: Any) -> jax.Array:
 
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
         wide = jnp.promote_types(a.dtype, jnp.float32)
-        return (a.astype(wide) * b.astype(wide)).reshape(len(a), -1).sum(axis=1)
+        return (a.astype(wide) * b.astype(wide)).sum(axis=tuple(range(1, a.ndim)))
 
     return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(dot, a, b)))
 

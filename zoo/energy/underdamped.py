@@ -34,13 +34,11 @@ class UnderdampedState(NamedTuple):
         position: pytree of ``[B, ...]``.
         velocity: like the position.
         gradient: like the position.
-        energy: ``[B]`` float32.
     """
 
     position: Any
     velocity: Any
     gradient: Any
-    energy: jax.Array
 
 
 def underdamped_langevin(
@@ -74,10 +72,10 @@ def underdamped_langevin(
         return jax.tree.map(lambda a, b: a + jnp.asarray(factor, a.dtype) * b, tree, by)
 
     def init(position: Any) -> UnderdampedState:
-        energy, gradient = energy_and_gradient(energy_fn, position)
+        _, gradient = energy_and_gradient(energy_fn, position)
         # Copies: states are donated, and no two leaves may share memory.
         position = jax.tree.map(jnp.array, position)
-        return UnderdampedState(position, jax.tree.map(jnp.zeros_like, position), gradient, energy)
+        return UnderdampedState(position, jax.tree.map(jnp.zeros_like, position), gradient)
 
     def step(key: jax.Array, state: UnderdampedState) -> tuple[UnderdampedState, SamplerInfo]:
         decay = jnp.exp(-friction * jnp.float32(step_size))
@@ -91,6 +89,6 @@ def underdamped_langevin(
         velocity = moved(velocity, gradient, -step_size / 2)
         norm = jnp.sqrt(rows_dot(gradient, gradient))
         info = SamplerInfo(energy, norm, jnp.ones_like(energy))
-        return UnderdampedState(position, velocity, gradient, energy), info
+        return UnderdampedState(position, velocity, gradient), info
 
     return Sampler(init, step)
