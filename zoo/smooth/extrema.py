@@ -1,0 +1,215 @@
+"""Smooth maximum and minimum, absolute value, sign and step.
+
+    smooth_max(x) = τ log Σ_i e^{x_i/τ}         max < smooth_max ≤ max + τ log n
+    smooth_abs(x) = τ log(e^{x/τ} + e^{-x/τ})   its derivative is smooth_sign(x) = tanh(x/τ)
+    smooth_step(x) = 1 / (1 + e^{-x/τ})
+
+All tend to the hard operator as the temperature τ falls to 0; the articles write K = 1/τ. The
+smooth maximum is the logsumexp; the softmax is its gradient, a smooth one-hot vector.
+
+Source: Jianlin Su, «Function smoothing», 2019, https://kexue.fm/archives/6620; the bounds:
+https://kexue.fm/archives/3290, 9070.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from zoo.smooth.numerics import check_temperature, logistic, widen, with_slopes
+
+Axis = int | tuple[int, ...] | None
+
+
+def smooth_max(
+    x: jax.Array,
+    *,
+    temperature: ArrayLike = 1.0,
+    axis: Axis = -1,
+    keepdims: bool = False,
+    where: jax.Array | None = None,
+) -> jax.Array:
+    """Smooth maximum, τ log Σ_i e^{x_i/τ}.
+
+    Convex, 1-Lipschitz in the largest difference, and max < smooth_max ≤ max + τ log n.
+
+    Args:
+        x: ``[..., items]``; -inf takes no part.
+        temperature: τ > 0, in the units of ``x``.
+        axis: what to reduce over; None for everything.
+        keepdims: keep the reduced axes with length 1.
+        where: bool, broadcasts with ``x``: which items take part.
+
+    Returns:
+        ``[...]`` in the dtype of ``x``, computed in at least float32. Without any item -inf, with
+        gradient 0.
+
+    Raises:
+        TypeError: if ``x`` is not a floating-point array.
+        ValueError: if ``temperature`` is not positive; a traced one gives NaN.
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.array([2.0, 1.0, 4.0, 5.0, 3.0])
+    >>> [round(float(smooth_max(x, temperature=t)), 4) for t in (1.0, 0.5, 0.1)]
+    [5.4519, 5.0727, 5.0]
+
+    Reference: https://kexue.fm/archives/3290.
+    """
+    x, wide = widen(x, "smooth_max: x")
+    temperature = check_temperature(temperature, "smooth_max", wide)
+    peak = jnp.max(wide, axis=axis, keepdims=True, where=where, initial=-jnp.inf)
+    peak = lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0))
+    # The difference comes first: x/τ itself may overflow.
+    weights = jnp.exp((wide - peak) / temperature)
+    total = jnp.sum(weights, axis=axis, keepdims=True, where=where)
+    empty = total == 0
+    smooth = peak + temperature * jnp.log(jnp.where(empty, 1, total))
+    smooth = jnp.where(empty, -jnp.inf, smooth)
+    return (smooth if keepdims else jnp.squeeze(smooth, axis)).astype(x.dtype)
+
+
+def smooth_min(
+    x: jax.Array,
+    *,
+    temperature: ArrayLike = 1.0,
+    axis: Axis = -1,
+    keepdims: bool = False,
+    where: jax.Array | None = None,
+) -> jax.Array:
+    """Smooth minimum, -τ log Σ_i e^{-x_i/τ}: min - τ log n ≤ smooth_min < min.
+
+    Args:
+        x: ``[..., items]``; inf takes no part.
+        temperature: τ > 0, in the units of ``x``.
+        axis: what to reduce over; None for everything.
+        keepdims: keep the reduced axes with length 1.
+        where: bool, broadcasts with ``x``: which items take part.
+
+    Returns:
+        ``[...]`` in the dtype of ``x``; without any item inf.
+
+    Raises:
+        TypeError: if ``x`` is not a floating-point array.
+        ValueError: if ``temperature`` is not positive; a traced one gives NaN.
+
+    >>> import jax.numpy as jnp
+    >>> print(smooth_min(jnp.array([2.0, 1.0, 4.0]), temperature=0.5).round(4))
+    0.936
+
+    Reference: https://kexue.fm/archives/3290.
+    """
+    x, wide = widen(x, "smooth_min: x")
+    temperature = check_temperature(temperature, "smooth_min", wide)
+    return -smooth_max(-x, temperature=temperature, axis=axis, keepdims=keepdims, where=where)
+
+
+def smooth_abs(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
+    """Smooth absolute value, τ log(e^{x/τ} + e^{-x/τ}).
+
+    Its error |x| < smooth_abs ≤ |x| + τ log 2 is the largest at 0; its derivative is tanh(x/τ).
+
+    Args:
+        x: any shape.
+        temperature: τ > 0, in the units of ``x``.
+
+    Returns:
+        The shape and dtype of ``x``, computed in at least float32.
+
+    Raises:
+        TypeError: if ``x`` is not a floating-point array.
+        ValueError: if ``temperature`` is not positive; a traced one gives NaN.
+
+    >>> import jax.numpy as jnp
+    >>> smooth_abs(jnp.array([-2.0, 0.0, 0.5]), temperature=0.2).round(4).tolist()
+    [2.0, 0.1386, 0.5013]
+
+    Reference: https://kexue.fm/archives/6620.
+    """
+    x, wide = widen(x, "smooth_abs: x")
+    temperature = check_temperature(temperature, "smooth_abs", wide)
+    return _absolute(wide, temperature).astype(x.dtype)
+
+
+def smooth_sign(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
+    """Smooth sign, tanh(x/τ): the derivative of :func:`smooth_abs`.
+
+    Args:
+        x: any shape.
+        temperature: τ > 0, in the units of ``x``.
+
+    Returns:
+        The shape and dtype of ``x``, in [-1, 1], computed in at least float32.
+
+    Raises:
+        TypeError: if ``x`` is not a floating-point array.
+        ValueError: if ``temperature`` is not positive; a traced one gives NaN.
+
+    >>> import jax.numpy as jnp
+    >>> smooth_sign(jnp.array([-2.0, 0.0, 0.1]), temperature=0.2).round(4).tolist()
+    [-1.0, 0.0, 0.4621]
+
+    Reference: https://kexue.fm/archives/6620.
+    """
+    x, wide = widen(x, "smooth_sign: x")
+    temperature = check_temperature(temperature, "smooth_sign", wide)
+    return _sign(wide / temperature).astype(x.dtype)
+
+
+def smooth_step(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
+    """Smooth unit step, σ(x/τ) = 1 / (1 + e^{-x/τ}).
+
+    Args:
+        x: any shape.
+        temperature: τ > 0, in the units of ``x``.
+
+    Returns:
+        The shape and dtype of ``x``, in [0, 1], computed in at least float32.
+
+    Raises:
+        TypeError: if ``x`` is not a floating-point array.
+        ValueError: if ``temperature`` is not positive; a traced one gives NaN.
+
+    >>> import jax.numpy as jnp
+    >>> smooth_step(jnp.array([-2.0, 0.0, 0.1]), temperature=0.2).round(4).tolist()
+    [0.0, 0.5, 0.6225]
+
+    Reference: https://kexue.fm/archives/6620.
+    """
+    x, wide = widen(x, "smooth_step: x")
+    temperature = check_temperature(temperature, "smooth_step", wide)
+    return logistic(wide / temperature).astype(x.dtype)
+
+
+@jax.custom_jvp
+def _sign(u: jax.Array) -> jax.Array:
+    return jnp.tanh(u)
+
+
+@_sign.defjvp
+def _sign_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    # 1 - tanh² loses all digits where tanh rounds to 1.
+    (u,), (du,) = primals, tangents
+    return _sign(u), 4 * logistic(2 * u) * logistic(-2 * u) * du
+
+
+def _ratio(x: jax.Array, temperature: jax.Array) -> jax.Array:
+    """|x|/τ, kept where its product with something that is 0 there stays 0."""
+    largest = jnp.sqrt(jnp.finfo(x.dtype).max) / 4
+    return jnp.minimum(jnp.abs(x) / temperature, largest)
+
+
+def _absolute_value(x: jax.Array, temperature: jax.Array) -> jax.Array:
+    return jnp.abs(x) + temperature * jnp.log1p(jnp.exp(-2 * _ratio(x, temperature)))
+
+
+def _absolute_in_temperature(x: jax.Array, temperature: jax.Array) -> jax.Array:
+    # The entropy of the choice between x and -x, in nats.
+    twice = 2 * _ratio(x, temperature)
+    return jnp.log1p(jnp.exp(-twice)) + twice * logistic(-twice)
+
+
+_absolute = with_slopes(
+    _absolute_value,
+    in_x=lambda x, temperature: _sign(x / temperature),
+    in_temperature=_absolute_in_temperature,
+)

@@ -1,0 +1,123 @@
+"""ReLU smoothed by a kernel, a bump of width τ that tends to Dirac's delta as τ falls to 0.
+
+    smooth_relu(x) = ∫ max(x - τ t, 0) kernel(t) dt,   its derivative is the kernel's CDF at x/τ
+
+    logistic   τ log(1 + e^{x/τ})                      softplus; CDF σ(x/τ)
+    gaussian   x Φ(x/τ) + τ φ(x/τ)                     CDF Φ(x/τ)
+    square     (x + √(x² + b τ²)) / 2, b = 4 log² 2    SquarePlus; CDF (1 + x/√(x² + b τ²)) / 2
+
+All kernels are even, so that smooth_relu(x) = max(x, 0) + τ excess(|x|/τ) with an excess ≥ 0 that
+decays: written so, no digits cancel for negative x.
+
+Source: Jianlin Su, «Smooth functions from the delta function», 2021,
+https://kexue.fm/archives/8718, and «SquarePlus», 2021, https://kexue.fm/archives/8833; Jonathan T.
+Barron, «Squareplus: a softplus-like algebraic rectifier», 2021, arXiv 2112.11687.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtr
+from jax.typing import ArrayLike
+
+from zoo.smooth.numerics import check_temperature, logistic, widen, with_slopes
+
+# The smallest b with which SquarePlus is never below softplus; at 0 they are both log 2.
+SQUARE = 4 * math.log(2) ** 2
+
+
+class Kernel(NamedTuple):
+    """An even density by its integrals."""
+
+    cdf: Callable[[jax.Array], jax.Array]  # ∫_{-∞}^u kernel, exact also where it is nearly 0
+    excess: Callable[[jax.Array], jax.Array]  # ∫_v^∞ (t - v) kernel(t) dt for v ≥ 0
+
+
+def smooth_relu(
+    x: jax.Array,
+    *,
+    temperature: ArrayLike = 1.0,
+    kernel: Literal["logistic", "gaussian", "square"] = "logistic",
+) -> jax.Array:
+    """ReLU convolved with a kernel of width τ.
+
+    Args:
+        x: any shape.
+        temperature: τ > 0, in the units of ``x``. SquarePlus with the constant b of its paper is
+            ``temperature=√b / (2 log 2)``.
+        kernel: ``"logistic"`` (softplus), ``"gaussian"``, or ``"square"`` (SquarePlus).
+
+    Returns:
+        The shape and dtype of ``x``, computed in at least float32; never below max(x, 0), and the
+        farthest above it at 0, by τ log 2 (τ/√(2π) for ``"gaussian"``).
+
+    Raises:
+        TypeError: if ``x`` is not a floating-point array.
+        ValueError: if ``kernel`` is unknown or ``temperature`` not positive; a traced temperature
+            that is not gives NaN.
+
+    >>> import jax.numpy as jnp
+    >>> for kernel in ("logistic", "gaussian", "square"):
+    ...     print(smooth_relu(jnp.array([-1.0, 0.0, 1.0]), kernel=kernel).round(4).tolist())
+    [0.3133, 0.6931, 1.3133]
+    [0.0833, 0.3989, 1.0833]
+    [0.3547, 0.6931, 1.3547]
+
+    Reference: https://kexue.fm/archives/8718 and https://kexue.fm/archives/8833.
+    """
+    x, wide = widen(x, "smooth_relu: x")
+    if kernel not in _MOLLIFIED:
+        raise ValueError(
+            f"smooth_relu: kernel must be one of {', '.join(_MOLLIFIED)}, got {kernel!r}"
+        )
+    temperature = check_temperature(temperature, "smooth_relu", wide)
+    return _MOLLIFIED[kernel](wide, temperature).astype(x.dtype)
+
+
+def _gaussian_excess(v: jax.Array) -> jax.Array:
+    density = jnp.exp(-v * v / 2) / math.sqrt(2 * math.pi)
+    return jnp.maximum(density - v * ndtr(-v), 0)
+
+
+def _square_cdf(u: jax.Array) -> jax.Array:
+    root = jnp.hypot(u, jnp.asarray(math.sqrt(SQUARE), u.dtype))
+    small = SQUARE / (2 * root * (root + jnp.abs(u)))  # the tail, ≤ 1/2
+    return jnp.where(u > 0, 1 - small, small)
+
+
+_KERNELS = {
+    "logistic": Kernel(logistic, lambda v: jnp.log1p(jnp.exp(-v))),
+    "gaussian": Kernel(ndtr, _gaussian_excess),
+    "square": Kernel(_square_cdf, lambda v: SQUARE / (2 * (jnp.sqrt(v * v + SQUARE) + v))),
+}
+
+
+def _ratio(x: jax.Array, temperature: jax.Array) -> jax.Array:
+    """|x|/τ, small enough to be squared."""
+    return jnp.minimum(jnp.abs(x) / temperature, jnp.sqrt(jnp.finfo(x.dtype).max) / 4)
+
+
+def _value(kernel: Kernel, x: jax.Array, temperature: jax.Array) -> jax.Array:
+    return jnp.maximum(x, 0) + temperature * kernel.excess(_ratio(x, temperature))
+
+
+def _in_x(kernel: Kernel, x: jax.Array, temperature: jax.Array) -> jax.Array:
+    largest = jnp.sqrt(jnp.finfo(x.dtype).max) / 4
+    return kernel.cdf(jnp.clip(x / temperature, -largest, largest))
+
+
+def _in_temperature(kernel: Kernel, x: jax.Array, temperature: jax.Array) -> jax.Array:
+    v = _ratio(x, temperature)
+    return kernel.excess(v) + v * kernel.cdf(-v)
+
+
+_MOLLIFIED = {
+    name: with_slopes(
+        *(functools.partial(part, kernel) for part in (_value, _in_x, _in_temperature))
+    )
+    for name, kernel in _KERNELS.items()
+}

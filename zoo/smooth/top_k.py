@@ -1,0 +1,138 @@
+"""Smooth top-k: a vector in [0, 1] with sum k that tends to the multi-hot vector of the k largest.
+
+    gradient   P(i ∈ S) for a random k-subset S with P(S) ∝ exp Σ_{i∈S} x_i/τ; k = 1 is the softmax
+    threshold  f(x/τ - λ), f(u) = e^u/2 below 0 and 1 - e^{-u}/2 above
+    sigmoid    σ(x/τ - λ)
+    clipped    min(1, e^{x/τ - λ}); k = 1 is the softmax; has a kink, and its winners no gradient
+    recursive  p ← p + softmax((1 - p)(x - min x)/τ), k times from p = 0
+
+λ is chosen so that the sum is k. All but the last are monotone in x and invariant to a shift. The
+recursive form is the first article's, kept for comparison: it can leave [0, 1], can break the order
+where entries differ by many τ, and fails always for k = n, which is refused.
+
+Source: Jianlin Su, «Smooth top-k», 2024, https://kexue.fm/archives/10373, and «Function
+smoothing», 2019, https://kexue.fm/archives/6620 (recursive).
+"""
+
+import functools
+import operator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from zoo.smooth.numerics import check_axis, check_temperature, widen
+from zoo.smooth.subsets import inclusion_probabilities
+from zoo.smooth.thresholds import CLIPPED, LAPLACE, LOGISTIC, threshold
+
+Method = Literal["gradient", "threshold", "sigmoid", "clipped", "recursive"]
+FORMS = {"threshold": LAPLACE, "sigmoid": LOGISTIC, "clipped": CLIPPED}
+METHODS = ("gradient", *FORMS, "recursive")
+
+
+def soft_top_k(
+    x: jax.Array,
+    k: int,
+    *,
+    temperature: ArrayLike = 1.0,
+    axis: int = -1,
+    method: Method = "gradient",
+) -> jax.Array:
+    """Smooth multi-hot vector of the k largest items.
+
+    For n items ``"gradient"`` takes O(nk) time, ``"recursive"`` O(nk) time and memory, the others
+    O(n) for each of a handful of steps.
+
+    Args:
+        x: ``[..., items]``, N of them; -inf gives 0 while k finite ones are left.
+        k: how many, 1 ≤ k ≤ N (< N for ``"recursive"``).
+        temperature: τ > 0, in the units of ``x``.
+        axis: the axis of the items.
+        method: see the module; each has its own values at τ > 0.
+
+    Returns:
+        The shape and dtype of ``x``, computed in at least float32: in [0, 1] (but for
+        ``"recursive"``), with sum k along ``axis``. Where items tie for the k-th place they share
+        what is left; with k = N all are 1.
+
+    Raises:
+        TypeError: if ``x`` is not a floating-point array or ``k`` no integer.
+        ValueError: if ``k``, ``axis`` or ``method`` is not one of the allowed, or ``temperature``
+            is not positive (a traced one gives NaN).
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.array([2.0, 1.0, 4.0, 5.0, 3.0])
+    >>> for method in ("gradient", "threshold", "sigmoid", "clipped", "recursive"):
+    ...     print(soft_top_k(x, 2, method=method).round(4).tolist())
+    [0.1154, 0.0433, 0.6746, 0.8705, 0.2961]
+    [0.1064, 0.0392, 0.6821, 0.8830, 0.2893]
+    [0.1693, 0.0697, 0.6009, 0.8036, 0.3565]
+    [0.0871, 0.0321, 0.6439, 1.0, 0.2369]
+    [0.1410, 0.0532, 0.6473, 0.8142, 0.3444]
+
+    Reference: https://kexue.fm/archives/10373.
+    """
+    x, wide = widen(x, "soft_top_k: x")
+    temperature = check_temperature(temperature, "soft_top_k", wide)
+    axis = check_axis(x, axis, "soft_top_k")
+    if method not in METHODS:
+        raise ValueError(f"soft_top_k: method must be one of {', '.join(METHODS)}, got {method!r}")
+    k = _check_k(k, x.shape[axis], method)
+    if k == x.shape[axis]:
+        return jnp.ones_like(x)
+    rows = jnp.moveaxis(wide, axis, -1)
+    if method == "recursive":
+        chosen = _recursive(k, rows, temperature)
+    else:
+        chosen = _shift_invariant(method, k, rows, temperature)
+    return jnp.moveaxis(chosen, -1, axis).astype(x.dtype)
+
+
+def _check_k(k: int, items: int, method: str) -> int:
+    try:
+        k = operator.index(k)
+    except TypeError:
+        raise TypeError(
+            f"soft_top_k: k must be an integer known before tracing, got {k!r}"
+        ) from None
+    if not 1 <= k <= items:
+        raise ValueError(f"soft_top_k: k must be from 1 to the {items} items of x, got {k}")
+    if method == "recursive" and k == items:
+        raise ValueError(
+            f"soft_top_k: k must be less than the {items} items for method='recursive', which then "
+            f"gives some items more than 1 and others less, got {k}; use another method"
+        )
+    return k
+
+
+def _shift_invariant(method: str, k: int, x: jax.Array, temperature: jax.Array) -> jax.Array:
+    """The methods with a threshold, on the last axis."""
+    largest = _largest(lax.stop_gradient(x), k + 1)
+    pivot = largest[..., k - 1 : k]
+    # The difference comes first: x/τ itself may overflow. Clipped entries are as good as infinite.
+    limit = jnp.finfo(x.dtype).max / 8
+    scaled = jnp.clip((x - pivot) / temperature, -limit, limit)
+    largest = jnp.clip((largest - pivot) / lax.stop_gradient(temperature), -limit, limit)
+    if method == "gradient":
+        return inclusion_probabilities(k, scaled, largest)
+    form = FORMS[method]
+    return form.cdf(scaled - threshold(form, k, scaled, largest)[..., None])
+
+
+def _largest(x: jax.Array, count: int) -> jax.Array:
+    """The largest entries of the last axis, in falling order."""
+    return lax.top_k(x, count)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _recursive(k: int, x: jax.Array, temperature: jax.Array) -> jax.Array:
+    x = x - jnp.min(x, axis=-1, keepdims=True)
+
+    def add_one(chosen: jax.Array, _: None) -> tuple[jax.Array, None]:
+        left = (1 - chosen) * x
+        peak = lax.stop_gradient(jnp.max(left, axis=-1, keepdims=True))
+        return chosen + jax.nn.softmax((left - peak) / temperature, axis=-1), None
+
+    return lax.scan(add_one, jnp.zeros_like(x), None, length=k)[0]
