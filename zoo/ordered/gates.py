@@ -10,6 +10,7 @@ Tree Structures into Recurrent Neural Networks», 2018, arXiv 1810.09536; articl
 https://kexue.fm/archives/6621.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -77,7 +78,7 @@ def log_cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Arr
     x, wide = _widen(x, "log_cumax")
     if wide.shape[axis] == 0:
         return x
-    sums = lax.cumlogsumexp(wide, axis=axis % wide.ndim, reverse=reverse)
+    sums = _running(jnp.logaddexp, lax.cumlogsumexp, axis % wide.ndim, reverse, wide)
     total = lax.index_in_dim(sums, 0 if reverse else -1, axis)
     return (sums - total).astype(x.dtype)
 
@@ -93,12 +94,48 @@ def _widen(x: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
     return x, x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _running(
+    add: Callable[..., jax.Array],
+    parallel: Callable[..., jax.Array],
+    axis: int,
+    reverse: bool,
+    x: jax.Array,
+) -> jax.Array:
+    """Running sums: one addition after the other on CPU, several times as fast as XLA's there.
+
+    A program that is compiled for a CPU makes a tree of small kernels of a parallel prefix sum.
+    """
+
+    def serial(x: jax.Array) -> jax.Array:
+        def step(total: jax.Array, entry: jax.Array) -> tuple[jax.Array, jax.Array]:
+            total = add(total, entry)
+            return total, total
+
+        entries = jnp.moveaxis(x, axis, 0)
+        first, rest = (entries[-1], entries[:-1]) if reverse else (entries[0], entries[1:])
+        _, sums = lax.scan(step, first, rest, reverse=reverse)
+        whole = [sums, first[None]] if reverse else [first[None], sums]
+        return jnp.moveaxis(jnp.concatenate(whole), 0, axis)
+
+    return lax.platform_dependent(
+        x, cpu=serial, default=partial(parallel, axis=axis, reverse=reverse)
+    )
+
+
+_running_sums = partial(_running, jnp.add, lax.cumsum)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _cumax(axis: int, reverse: bool, x: jax.Array) -> jax.Array:
-    sums = lax.cumsum(jax.nn.softmax(x, axis=axis), axis=axis, reverse=reverse)
-    # Parallel prefix sums round each entry by itself, so neighbours can swap by an ulp and the end
-    # can miss 1. The order and the end are promised, and 1 - cumax must not be negative.
-    ordered = lax.cummax(sums, axis=axis, reverse=reverse)
+    sums = _running_sums(axis, reverse, jax.nn.softmax(x, axis=axis))
+    # Parallel sums round each entry by itself, so neighbours can swap by an ulp; the end can miss 1
+    # in any order. Both are promised, and 1 - cumax must not be negative.
+    ordered = lax.platform_dependent(
+        sums,
+        cpu=lambda sums: sums,  # one after the other they never decrease
+        default=partial(lax.cummax, axis=axis, reverse=reverse),
+    )
     end = 0 if reverse else x.shape[axis] - 1
     at_end = lax.broadcasted_iota(jnp.int32, x.shape, axis) == end
     unknown = jnp.isnan(sums)
@@ -113,5 +150,5 @@ def _cumax_jvp(
     probabilities = jax.nn.softmax(x, axis=axis)
     mean = jnp.sum(probabilities * dx, axis=axis, keepdims=True)
     # d softmax sums to 0 over the whole axis, as a gate that ends at exactly 1 must.
-    tangent = lax.cumsum(probabilities * (dx - mean), axis=axis, reverse=reverse)
+    tangent = _running_sums(axis, reverse, probabilities * (dx - mean))
     return _cumax(axis, reverse, x), tangent

@@ -117,9 +117,7 @@ def observe_validation(opt_state: Any, loss: jax.Array | float) -> Any:
         best=jnp.minimum(state.best, state.recent[0]),
         triggered=state.triggered | (loss > state.best),
     )
-    return jax.tree.map(
-        lambda node: new if _is_state(node) else node, opt_state, is_leaf=_is_state
-    )
+    return jax.tree.map(lambda node: new if _is_state(node) else node, opt_state, is_leaf=_is_state)
 
 
 def nt_asgd_parameters(opt_state: Any, parameters: Any) -> Any:
