@@ -5,9 +5,9 @@ The flow of the non-saturating loss is
 
     dφ/dt = -σ(φ · θ) · θ,    dθ/dt = (1 - σ(φ · θ)) · φ,
 
-near (0, 0) a circle of period 4π. (To the third order it is a spiral: the squared radius changes by
--(φ · θ)² a unit of time.) An exponential average with memory τ shrinks a circle of angular frequency
-1/2 by 1 / √(1 + (τ/2)²).
+near (0, 0) a circle of period 4π. (To the next order it is a spiral: the squared radius changes by
+-(φ · θ)² a unit of time.) An exponential average with memory τ shrinks a circle of angular
+frequency 1/2 by 1 / √(1 + (τ/2)²).
 
 Source: article https://kexue.fm/archives/6583.
 """
