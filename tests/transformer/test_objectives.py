@@ -105,34 +105,36 @@ def test_next_tokens_stop_at_padding_and_at_documents():
 
 def test_cut_rows_keep_their_length_and_lose_one_token():
     ids = jnp.broadcast_to(jnp.array([2, 11, 12, 13, 14, 15, 3, 0, 0]), (400, 9))
-    example = split_prefix(jax.random.key(0), ids, sep_id=3, mask=ids != 0)
-    cuts = np.asarray(jnp.sum(example.segment_ids == 0, axis=1) - 1)
+    cut = quick_jit(lambda ids: split_prefix(jax.random.key(0), ids, sep_id=3, mask=ids != 0))
+    ids, example = np.asarray(ids), jax.tree.map(np.asarray, cut(ids))
+    cuts = np.sum(example.segment_ids == 0, axis=1)
     for row in range(len(ids)):
-        tokens = np.asarray(ids[row])
-        # Segment 0 counts the padding too.
-        s = int(np.argmax(np.asarray(example.inputs[row]) != tokens))
+        tokens = ids[row]
+        s = int(np.argmax(example.inputs[row] != tokens))
         expected = np.concatenate([tokens[:s], [3], tokens[s:-1]])
         np.testing.assert_array_equal(example.inputs[row], expected)
         assert 1 <= s <= 5
-        given = np.asarray(example.mask[row])
+        given = example.mask[row]
         np.testing.assert_array_equal(given, [True] * 8 + [False])
         segments = np.where((np.arange(9) > s) & given, 1, 0)
         np.testing.assert_array_equal(example.segment_ids[row], segments)
         np.testing.assert_array_equal(example.weights[row], [*segments[1:], 0])
         np.testing.assert_array_equal(example.targets[row, :8], example.inputs[row, 1:])
     assert len(set(cuts.tolist())) == 5  # every cut occurs
-    full = split_prefix(jax.random.key(0), ids[:, :7], sep_id=3)
+    full = quick_jit(lambda ids: split_prefix(jax.random.key(0), ids, sep_id=3))(ids[:, :7])
     assert full.mask is None
     assert not jnp.any(jnp.sum(full.inputs == 3, axis=1) != 1)  # the last [SEP] was dropped
 
 
 def test_rows_of_padding_stay_rows_of_padding():
-    ids = jnp.zeros((1, 6), jnp.int32)
-    example = split_prefix(jax.random.key(0), ids, sep_id=3, mask=ids != 0)
-    assert not example.mask.any()
-    assert not example.weights.any()
-    assert not next_tokens(ids, mask=ids != 0).weights.any()
-    assert not masked(0, ids, None).weights.any()
+    @quick_jit
+    def examples(ids):
+        cut = split_prefix(jax.random.key(0), ids, sep_id=3, mask=ids != 0)
+        return cut, next_tokens(ids, mask=ids != 0), masked(0, ids, None)
+
+    results = jax.tree.map(np.asarray, examples(jnp.zeros((1, 6), jnp.int32)))
+    assert not results[0].mask.any()
+    assert not any(example.weights.any() for example in results)
 
 
 def test_numbers_of_the_original_packing():
@@ -200,7 +202,9 @@ def test_loss_of_known_numbers():
     weights = jnp.array([[1.0, 1.0], [2.0, 0.0]])
     expected = -(np.log(0.2) + np.log(0.5) + 2 * np.log(0.9)) / 4
     assert masked_cross_entropy(logits, targets, weights) == pytest.approx(expected, rel=1e-6)
-    nothing = jax.value_and_grad(masked_cross_entropy)(logits, targets, jnp.zeros((2, 2)))
+    nothing = quick_jit(jax.value_and_grad(masked_cross_entropy))(
+        logits, targets, jnp.zeros((2, 2))
+    )
     assert nothing[0] == 0
     assert not nothing[1].any()
     assert jnp.isnan(masked_cross_entropy(logits, targets, jnp.ones((2, 2))))

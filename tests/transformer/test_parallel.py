@@ -1,0 +1,169 @@
+"""The mesh is the only thing that changes: the same losses and parameters on every one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from zoo.training import (
+    LossOutput,
+    functional,
+    init_state,
+    make_mesh,
+    make_train_step,
+    path_name,
+    put_batch,
+    shardings,
+)
+from zoo.transformer import (
+    Transformer,
+    TransformerConfig,
+    cross_entropy_sums,
+    lamb,
+    next_tokens,
+    placement_rules,
+)
+
+CONFIG = {
+    "vocab_size": 24,
+    "features": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "feedforward_features": 32,
+    "max_positions": 8,
+    "dropout": 0.0,
+    "mask": "causal",
+    "initial_scale": 0.2,
+}
+ROWS, STEPS = 8, 3
+CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def batches():
+    generator = np.random.default_rng(0)
+    for _ in range(STEPS):
+        lengths = generator.integers(2, 9, size=(ROWS, 1))  # unequal weights in every part
+        ids = generator.integers(1, 24, size=(ROWS, 8))
+        yield {"ids": np.where(np.arange(8) < lengths, ids, 0).astype(np.int32)}
+
+
+def train(*, accumulation_steps=1, dropout=0.0, model_options=(), **mesh_sizes):
+    """Losses of some steps, the last state and the compiled step."""
+    size = int(np.prod(list(mesh_sizes.values()) or [1]))
+    mesh = make_mesh(**{"data": 1, **mesh_sizes}, devices=jax.devices()[:size])
+    config = TransformerConfig(**CONFIG | dict(model_options) | {"dropout": dropout})
+    init, rebuild = functional(lambda rngs: Transformer(config, rngs=rngs))
+
+    def loss_fn(parameters, batch, *, key, carry):
+        ids = batch["ids"]
+        example = next_tokens(ids, mask=ids != 0)
+        model = rebuild(parameters)
+        logits = model(ids, mask=ids != 0, key=key if dropout else None)
+        return LossOutput(*cross_entropy_sums(logits, example.targets, example.weights))
+
+    optimizer = lamb(0.05)
+    state = init_state(
+        init, optimizer, key=jax.random.key(0), mesh=mesh, rules=placement_rules(config)
+    )
+    step = make_train_step(
+        loss_fn, optimizer, accumulation_steps=accumulation_steps, shardings=state.shardings
+    )
+    losses, compiled = [], None
+    for batch in batches():
+        placed = put_batch(batch, mesh)
+        if compiled is None:
+            compiled = step.lower(state, placed).compile(compiler_options=CHEAP)
+        state, metrics = compiled(state, placed)
+        losses.append(float(metrics["loss"]))
+    return losses, state, compiled
+
+
+@functools.cache
+def reference(dropout=0.0):
+    losses, state, _ = train(dropout=dropout)
+    return losses, jax.device_get(state.parameters)
+
+
+VARIANTS = {
+    "data 8": {"data": 8},
+    "fsdp 2": {"fsdp": 2},
+    "fsdp 8": {"fsdp": 8},
+    "model 2": {"model": 2},
+    "fsdp 2 x model 2": {"fsdp": 2, "model": 2},
+    "data 2 x fsdp 2 x model 2": {"data": 2, "fsdp": 2, "model": 2},
+    "8 micro-batches": {"accumulation_steps": 8},
+    "2 micro-batches on 4 devices": {"accumulation_steps": 2, "fsdp": 4},
+    "written out, rematerialised, fsdp 2": {
+        "fsdp": 2,
+        "model_options": (("scan_layers", False), ("remat", "full")),
+    },
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_same_losses_and_parameters_on_every_mesh(name):
+    losses, state, _ = train(**VARIANTS[name])
+    expected_losses, expected = reference()
+    assert losses[0] > losses[-1]
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-6)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5),
+        jax.device_get(state.parameters),
+        expected,
+    )
+
+
+def test_dropout_is_the_same_on_every_mesh():
+    losses, _, _ = train(dropout=0.3, data=2, fsdp=2)
+    np.testing.assert_allclose(losses, reference(0.3)[0], rtol=2e-6)
+    assert losses != reference()[0]
+
+
+def test_parameters_and_moments_lie_where_the_rules_say():
+    _, state, _ = train(data=2, fsdp=2, model=2)
+    whole = []
+    for part in (state.parameters, state.optimizer_state[0].mean):
+        for path, leaf in jax.tree.leaves_with_path(part):
+            sharding = leaf.sharding
+            assert isinstance(sharding, NamedSharding)
+            name, shares = path_name(path), leaf.size // np.prod(sharding.shard_shape(leaf.shape))
+            if "kernel" in name or name == "token_embedding":
+                assert shares >= 2, name
+            if ("layers" in name and "kernel" in name) or name == "token_embedding":
+                assert shares == 4, name
+            if shares == 1:
+                whole.append(leaf.size)
+    assert max(whole) <= CONFIG["num_layers"] * 16  # vectors of D entries alone
+
+
+def test_every_config_has_rules_that_fit():
+    mesh = make_mesh(data=1, fsdp=2, model=2, devices=jax.devices()[:4])
+    for changes in (
+        {"head": "tied", "norm_position": "pre", "num_segments": 0},
+        {"head": "none", "pooler": True},
+    ):
+        config = TransformerConfig(**CONFIG | changes)
+        init, _ = functional(lambda rngs, config=config: Transformer(config, rngs=rngs))
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        placed = shardings(shapes, mesh, placement_rules(config))  # raises if one fits nothing
+        assert jax.tree.structure(placed) == jax.tree.structure(shapes)
+
+
+def test_under_shard_map_and_without_a_mesh_rows_need_no_constraint():
+    config = TransformerConfig(**CONFIG)
+    graph, parameters = nnx.split(Transformer(config, rngs=nnx.Rngs(0)))
+    ids = jnp.ones((8, 4), jnp.int32)
+
+    def apply(parameters, ids):
+        return nnx.merge(graph, parameters).encode(ids)
+
+    mesh = make_mesh()
+    rows = PartitionSpec(("data", "fsdp"))
+    mapped = jax.shard_map(
+        apply, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
+    )
+    np.testing.assert_allclose(jax.jit(mapped)(parameters, ids), apply(parameters, ids), atol=1e-6)
