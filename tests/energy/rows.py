@@ -263,6 +263,35 @@ ROWS = [
     ),
 ]
 
+
+def kernel_and_vector(generator, batch, dtype):
+    del batch
+    return normal(generator, (4, 3), dtype), normal(generator, (3,), dtype)
+
+
+ROWS.append(
+    Row(
+        name="zoo.energy.spectral_normalize",
+        function=energy.spectral_normalize,
+        arguments=kernel_and_vector,
+        axes=(None, None),
+        # One power iteration is a constant of the gradient, and a difference would move it.
+        differentiable=(),
+        extreme_arguments=(0,),
+        extreme=1e-2,
+        bad=(
+            BadInput(
+                "a vector of another kernel",
+                lambda: energy.spectral_normalize(jnp.ones((4, 3)), jnp.ones(2)),
+                ValueError,
+                argument="u",
+                expected="a kernel",
+                got=r"got \(2,\)",
+            ),
+        ),
+    )
+)
+
 FACTORY = "returns functions; its sampler or energy has tests of its own"
 EXEMPT = {
     "zoo.energy.annealed_log_normalizer": "takes static sizes and an energy, no array argument",

@@ -5,6 +5,7 @@ from zoo.energy.composition import clamped_energy, mixture_energy, product_energ
 from zoo.energy.diagnostics import effective_sample_size, r_hat
 from zoo.energy.langevin import LangevinState, MetropolisState, langevin, metropolis_langevin
 from zoo.energy.likelihood import LogNormalizer, annealed_log_normalizer
+from zoo.energy.networks import RESNET, RESNET_LARGE, MnistEnergy, ResidualBlock, ResNetEnergy
 from zoo.energy.objectives import (
     classifier_energy,
     contrastive_loss,
@@ -23,18 +24,26 @@ from zoo.energy.sampling import (
     run_chain,
     sample_chain,
 )
+from zoo.energy.spectral import SpectralKernel, SpectralState, spectral_normalize
 from zoo.energy.stochastic_gradient import stochastic_gradient_langevin
 from zoo.energy.underdamped import UnderdampedState, underdamped_langevin
 
 __all__ = [
+    "RESNET",
+    "RESNET_LARGE",
     "ClipBySecondMomentState",
     "LangevinState",
     "LogNormalizer",
     "MetropolisState",
+    "MnistEnergy",
     "ReplayBuffer",
     "ReplayDraw",
+    "ResNetEnergy",
+    "ResidualBlock",
     "Sampler",
     "SamplerInfo",
+    "SpectralKernel",
+    "SpectralState",
     "UnderdampedState",
     "annealed_log_normalizer",
     "clamped_energy",
@@ -59,6 +68,7 @@ __all__ = [
     "sample_chain",
     "sampler_kl_loss",
     "softplus_contrastive_loss",
+    "spectral_normalize",
     "stochastic_gradient_langevin",
     "underdamped_langevin",
     "weighted_contrastive_loss",

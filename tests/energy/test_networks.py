@@ -1,0 +1,192 @@
+"""The original's networks, by numbers computed with its code, and spectral normalisation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from zoo.energy.networks import RESNET_LARGE, MnistEnergy, ResNetEnergy
+from zoo.energy.spectral import SpectralKernel, spectral_normalize
+
+
+def wave(shape, number):
+    """The recipe of the recorded numbers: 0.1·sin(0.7·i + j) for variable j, entry i."""
+    return jnp.asarray(0.1 * np.sin(0.7 * np.arange(np.prod(shape)) + number).reshape(shape))
+
+
+def fill_kernel(kernel, number):
+    kernel.kernel.set_value(wave(kernel.kernel.shape, number))
+    kernel.u.set_value(wave(kernel.u.shape, number + 1))
+
+
+def image(*shape):
+    return jnp.asarray((np.sin(0.3 * np.arange(np.prod(shape))) + 1) / 2).reshape(shape)
+
+
+# Variables of a convolution in the original: kernel, u, bias (unused), gain, input bias, one more.
+PER_CONVOLUTION = 6
+
+
+def original_mnist():
+    network = MnistEnergy(8, rngs=nnx.Rngs(0))
+    for position, kernel in enumerate(network.convolutions):
+        fill_kernel(kernel, PER_CONVOLUTION * position)
+    dense = PER_CONVOLUTION * 4
+    fill_kernel(network.hidden, dense)
+    network.hidden_bias.set_value(wave((16,), dense + 2))
+    network.output.kernel.set_value(wave((16, 1), dense + 3))
+    network.output.bias.set_value(wave((1,), dense + 4))
+    return network
+
+
+def original_resnet():
+    network = ResNetEnergy(4, rngs=nnx.Rngs(0))
+    fill_kernel(network.stem, 0)
+    number = PER_CONVOLUTION
+    for block in network.blocks:
+        fill_kernel(block.first, number)
+        block.first_bias.set_value(wave(block.first_bias.shape, number + 4))
+        number += PER_CONVOLUTION
+        fill_kernel(block.second, number)
+        block.gain.set_value(wave(block.gain.shape, number + 3))
+        block.second_bias.set_value(wave(block.second_bias.shape, number + 4))
+        number += PER_CONVOLUTION
+        if block.skip is not None:
+            fill_kernel(block.skip, number)
+            number += PER_CONVOLUTION
+    number += 3  # a dense layer that the original allocates and never uses
+    network.output.kernel.set_value(wave((8, 1), number))
+    network.output.bias.set_value(wave((1,), number + 1))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "energies", "slope", "later"),
+    [
+        (
+            original_mnist,
+            (2, 28, 28, 1),
+            [0.05489751, 0.05504424],
+            0.041484058,
+            [0.05490012, 0.05504305],
+        ),
+        (
+            original_resnet,
+            (2, 32, 32, 3),
+            [0.00476845, 0.00479656],
+            0.21160537,
+            [0.00477088, 0.00480206],
+        ),
+    ],
+    ids=["mnist", "resnet"],
+)
+def test_numbers_of_the_original(make, shape, energies, slope, later, double_precision):
+    network, x = make(), image(*shape)
+    network.eval()
+    gradient = jax.grad(lambda x: network(x).sum())(x)
+    np.testing.assert_allclose(jnp.abs(gradient).sum(), slope, rtol=1e-6)
+    network.train()
+    np.testing.assert_allclose(network(x), energies, atol=1e-8)
+    np.testing.assert_allclose(network(x), later, atol=2e-8)  # u has moved on
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (lambda rngs: MnistEnergy(rngs=rngs), 1_246_017),
+        (lambda rngs: ResNetEnergy(rngs=rngs), 5_315_841),
+        (lambda rngs: ResNetEnergy(blocks=RESNET_LARGE, rngs=rngs), 18_591_105),
+    ],
+    ids=["mnist", "resnet", "large"],
+)
+def test_published_numbers_of_parameters(make, count):
+    network = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(network, nnx.Param))]
+    assert sum(sizes) == count
+
+
+def test_estimate_grows_from_below_to_the_norm(double_precision):
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(9, 4)))
+    u = jnp.asarray(np.random.default_rng(1).normal(size=4))
+    exact = np.linalg.svd(kernel, compute_uv=False)[0]
+    estimates = []
+    for _ in range(30):
+        normalized, u = spectral_normalize(kernel, u)
+        estimates.append(float(kernel[0, 0] / normalized[0, 0]))
+    assert (np.diff(estimates) > -1e-12).all()
+    assert estimates[0] < 0.999 * exact
+    assert estimates[-1] == pytest.approx(exact, rel=1e-6)
+
+
+def test_gradient_is_that_with_both_vectors_held(double_precision):
+    generator = np.random.default_rng(0)
+    kernel, direction = (jnp.asarray(generator.normal(size=(5, 3))) for _ in range(2))
+    u = jnp.asarray(generator.normal(size=3))
+    normalized, new_u = spectral_normalize(kernel, u)
+    v = kernel @ u / np.linalg.norm(kernel @ u)
+    sigma = v @ kernel @ new_u
+    expected = (direction - jnp.vdot(direction, normalized) * jnp.outer(v, new_u)) / sigma
+    actual = jax.grad(lambda kernel: jnp.vdot(spectral_normalize(kernel, u)[0], direction))(kernel)
+    np.testing.assert_allclose(actual, expected, rtol=1e-10)
+
+
+def test_a_kernel_that_starts_at_zero_may_stay_small():
+    small, _ = spectral_normalize(jnp.eye(3) * 1e-3, jnp.ones(3), at_most=True)
+    np.testing.assert_allclose(small, jnp.eye(3) * 1e-3, rtol=2e-3)
+    large, _ = spectral_normalize(jnp.eye(3) * 5, jnp.ones(3), at_most=True)
+    np.testing.assert_allclose(large, jnp.eye(3), rtol=1e-5)
+    zeros, u = spectral_normalize(jnp.zeros((3, 3)), jnp.ones(3))
+    np.testing.assert_array_equal(zeros, 0.0)
+    assert np.isfinite(u).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_size_of_the_kernel_is_irrelevant(scale):
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    expected, _ = spectral_normalize(kernel, jnp.ones(3))
+    actual, _ = spectral_normalize(kernel * scale, jnp.ones(3))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_evaluation_leaves_the_state():
+    kernel = SpectralKernel(4, 3, rngs=nnx.Rngs(0))
+    before = kernel.u[...]
+    kernel.eval()
+    frozen = kernel()
+    np.testing.assert_array_equal(kernel.u[...], before)
+    kernel.train()
+    np.testing.assert_array_equal(kernel(), frozen)
+    assert not np.array_equal(kernel.u[...], before)
+
+
+def test_labels_matter_where_there_are_classes():
+    network = ResNetEnergy(
+        4, channels=1, blocks=((1, True), (1, False)), num_classes=3, rngs=nnx.Rngs(0)
+    )
+    for block in network.blocks:
+        table = block.first_bias.shape
+        block.first_bias.set_value(jax.random.normal(jax.random.key(1), table))
+        block.second.kernel.set_value(wave(block.second.kernel.shape, 0))  # away from zero
+    network.eval()
+    x = image(3, 8, 8, 1)
+    zero, two = (network(x, jnp.full(3, label)) for label in (0, 2))
+    assert (jnp.abs(zero - two) > 1e-6).all()
+    mixed = network(x, jnp.array([0, 2, 7]))
+    np.testing.assert_allclose(mixed[:2], [zero[0], two[1]], rtol=1e-5)
+    assert np.isnan(mixed[2])
+    with pytest.raises(ValueError, match="num_classes=3, got no labels"):
+        network(x)
+    with pytest.raises(ValueError, match=r"labels: expected \(3,\), got \(2,\)"):
+        network(x, jnp.zeros(2, int))
+    with pytest.raises(ValueError, match="num_classes=None, got labels"):
+        ResNetEnergy(4, channels=1, blocks=((1, True),), rngs=nnx.Rngs(0))(x, jnp.zeros(3, int))
+
+
+def test_bad_shapes():
+    with pytest.raises(ValueError, match=r"expected \[B, 28, 28, 1\], got \[2, 32, 32, 1\]"):
+        MnistEnergy(4, rngs=nnx.Rngs(0))(jnp.zeros((2, 32, 32, 1)))
+    with pytest.raises(ValueError, match=r"u: expected shape \[out\].*got \(2,\) for \(4, 3\)"):
+        spectral_normalize(jnp.ones((4, 3)), jnp.ones(2))
+    with pytest.raises(TypeError, match="kernel must be floating-point, got int32"):
+        spectral_normalize(jnp.ones((4, 3), int), jnp.ones(3))
