@@ -157,7 +157,7 @@ PRESETS = {
         data=DataConfig(train_size=768),
         model=ModelConfig(first_features=8, second_features=8, dense_features=16),
         training=TrainingConfig(
-            methods=("none", "self_orthogonality"), batch_norm=(True,), seeds=(0,), epochs=4
+            methods=("self_orthogonality",), batch_norm=(True,), seeds=(0,), epochs=4
         ),
         ablation=AblationConfig(num_steps=100, entries=16, filters=8, learning_rate=2e-2),
     ),

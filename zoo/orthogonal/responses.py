@@ -20,8 +20,8 @@ What to know before use:
   by that alone, and R pushes the filters away from orthogonality to undo it. ``center=True`` takes
   the mean response of the batch off first.
 - Scale: the literal sums grow with K², to 10⁴ … 10⁵ beside a cross-entropy of 2.
-  ``reduction="mean"`` takes means over the pairs, mean_weight · (mean V)² + square_weight · mean V²,
-  which do not.
+  ``reduction="mean"`` takes means over the pairs, mean_weight · (mean V)² + square_weight · mean
+  V², which do not.
 - Length: small responses, sharpness·|y| < 1, make V their cosine instead of that of their signs.
 
 Sources: Ziming Zhang, Wenchi Ma, Yuanwei Wu, Guanghui Wang, «Self-Orthogonality Module: A Network
