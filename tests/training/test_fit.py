@@ -201,6 +201,10 @@ def test_records_are_means_and_evaluation_has_its_cadence(tmp_path, tracing):
             log_every=2,
             evaluate=lambda state: {"double": 2.0 * int(state.step)},
             evaluate_every=3,
+            # The state that is given back is the one that goes on.
+            after_evaluation=lambda state, values: state._replace(
+                step=state.step + (values["double"] == 6)
+            ),
             progress=False,
         )
     records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -211,7 +215,7 @@ def test_records_are_means_and_evaluation_has_its_cadence(tmp_path, tracing):
         (5, pytest.approx(single[4])),
     ]
     doubles = [(record["step"], record["double"]) for record in records if "double" in record]
-    assert doubles == [(3, 6.0), (5, 10.0)]
+    assert doubles == [(3, 6.0), (5, 12.0)]
     assert records[0]["row_weight"] == 3.5
     assert records[0]["weight"] == 4 * 28
     assert records[2]["examples_per_second"] > 0

@@ -41,6 +41,7 @@ def fit(
     log: MetricsLog | None = None,
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     evaluate_every: int | None = None,
+    after_evaluation: Callable[[TrainState, Mapping[str, float]], TrainState] | None = None,
     checkpoint_every: int | None = None,
     log_every: int = 50,
     rate_unit: str = "examples",
@@ -68,6 +69,8 @@ def fit(
         evaluate: ``(state) -> {name: number}``; runs at the end, and every evaluate_every
             steps; all processes call it.
         evaluate_every: in steps.
+        after_evaluation: ``(state, what evaluate returned) -> state`` to go on with, of the same
+            structure and shardings, such as with a lower learning rate; consumes the state.
         checkpoint_every: in steps.
         log_every: in steps.
         rate_unit: what ``weight`` counts, for the display.
@@ -130,10 +133,12 @@ def fit(
             logged = done
 
         def write_evaluation() -> None:
-            nonlocal evaluated
+            nonlocal evaluated, state
             if evaluate is not None:
                 with window.paused():
                     values = evaluate(state)
+                    if after_evaluation is not None:
+                        state = after_evaluation(state, values)
                 if log is not None:
                     log.write(done, values)
             evaluated = done
