@@ -6,7 +6,7 @@ Paper: Shen, Tan, Sordoni, Courville, «Ordered Neurons», arXiv 1810.09536, sec
     smoke   seconds, to see that everything works
     penn_treebank  Penn Treebank in less than an hour on two CPU cores
     paper   the published sizes and hyper-parameters, for Penn Treebank on an accelerator
-            (perplexity 56.17 ± 0.12 on its test set); averaging (NT-ASGD) is not here yet
+            (perplexity 56.17 ± 0.12 on its test set)
 """
 
 import dataclasses
@@ -57,6 +57,8 @@ class ModelConfig:
     hidden_dropout: float = 0.2
     output_dropout: float = 0.2
     recurrent_dropout: float = 0.2
+    inverted_weight_drop: bool = True
+    """Whether recurrent dropout scales while training; False scales in evaluation, as published."""
 
     def __post_init__(self) -> None:
         at_least(1, "model.num_layers", self.num_layers)
@@ -74,8 +76,17 @@ class TrainingConfig:
     """Rows of the text read in parallel, over all devices."""
     num_steps: int = 35
     """Tokens a row between two updates; the recurrent state is carried over."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw: with one warm-up and cosine decay; sgd: constant rate, as published."""
+    random_lengths: bool = False
+    """Windows of random length around num_steps, the rate scaled by it (see windows.py)."""
+    optimizer: Literal["adamw", "sgd", "nt_asgd"] = "adamw"
+    """adamw: with one warm-up and cosine decay; sgd: constant rate; nt_asgd: sgd whose parameters
+    are averaged once validation stagnates, as published."""
+    patience: int = 5
+    """Validations without a new best before nt_asgd averages; one an epoch."""
+    activation_penalty: float = 0.0
+    """AR, on the squares of the last layer's states."""
+    temporal_penalty: float = 0.0
+    """TAR, on the squares of their steps."""
     learning_rate: float = 8e-3
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
@@ -94,10 +105,29 @@ class TrainingConfig:
             "num_steps",
             "evaluation_batch_size",
             "accumulation_steps",
+            "patience",
         ):
             at_least(1, f"training.{name}", getattr(self, name))
-        for name in ("learning_rate", "weight_decay", "gradient_clip"):
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "gradient_clip",
+            "activation_penalty",
+            "temporal_penalty",
+        ):
             at_least(0, f"training.{name}", getattr(self, name))
+        if self.random_lengths and self.optimizer == "adamw":
+            raise ValueError(
+                "training.random_lengths scales the rate of sgd and nt_asgd, got optimizer='adamw'"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ParsingConfig:
+    """Scoring of the trees against a treebank."""
+
+    treebank: str = ""
+    """file:PATH of a folder, zip archive or file in bracket format; nothing is scored if empty."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +139,7 @@ class Config:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    parsing: ParsingConfig = ParsingConfig()
     loop: LoopConfig = LoopConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
@@ -117,6 +148,7 @@ class Config:
 PENN_TREEBANK = DataConfig(
     uri="file:$ZOO_DATA/ptb/ptb.{split}.txt", tokens="whitespace", lowercase=False, min_count=1
 )
+WSJ_SAMPLE = ParsingConfig(treebank="file:$ZOO_DATA/wsj_treebank_sample/treebank.zip")
 
 PRESETS = {
     "small": Config(),
@@ -146,6 +178,7 @@ PRESETS = {
             output_dropout=0.3,
         ),
         training=TrainingConfig(epochs=6, learning_rate=4e-3),
+        parsing=WSJ_SAMPLE,
         loop=LoopConfig(checkpoint_every=500),
     ),
     "paper": Config(
@@ -159,15 +192,21 @@ PRESETS = {
             hidden_dropout=0.3,
             output_dropout=0.45,
             recurrent_dropout=0.45,
+            inverted_weight_drop=False,
         ),
         training=TrainingConfig(
             epochs=1000,
             batch_size=20,
             num_steps=70,
-            optimizer="sgd",
+            random_lengths=True,
+            optimizer="nt_asgd",
             learning_rate=30.0,
             weight_decay=1.2e-6,
             gradient_clip=0.25,
+            activation_penalty=2.0,
+            temporal_penalty=1.0,
+            evaluation_batch_size=10,
         ),
+        parsing=WSJ_SAMPLE,
     ),
 }

@@ -1,4 +1,4 @@
-"""The pictures a run ends with: its curve, the trees of some sentences, and the gates of one."""
+"""The pictures a run ends with: its curve, trees of some sentences, one beside gold, gates."""
 
 import json
 import pathlib
@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from zoo import extras
-from zoo.ordered import Tree, draw_gates, draw_trees
+from zoo.ordered import GoldTree, Tree, depths_to_tree, draw_gates, draw_trees
 
 
 def brackets(tree: Tree) -> str:
@@ -18,10 +18,23 @@ def save(
     workdir: pathlib.Path,
     baseline: float,
     sentences: list[list[str]],
-    gates: list[list[np.ndarray]],
+    gates: list[np.ndarray] | None,
     trees: list[list[Tree]],
+    compared: tuple[np.ndarray, GoldTree] | None = None,
 ) -> list[pathlib.Path]:
-    """Writes curve.png, and trees.png and gates.png if there are sentences; returns their paths."""
+    """Writes curve.png, and as far as there is something to show trees.png, gates.png and gold.png.
+
+    Args:
+        workdir: holds metrics.jsonl.
+        baseline: perplexity of the n-gram model on the validation text.
+        sentences: held-out ones.
+        gates: of the first sentence, ``[words, levels]`` for each layer; None without master gates.
+        trees: of each sentence, one a layer.
+        compared: depths ``[layers, words]`` of a sentence and its gold tree.
+
+    Returns:
+        The paths.
+    """
     figures = {"curve": draw_curve(workdir / "metrics.jsonl", baseline)}
     if sentences:
         # The paper reads its trees from the second layer.
@@ -32,8 +45,16 @@ def save(
                 for number, layers in enumerate(trees, start=1)
             }
         )
-        title = f"layer {layer + 1}, master forget gate"
-        figures["gates"] = draw_gates(gates[0][layer], sentences[0], title=title)
+        if gates is not None:
+            title = f"layer {layer + 1}, master forget gate"
+            figures["gates"] = draw_gates(gates[layer], sentences[0], title=title)
+    if compared is not None:
+        depths, gold = compared
+        found = {
+            f"layer {number}": depths_to_tree(layer, gold.words)
+            for number, layer in enumerate(depths, start=1)
+        }
+        figures["gold"] = draw_trees(found, gold=gold.tree)
     paths = [workdir / f"{name}.png" for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
         figure.savefig(path, dpi=120)

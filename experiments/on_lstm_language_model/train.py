@@ -1,6 +1,7 @@
-"""Trains the language model, compares it with a 5-gram model, and reads out its trees."""
+"""Trains the language model, compares it with a 5-gram model, and scores the trees it sees."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,9 @@ import optax
 from jax.sharding import PartitionSpec
 
 from experiments.command_line import MAY_CHANGE
-from experiments.on_lstm_language_model import figures, ngram
+from experiments.on_lstm_language_model import figures, ngram, parsing
 from experiments.on_lstm_language_model.config import Config, DataConfig, TrainingConfig
+from experiments.on_lstm_language_model.windows import RandomWindows
 from zoo.data import (
     StreamPipeline,
     Vocabulary,
@@ -24,7 +26,16 @@ from zoo.data import (
     open_source,
     train_subword_vocabulary,
 )
-from zoo.ordered import OnLstmLanguageModel, depths_to_tree
+from zoo.ordered import (
+    GoldTree,
+    OnLstmLanguageModel,
+    Tree,
+    activation_penalty,
+    depths_to_tree,
+    nt_asgd,
+    nt_asgd_parameters,
+    observe_validation,
+)
 from zoo.training import (
     Checkpointer,
     LossOutput,
@@ -58,8 +69,10 @@ def run(config: Config) -> None:
     sources = {split: open_source(config.data.uri, split=split) for split in SPLITS}
     vocabulary = build_vocabulary(sources["train"], config.data)
     ids = {split: encode_lines(source, vocabulary) for split, source in sources.items()}
+    gold = parsing.open_treebank(config.parsing.treebank) if config.parsing.treebank else []
     training = config.training
-    batches = StreamPipeline(
+    windows = RandomWindows if training.random_lengths else StreamPipeline
+    batches = windows(
         ids["train"],
         batch_size=training.batch_size,
         num_steps=training.num_steps,
@@ -71,7 +84,8 @@ def run(config: Config) -> None:
             len(vocabulary), **dataclasses.asdict(config.model), rngs=rngs
         )
     )
-    optimizer = make_optimizer(training, num_steps)
+    lengths = batches.lengths if isinstance(batches, RandomWindows) else None
+    optimizer = make_optimizer(training, num_steps, lengths)
 
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     keep_vocabulary(workdir / "vocabulary.json", vocabulary)
@@ -84,13 +98,24 @@ def run(config: Config) -> None:
         carry=local_carries(rebuild, init_parameters, training.batch_size),
     )
     step = make_train_step(
-        make_loss(rebuild, dropout=True),
+        make_loss(rebuild, training),
         optimizer,
         accumulation_steps=training.accumulation_steps,
         compute_dtype=jnp.bfloat16 if training.bfloat16 else None,
         shardings=state.shardings,
     )
-    evaluation_loss = jax.jit(make_loss(rebuild, dropout=False))
+    evaluation_loss = jax.jit(make_loss(rebuild))
+    averaging = training.optimizer == "nt_asgd"
+
+    def evaluated(state: TrainState) -> Any:
+        """The parameters that count."""
+        if averaging:
+            return nt_asgd_parameters(state.optimizer_state, state.parameters)
+        return state.parameters
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=state.shardings)
+    def observe(state: TrainState, loss: float) -> TrainState:
+        return state._replace(optimizer_state=observe_validation(state.optimizer_state, loss))
 
     def evaluate(state: TrainState, split: str = "valid") -> dict[str, float]:
         rows = training.evaluation_batch_size
@@ -103,11 +128,10 @@ def run(config: Config) -> None:
             shuffle_offset=False,
         )
         carry = put_batch(local_carries(rebuild, init_parameters, rows), mesh)
+        parameters = evaluated(state)
         total = weight = 0.0
         for batch in held_out:
-            output = evaluation_loss(
-                state.parameters, put_batch(batch, mesh), key=state.key, carry=carry
-            )
+            output = evaluation_loss(parameters, put_batch(batch, mesh), key=state.key, carry=carry)
             carry = output.carry
             total, weight = total + float(output.total), weight + float(output.weight)
         return {f"{split}_perplexity": float(np.exp(total / weight))}
@@ -138,16 +162,40 @@ def run(config: Config) -> None:
             log=log,
             evaluate=evaluate,
             evaluate_every=batches.batches_per_epoch,
+            after_evaluation=(
+                (lambda state, values: observe(state, np.log(values["valid_perplexity"])))
+                if averaging
+                else None
+            ),
             checkpoint_every=config.loop.checkpoint_every,
             log_every=config.loop.log_every,
             rate_unit="tokens",
             progress=config.loop.progress,
         )
     ours = {split: evaluate(state, split)[f"{split}_perplexity"] for split in SPLITS[1:]}
+    parameters = evaluated(state)
+    read = parsing.make_reader(rebuild, end=vocabulary.end)
     sentences = choose_sentences(sources["valid"], vocabulary)
-    gates = read_gates(rebuild, state.parameters, sentences, vocabulary)
+    trees = [
+        [depths_to_tree(depths, words) for depths in layers]
+        for words, layers in zip(
+            sentences,
+            read(parameters, parsing.encode_sentences(sentences, vocabulary)) if sentences else [],
+            strict=True,
+        )
+    ]
+    gates = None
+    if sentences and config.model.master_input != "none":
+        gates = read_gates(rebuild, parameters, sentences[0], vocabulary)
+    table, compared = [], None
+    if gold:
+        depths = read(parameters, parsing.encode_sentences([t.words for t in gold], vocabulary))
+        table = parsing.table_of_scores(depths, gold)
+        compared = next(
+            (pair for pair in zip(depths, gold, strict=True) if 7 <= len(pair[1].words) <= 12), None
+        )
     if jax.process_index() == 0:
-        report(workdir, baseline, ours, sentences, gates)
+        report(workdir, baseline, ours, sentences, trees, gates, table, compared)
 
 
 def build_vocabulary(source: Any, data: DataConfig) -> Vocabulary:
@@ -173,12 +221,24 @@ def keep_vocabulary(path: pathlib.Path, vocabulary: Vocabulary) -> None:
         vocabulary.save(path)
 
 
-def make_optimizer(training: TrainingConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW with warm-up and cosine decay, or plain SGD as published."""
+def make_optimizer(
+    training: TrainingConfig, num_steps: int, lengths: np.ndarray | None = None
+) -> optax.GradientTransformation:
+    """Clipping, then AdamW with warm-up and cosine decay, or SGD as published.
+
+    ``lengths`` [batches of an epoch] are those of the windows, which scale the rate of SGD.
+    """
     clip = optax.clip_by_global_norm(training.gradient_clip)
-    if training.optimizer == "sgd":
+    if training.optimizer != "adamw":
         decay = optax.add_decayed_weights(training.weight_decay)
-        return optax.chain(clip, decay, optax.sgd(training.learning_rate))
+        rate: Any = training.learning_rate
+        if lengths is not None:
+            rates = jnp.asarray(rate * lengths / training.num_steps, jnp.float32)
+            rate = lambda step: rates[step % len(rates)]  # noqa: E731
+        sgd = [clip, decay, optax.sgd(rate)]
+        if training.optimizer == "nt_asgd":
+            sgd.append(nt_asgd(patience=training.patience))
+        return optax.chain(*sgd)
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=training.learning_rate,
@@ -189,8 +249,14 @@ def make_optimizer(training: TrainingConfig, num_steps: int) -> optax.GradientTr
     return optax.chain(clip, optax.adamw(schedule, b2=0.99, weight_decay=training.weight_decay))
 
 
-def make_loss(rebuild: Callable[..., OnLstmLanguageModel], *, dropout: bool) -> Callable:
-    """Sum of the negative log probabilities of the next tokens, in nats."""
+def make_loss(
+    rebuild: Callable[..., OnLstmLanguageModel], training: TrainingConfig | None = None
+) -> Callable:
+    """Sum of the negative log probabilities of the next tokens, in nats.
+
+    With the settings of a training also dropout and the penalties on the last layer's states, which
+    are then part of the loss; without them this is the loss of an evaluation.
+    """
 
     def loss_fn(parameters: Any, batch: Any, *, key: jax.Array, carry: Any) -> LossOutput:
         def fresh(leaf: jax.Array) -> jax.Array:
@@ -200,8 +266,19 @@ def make_loss(rebuild: Callable[..., OnLstmLanguageModel], *, dropout: bool) -> 
         model = rebuild(parameters)
         # The text of an epoch does not follow on that of the one before it.
         carry = jax.tree.map(fresh, carry)
-        output = model(batch["inputs"], carry, key=key if dropout else None)
+        output = model(
+            batch["inputs"],
+            carry,
+            key=None if training is None else key,
+            mask=batch.get("mask"),
+        )
         losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch["targets"])
+        if training is not None and (training.activation_penalty or training.temporal_penalty):
+            losses += activation_penalty(
+                output.features,
+                activation=training.activation_penalty,
+                temporal=training.temporal_penalty,
+            )
         return LossOutput(
             total=jnp.sum(jnp.where(batch["valid"], losses, 0)),
             weight=jnp.sum(batch["valid"]),
@@ -238,22 +315,12 @@ def choose_sentences(source: Any, vocabulary: Vocabulary, count: int = 3) -> lis
 
 
 def read_gates(
-    rebuild: Callable, parameters: Any, sentences: list[list[str]], vocabulary: Vocabulary
-) -> list[list[np.ndarray]]:
-    """The master forget gates ``[words, levels]`` of each sentence, for each layer."""
-    if not sentences:
-        return []
-    number = {token: index for index, token in enumerate(vocabulary.tokens)}
-    length = 1 + max(map(len, sentences))
-    # Each sentence begins after an end of line; padding behind it cannot reach back.
-    ids = np.full((len(sentences), length), vocabulary.end, np.int32)
-    for row, sentence in zip(ids, sentences, strict=True):
-        row[1 : 1 + len(sentence)] = [number[token] for token in sentence]
+    rebuild: Callable, parameters: Any, sentence: list[str], vocabulary: Vocabulary
+) -> list[np.ndarray]:
+    """The master forget gates ``[words, levels]`` of each layer, after an end of line."""
+    ids = np.array([[vocabulary.end, *parsing.encode_sentences([sentence], vocabulary)[0]]])
     layers = jax.jit(lambda parameters, ids: rebuild(parameters).master_gates(ids))(parameters, ids)
-    return [
-        [np.asarray(gates.forget[row, 1 : 1 + len(sentence)]) for gates in layers]
-        for row, sentence in enumerate(sentences)
-    ]
+    return [np.asarray(gates.forget[0, 1:]) for gates in layers]
 
 
 def report(
@@ -261,9 +328,12 @@ def report(
     baseline: dict[str, float],
     ours: dict[str, float],
     sentences: list[list[str]],
-    gates: list[list[np.ndarray]],
+    trees: list[list[Tree]],
+    gates: list[np.ndarray] | None,
+    table: list[dict[str, str | float]],
+    compared: tuple[np.ndarray, GoldTree] | None,
 ) -> None:
-    """Table, trees, pictures and summary."""
+    """Tables, trees, pictures and summary."""
     results_table(
         [
             {"model": name, **{f"{split} perplexity": numbers[split] for split in SPLITS[1:]}}
@@ -271,20 +341,22 @@ def report(
         ],
         title="Held-out text, same vocabulary",
     )
-    trees = [
-        [depths_to_tree(1 - gate.mean(axis=-1), sentence) for gate in layers]
-        for sentence, layers in zip(sentences, gates, strict=True)
-    ]
     for sentence_trees in trees:
         for number, tree in enumerate(sentence_trees, start=1):
             print(f"layer {number}: {figures.brackets(tree)}")
-    pictures = figures.save(workdir, baseline["valid"], sentences, gates, trees)
+    if table:
+        results_table(table, title="Trees of the layers against the treebank, %")
+        print(parsing.NOTE)
+    pictures = figures.save(workdir, baseline["valid"], sentences, gates, trees, compared)
     summary = {
         "baseline": baseline,
         "on_lstm": ours,
         "trees": [[figures.brackets(tree) for tree in layers] for layers in trees],
+        "parsing": table,
         "jax": jax.__version__,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+    if table:
+        summary["parsing_note"] = parsing.NOTE
     summary_path = write_summary(workdir, summary)
     print("written:", ", ".join(str(path) for path in (*pictures, summary_path)))

@@ -57,6 +57,10 @@ def noise_arguments(generator, batch, dtype):
     return jax.random.key(int(generator.integers(100))), normal(generator, (*batch, 5), dtype)
 
 
+def states(generator, batch, dtype):
+    return (normal(generator, (*batch, 3, 4), dtype),)
+
+
 def example(make):
     return make(np.random.default_rng(0), (2,), jnp.float32)
 
@@ -177,6 +181,43 @@ def masked_reversed(params, xs, carry, mask):
 LAYER = {"differentiable": (0, 1, 2), "extreme": 0.05, "extreme_arguments": (1,)}
 
 ROWS = [
+    Row(
+        name="zoo.ordered.activation_penalty",
+        function=ordered.activation_penalty,
+        arguments=states,
+        axes=(0,),
+        wide=True,
+        extreme=1e-30,  # squares
+        bad=(
+            BadInput(
+                "no batch",
+                lambda: ordered.activation_penalty(jnp.ones((3, 4))),
+                ValueError,
+                argument="hidden",
+                expected=r"\[batch, time, units\]",
+                got=r"\(3, 4\)",
+            ),
+        ),
+    ),
+    Row(
+        name="zoo.ordered.weight_drop",
+        function=functools.partial(ordered.weight_drop, rate=0.25, inverted=False),
+        arguments=noise_arguments,
+        axes=(None, 0),
+        differentiable=(1,),
+        random=True,
+        skip={"shard_map_equals_unsharded": "each device draws its own mask"},
+        bad=(
+            BadInput(
+                "a negative rate",
+                lambda: ordered.weight_drop(None, jnp.ones(3), rate=-1),
+                ValueError,
+                argument="rate",
+                expected=r"\[0, 1\)",
+                got="got -1",
+            ),
+        ),
+    ),
     *(
         Row(
             name=f"zoo.ordered.{function.__name__}",
@@ -259,6 +300,11 @@ ROWS = [
 ]
 
 EXEMPT = {
+    "zoo.ordered.load_original": "changes a module from arrays on the host",
+    "zoo.ordered.original_parameter_count": "counts from static sizes",
+    "zoo.ordered.nt_asgd": "an Optax transformation, tested in test_nt_asgd.py",
+    "zoo.ordered.observe_validation": "takes an optimiser's state, tested in test_nt_asgd.py",
+    "zoo.ordered.nt_asgd_parameters": "takes an optimiser's state, tested in test_nt_asgd.py",
     "zoo.ordered.draw_gates": "draws with matplotlib",
     "zoo.ordered.draw_trees": "draws with matplotlib",
     "zoo.ordered.initial_carry": "zeros from static sizes, no array argument",

@@ -261,10 +261,10 @@ class OnLstmLanguageModel(nnx.Module):
         gates = []
         for layer in self.layers:
             params = self._params(layer)
-            options = {"chunk_size": layer.chunk_size, "master_input": layer.master_input}
-            hidden = on_lstm(params, x, **options).hidden
+            gate, size = layer.master_input, layer.chunk_size
+            hidden = on_lstm(params, x, chunk_size=size, master_input=gate).hidden
             before = jnp.concatenate([jnp.zeros_like(hidden[:1]), hidden[:-1]])
-            layer_gates = master_gates(params, before, x, **options)
+            layer_gates = master_gates(params, before, x, chunk_size=size, master_input=gate)
             gates.append(jax.tree.map(lambda gate: gate.swapaxes(0, 1), layer_gates))
             x = hidden
         return tuple(gates)

@@ -56,12 +56,12 @@ def load_original(model: OnLstmLanguageModel, arrays: Mapping[str, ArrayLike]) -
             )
     expected = _expected_shapes(model)
     given = {name: np.asarray(array) for name, array in arrays.items()}
-    table = given.get("encoder.weight")
-    if "decoder.weight" in given and table is not None:
-        if not np.array_equal(given.pop("decoder.weight"), table):
-            raise ValueError(
-                "load_original: decoder.weight differs from encoder.weight, expected tied weights"
-            )
+    decoder = given.pop("decoder.weight", None)
+    tied = decoder is None or np.array_equal(decoder, given.get("encoder.weight", decoder))
+    if not tied:
+        raise ValueError(
+            "load_original: decoder.weight differs from encoder.weight, expected tied weights"
+        )
     copies = {f"rnn.cells.{number}.hh._weight" for number in range(len(model.layers))}
     given = {name: array for name, array in given.items() if name not in copies}
     problems = [f"missing: {name}" for name in expected if name not in given]
@@ -77,17 +77,16 @@ def load_original(model: OnLstmLanguageModel, arrays: Mapping[str, ArrayLike]) -
             "Build the model with the sizes they were trained with"
         )
 
-    def put(parameter: nnx.Param, *parts: str, transpose: bool = False) -> None:
-        value = sum(given[part] for part in parts[1:]) + given[parts[0]]
-        parameter[...] = jnp.asarray(value.T if transpose else value, parameter[...].dtype)
+    def put(parameter: nnx.Param, value: np.ndarray) -> None:
+        parameter[...] = jnp.asarray(value, parameter[...].dtype)
 
-    put(model.embedding, "encoder.weight")
-    put(model.bias, "decoder.bias")
+    put(model.embedding, given["encoder.weight"])
+    put(model.bias, given["decoder.bias"])
     for number, layer in enumerate(model.layers):
         cell = f"rnn.cells.{number}"
-        put(layer.input_kernel, f"{cell}.ih.0.weight", transpose=True)
-        put(layer.recurrent_kernel, f"{cell}.hh.weight", transpose=True)
-        put(layer.bias, f"{cell}.ih.0.bias", f"{cell}.hh.bias")
+        put(layer.input_kernel, given[f"{cell}.ih.0.weight"].T)
+        put(layer.recurrent_kernel, given[f"{cell}.hh.weight"].T)
+        put(layer.bias, given[f"{cell}.ih.0.bias"] + given[f"{cell}.hh.bias"])
 
 
 def original_parameter_count(model: OnLstmLanguageModel) -> int:

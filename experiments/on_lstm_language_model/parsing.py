@@ -1,0 +1,83 @@
+"""Trees that the layers of the language model see, against those of a treebank.
+
+Each sentence is read from a state of zeros with an end of line before and behind it, its words
+lower-cased and digits written as N, as in the text of Penn Treebank and in the original's code.
+Nothing is trained for it.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from zoo.data import Vocabulary
+from zoo.ordered import GoldTree, depths_to_tree, parsing_table, read_treebank
+
+NOTE = (
+    "The training text of Penn Treebank covers sections 00 and 01 of the Wall Street Journal, "
+    "which the sample wsj_0001 to wsj_0199 is from: its sentences are not held out."
+)
+LENGTHS = (16, 32, 64, 128, 256, 512)  # columns of a batch: one program is compiled for each
+ROWS = 32
+
+
+def open_treebank(uri: str) -> list[GoldTree]:
+    """The gold trees at ``file:PATH``, a folder, an archive or a file."""
+    scheme, colon, path = uri.partition(":")
+    if scheme != "file" or not colon:
+        raise ValueError(f"parsing.treebank must be file:PATH of a treebank, got {uri!r}")
+    return read_treebank(path)
+
+
+def encode_sentences(sentences: Sequence[Sequence[str]], vocabulary: Vocabulary) -> list[list[int]]:
+    """Ids of the words as the language model knows them."""
+    number = {token: index for index, token in enumerate(vocabulary.tokens)}
+    return [
+        [number.get(re.sub("[0-9]+", "N", word.lower()), vocabulary.unknown) for word in words]
+        for words in sentences
+    ]
+
+
+def make_reader(rebuild: Callable[..., Any], *, end: int) -> Callable[..., list[np.ndarray]]:
+    """Builds ``read(parameters, sentences) -> depths``, [layers, words] for each list of ids."""
+
+    @jax.jit
+    def depths_of(parameters: Any, ids: jax.Array) -> jax.Array:
+        return rebuild(parameters)(ids).depths.forget
+
+    def read(parameters: Any, sentences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        depths: list[np.ndarray] = [np.empty(0)] * len(sentences)
+        longest = max(map(len, sentences)) + 1
+        columns = sorted({*LENGTHS, longest})
+        by_length = sorted(range(len(sentences)), key=lambda number: len(sentences[number]))
+        while by_length:
+            # The words behind the last one cannot reach back: only the end before them matters.
+            size = next(c for c in columns if c > len(sentences[by_length[0]]))
+            batch = [n for n in by_length[:ROWS] if len(sentences[n]) < size]
+            by_length = by_length[len(batch) :]
+            ids = np.full((ROWS, size), end, np.int32)
+            for row, number in enumerate(batch):
+                ids[row, 1 : 1 + len(sentences[number])] = sentences[number]
+            found = np.asarray(depths_of(parameters, ids))
+            for row, number in enumerate(batch):
+                depths[number] = found[:, row, 1 : 1 + len(sentences[number])]
+        return depths
+
+    return read
+
+
+def table_of_scores(
+    depths: Sequence[np.ndarray], gold: Sequence[GoldTree]
+) -> list[dict[str, str | float]]:
+    """The scores of every layer by both readers, then those of the trees that no model made."""
+    predicted = {
+        f"layer {layer + 1}, {rule}": [
+            depths_to_tree(sentence[layer], tree.words, rule=rule)
+            for sentence, tree in zip(depths, gold, strict=True)
+        ]
+        for layer in range(len(depths[0]))
+        for rule in ("greedy", "unbiased")
+    }
+    return parsing_table(predicted, gold)
