@@ -47,6 +47,7 @@ from zoo.transformer import (
     next_tokens,
     piecewise_linear,
     placement_rules,
+    save_bert,
     split_prefix,
 )
 
@@ -143,7 +144,10 @@ def run(config: Config) -> None:
             progress=config.loop.progress,
         )
     results = evaluate(state)
+    parameters = jax.device_get(multihost_utils.process_allgather(state.parameters, tiled=True))
     if jax.process_index() == 0:
+        if config.objective.kind == "masked" and config.model.norm_position == "post":
+            export(workdir / "bert", rebuild(parameters), directory)
         report(workdir, baseline, results)
 
 
@@ -159,12 +163,15 @@ def prepared(config: Config, directory: pathlib.Path) -> dict[str, Any]:
 def transformer_config(
     model: ModelConfig, objective: ObjectiveConfig, *, vocab_size: int, length: int
 ) -> TransformerConfig:
-    """The model that the settings describe."""
+    """The model that the settings describe; with LayerNorm before each part it is a GPT-2."""
+    gpt = model.norm_position == "pre"
     return TransformerConfig(
         **dataclasses.asdict(model),
         vocab_size=vocab_size,
         max_positions=length,
         mask=PATTERNS[objective.kind],  # type: ignore[arg-type]
+        head="tied" if gpt else "mlm",
+        num_segments=0 if gpt and objective.kind != "prefix" else 2,
     )
 
 
@@ -273,6 +280,19 @@ def baselines(rows: dict[str, RecordRows], vocab_size: int) -> dict[str, float]:
     )
     is_token = ~np.isin(np.arange(vocab_size), (corpus.PAD, corpus.CLS, corpus.SEP, corpus.MASK))
     return entropies(counted, held_out, vocab_size=vocab_size, is_token=is_token)
+
+
+def export(folder: pathlib.Path, model: Transformer, directory: pathlib.Path) -> None:
+    """A BERT in Hugging Face's format, with its vocabulary, for fine-tuning."""
+    try:
+        save_bert(folder, model)
+    except ImportError as error:
+        print(f"no {folder}: {error}")
+        return
+    tokenizer = corpus.load_tokenizer(directory)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokens = [tokenizer.id_to_token(number) for number in range(tokenizer.get_vocab_size())]
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), "utf-8")
 
 
 def report(workdir: pathlib.Path, baseline: dict[str, float], results: dict[str, float]) -> None:

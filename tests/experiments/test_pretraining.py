@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 
@@ -15,11 +16,11 @@ import pytest
 from array_record.python import array_record_module
 
 from experiments import command_line
-from experiments.pretraining import corpus, records
+from experiments.pretraining import corpus, records, train
 from experiments.pretraining.baselines import entropies
 from experiments.pretraining.config import PRESETS, Config, DataConfig, ObjectiveConfig
 from experiments.pretraining.train import make_example, row_keys, run
-from zoo.data import open_source
+from zoo.data import Pipeline, open_source
 from zoo.transformer import PackedRows
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,17 +59,31 @@ def records_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def reference(tiny, tmp_path_factory):
-    """The folder of an undisturbed run on one device of a process of its own."""
-    workdir = tmp_path_factory.mktemp("reference")
-    command = [sys.executable, "-m", "experiments.pretraining", *tiny, "--workdir", workdir]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+def start(*arguments):
+    """The experiment in a process of its own, on one device."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.pretraining", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return workdir
+
+
+def finish(process):
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def on_eight(tiny, tmp_path_factory):
+    """Flags and folder of an undisturbed run in this process: rows, parameters and heads split."""
+    flags = [*tiny, "--mesh.fsdp=2", "--mesh.model=2"]
+    workdir = tmp_path_factory.mktemp("eight")
+    command_line.main(run, PRESETS, None, [*flags, f"--workdir={workdir}"])
+    return flags, workdir
 
 
 def test_smoke_reaches_what_it_must(tmp_path):
@@ -91,11 +106,44 @@ def assert_same_losses(workdir, reference):
             assert a[name] == pytest.approx(b[name], rel=2e-5), (name, b["step"])
 
 
-def test_eight_devices_give_the_losses_of_one(tiny, reference, tmp_path):
-    # In this process, which has eight; parameters, heads and batch are split.
-    flags = [*tiny, f"--workdir={tmp_path}", "--mesh.fsdp=2", "--mesh.model=2"]
+def test_one_device_and_two_processes_give_the_losses_of_eight(tiny, on_eight, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    several = ["--distributed.num-processes=2", "--distributed.coordinator-address", address]
+    processes = [
+        start(*tiny, "--workdir", tmp_path / "two", *several, f"--distributed.process-id={i}")
+        for i in range(2)
+    ]
+    outputs = [finish(process) for process in processes]
+    assert ["Transformer" in output for output in outputs] == [True, False]  # one of them speaks
+    finish(start(*tiny, "--workdir", tmp_path / "one"))
+    for name in ("one", "two"):
+        assert_same_losses(tmp_path / name, on_eight[1])
+
+
+class Interrupted(Pipeline):
+    """Breaks off before the fifth batch."""
+
+    def __next__(self):
+        if self.get_state()["batch"] >= 4:
+            raise RuntimeError("power cut")
+        return super().__next__()
+
+
+def test_a_run_that_broke_off_ends_bit_for_bit_as_if_it_had_not(on_eight, tmp_path, monkeypatch):
+    flags, workdir = on_eight
+    flags = [*flags, f"--workdir={tmp_path}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "Pipeline", Interrupted)
+        with pytest.raises(RuntimeError, match="power cut"):
+            command_line.main(run, PRESETS, None, flags)
     command_line.main(run, PRESETS, None, flags)
-    assert_same_losses(tmp_path, reference)
+    ours, theirs = (
+        [{name: record.get(name) for name in ("step", "loss", "valid_loss")} for record in one]
+        for one in (records_of(tmp_path), records_of(workdir))
+    )
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("kind", ["causal", "prefix"])

@@ -267,6 +267,48 @@ def test_ids_outside_the_vocabulary_give_nan_in_their_row(ids):
     assert jnp.isfinite(logits[1]).all()
 
 
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+def test_tokens_read_one_by_one_give_the_same_logits(ids, norm_position):
+    model = build(changed(mask="causal", norm_position=norm_position))
+    graph, parameters = nnx.split(model)
+    expected = run(model, ids)
+
+    @quick_jit
+    def decode(parameters, ids):
+        model = nnx.merge(graph, parameters)
+        prompt, cache = model.decode(ids[:, :3], model.init_cache(BATCH, TIME))
+
+        def step(cache, column):
+            logits, cache = model.decode(column[:, None], cache)
+            return cache, logits[:, 0]
+
+        cache, rest = jax.lax.scan(step, cache, ids[:, 3:].T)
+        full, _ = model.decode(ids[:, :1], cache)
+        return jnp.concatenate([prompt, rest.swapaxes(0, 1)], axis=1), cache.length, full
+
+    actual, length, full = decode(parameters, ids)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
+    np.testing.assert_array_equal(length, [TIME] * TINY.num_layers)
+    assert jnp.isnan(full).all()  # no room left
+
+
+def test_a_prefix_is_read_as_a_whole_and_continued(ids):
+    config = changed(mask="prefix", scan_layers=False)
+    graph, parameters = nnx.split(build(config))
+    segments = jnp.array([[0, 0, 0, 1, 1, 1, 1]] * BATCH)
+
+    @quick_jit
+    def decode(parameters, ids):
+        model = nnx.merge(graph, parameters)
+        cache, parts = model.init_cache(BATCH), []
+        for part in (slice(0, 3), slice(3, 5), slice(5, 7)):
+            logits, cache = model.decode(ids[:, part], cache, segment_ids=segments[:, part])
+            parts.append(logits)
+        return jnp.concatenate(parts, axis=1), model(ids, segment_ids=segments)
+
+    np.testing.assert_allclose(*decode(parameters, ids), atol=2e-6)
+
+
 class ShiftedNorm(LayerNorm):
     """A norm with a condition: what conditional generation puts in."""
 
@@ -371,6 +413,12 @@ def test_calls_that_make_no_sense_are_refused(ids):
             "segment_ids must be None for a model with num_segments=0",
             lambda: build(changed(num_segments=0))(ids, segment_ids=ids * 0),
         ),
+        (
+            ValueError,
+            "decode needs mask='causal' or 'prefix', got 'bidirectional'",
+            lambda: model.decode(ids, model.init_cache(BATCH)),
+        ),
+        (ValueError, r"length must be in 1..10 .* got 11", lambda: model.init_cache(1, 11)),
         (ValueError, "head='none'", lambda: build(changed(head="none"))(ids)),
         (ValueError, "no pooler", lambda: model.pool(jnp.ones((1, 2, 8)))),
     ):

@@ -51,8 +51,9 @@ def batches():
         yield {"ids": np.where(np.arange(8) < lengths, ids, 0).astype(np.int32)}
 
 
+@functools.cache
 def train(*, accumulation_steps=1, dropout=0.0, model_options=(), **mesh_sizes):
-    """Losses of some steps, the last state and the compiled step."""
+    """Losses of some steps and the last state."""
     size = int(np.prod(list(mesh_sizes.values()) or [1]))
     mesh = make_mesh(**{"data": 1, **mesh_sizes}, devices=jax.devices()[:size])
     config = TransformerConfig(**CONFIG | dict(model_options) | {"dropout": dropout})
@@ -79,24 +80,15 @@ def train(*, accumulation_steps=1, dropout=0.0, model_options=(), **mesh_sizes):
             compiled = step.lower(state, placed).compile(compiler_options=CHEAP)
         state, metrics = compiled(state, placed)
         losses.append(float(metrics["loss"]))
-    return losses, state, compiled
-
-
-@functools.cache
-def reference(dropout=0.0):
-    losses, state, _ = train(dropout=dropout)
-    return losses, jax.device_get(state.parameters)
+    return losses, state
 
 
 VARIANTS = {
     "data 8": {"data": 8},
-    "fsdp 2": {"fsdp": 2},
     "fsdp 8": {"fsdp": 8},
     "model 2": {"model": 2},
-    "fsdp 2 x model 2": {"fsdp": 2, "model": 2},
     "data 2 x fsdp 2 x model 2": {"data": 2, "fsdp": 2, "model": 2},
     "8 micro-batches": {"accumulation_steps": 8},
-    "2 micro-batches on 4 devices": {"accumulation_steps": 2, "fsdp": 4},
     "written out, rematerialised, fsdp 2": {
         "fsdp": 2,
         "model_options": (("scan_layers", False), ("remat", "full")),
@@ -106,25 +98,26 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_same_losses_and_parameters_on_every_mesh(name):
-    losses, state, _ = train(**VARIANTS[name])
-    expected_losses, expected = reference()
-    assert losses[0] > losses[-1]
+    losses, state = train(**VARIANTS[name])
+    expected_losses, expected = train()
+    assert len(set(losses)) == STEPS
     np.testing.assert_allclose(losses, expected_losses, rtol=2e-6)
-    jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5),
-        jax.device_get(state.parameters),
-        expected,
-    )
+    for path, leaf in jax.tree.leaves_with_path(jax.device_get(state.parameters)):
+        name = path_name(path)
+        # A shift of all keys changes no softmax: its gradient is rounding, which Adam blows up.
+        if not name.endswith("key_bias"):
+            other = functools.reduce(dict.__getitem__, name.split("/"), expected.parameters)
+            np.testing.assert_allclose(leaf, other, atol=5e-6, err_msg=name)
 
 
 def test_dropout_is_the_same_on_every_mesh():
-    losses, _, _ = train(dropout=0.3, data=2, fsdp=2)
-    np.testing.assert_allclose(losses, reference(0.3)[0], rtol=2e-6)
-    assert losses != reference()[0]
+    losses, _ = train(dropout=0.3, data=2, fsdp=2)
+    np.testing.assert_allclose(losses, train(dropout=0.3)[0], rtol=2e-6)
+    assert losses != train()[0]
 
 
 def test_parameters_and_moments_lie_where_the_rules_say():
-    _, state, _ = train(data=2, fsdp=2, model=2)
+    _, state = train(data=2, fsdp=2, model=2)
     whole = []
     for part in (state.parameters, state.optimizer_state[0].mean):
         for path, leaf in jax.tree.leaves_with_path(part):

@@ -2,7 +2,7 @@
 
 from zoo.transformer.bert_weights import bert_config, bert_state_dict, load_bert, save_bert
 from zoo.transformer.config import TransformerConfig
-from zoo.transformer.layers import LayerNorm
+from zoo.transformer.layers import KeyValueCache, LayerNorm
 from zoo.transformer.loss import cross_entropy_sums, masked_cross_entropy
 from zoo.transformer.model import Transformer
 from zoo.transformer.objectives import (
@@ -25,6 +25,7 @@ from zoo.transformer.placement import placement_rules
 
 __all__ = [
     "AdamState",
+    "KeyValueCache",
     "LayerNorm",
     "PackedRows",
     "PretrainingExample",

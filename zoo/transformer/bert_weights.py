@@ -142,12 +142,9 @@ def bert_config(directory: str | pathlib.Path) -> TransformerConfig:
     missing = sorted(set(_FIELDS.values()) - set(stored))
     if missing:
         raise ValueError(f"{directory}/config.json lacks {missing}; is it a BERT's?")
-    names = set(
-        map(
-            _plain_name,
-            require("safetensors", "data").safe_open(_weights(directory), "numpy").keys(),
-        )
-    )
+    path = _weights(directory)
+    with require("safetensors", "data").safe_open(path, "numpy") as file:
+        names = set(map(_plain_name, file.keys()))
     fields = {ours: stored[theirs] for ours, theirs in _FIELDS.items()}
     return TransformerConfig(
         **fields,
@@ -200,7 +197,8 @@ def load_bert(
     else:
         directory = pathlib.Path(directory_or_state_dict)
         config = bert_config(directory) if config is None else config
-        tensors = require("safetensors.numpy", "data").load_file(_weights(directory))
+        path = _weights(directory)
+        tensors = require("safetensors.numpy", "data").load_file(path)
         place = str(directory)
     _check_is_bert(config)
     model = Transformer(config, make_norm=make_norm, rngs=rngs or nnx.Rngs(0))

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
+
 from zoo.transformer.attention import PATTERNS, Pattern
 
 # What the layers tag with `jax.ad_checkpoint.checkpoint_name`, to be kept or read by name.
@@ -103,3 +106,35 @@ class TransformerConfig:
             raise ValueError(f"remat must be None, 'full', 'dots' or names, got {self.remat!r}")
         if set(names) - set(TAGS):
             raise ValueError(f"remat names must be among {TAGS}, got {names}")
+
+
+def check_inputs(
+    config: TransformerConfig,
+    ids: jax.Array,
+    segment_ids: jax.Array | None,
+    mask: jax.Array | None,
+    document_ids: jax.Array | None,
+) -> None:
+    """Refuses what a model of this config cannot read; only shapes and dtypes are looked at."""
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"ids must be integers, got {ids.dtype}; encode the text first")
+    if ids.ndim != 2:
+        raise ValueError(f"ids must be [batch, time], got shape {ids.shape}")
+    for name, other in (
+        ("segment_ids", segment_ids),
+        ("mask", mask),
+        ("document_ids", document_ids),
+    ):
+        if other is not None and other.shape != ids.shape:
+            raise ValueError(f"{name} must have the shape of ids, {ids.shape}, got {other.shape}")
+    if mask is not None and mask.dtype != bool:
+        raise TypeError(f"mask must be bool, True at tokens, got {mask.dtype}; use ids != pad_id")
+    if ids.shape[1] > config.max_positions:
+        raise ValueError(
+            f"ids have {ids.shape[1]} positions, but the model has max_positions="
+            f"{config.max_positions}: cut the rows, or make a model with more positions"
+        )
+    if segment_ids is None and config.mask == "prefix":
+        raise ValueError("segment_ids must be given for mask='prefix': 0 is read, 1 is written")
+    if segment_ids is not None and not config.num_segments and config.mask != "prefix":
+        raise ValueError("segment_ids must be None for a model with num_segments=0")

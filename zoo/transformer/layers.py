@@ -5,7 +5,7 @@ Each value that is worth reading carries a tag (`zoo.transformer.config.TAGS`).
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,14 @@ class LayerNorm(nnx.Module):
         return (along(self.scale, x) * normal + along(self.bias, x)).astype(x.dtype)
 
 
+class KeyValueCache(NamedTuple):
+    """Keys and values of what was read so far, in all layers or (without the axis L) in one."""
+
+    keys: jax.Array  # [L, B, S, N, H], room for S positions
+    values: jax.Array  # [L, B, S, N, H]
+    length: jax.Array  # [L] int32, how many are there
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with its four projections."""
 
@@ -75,8 +83,15 @@ class Attention(nnx.Module):
         self.output_kernel = nnx.Param(draw(*heads, config.features))
         self.output_bias = nnx.Param(jnp.zeros(config.features))
 
-    def __call__(self, x: jax.Array, visible: jax.Array | None, *, causal: bool) -> jax.Array:
-        """``[B, T, D]`` to ``[B, T, D]``."""
+    def __call__(
+        self,
+        x: jax.Array,
+        visible: jax.Array | None,
+        *,
+        causal: bool = False,
+        cache: KeyValueCache | None = None,
+    ) -> tuple[jax.Array, KeyValueCache | None]:
+        """``[B, T, D]`` to ``[B, T, D]``; with a cache, which it returns longer by T."""
         query, key, value = (
             jnp.einsum("btd,dnh->btnh", x, kernel[...]) + along(bias, x, rank=4)
             for kernel, bias in (
@@ -85,10 +100,16 @@ class Attention(nnx.Module):
                 (self.value_kernel, self.value_bias),
             )
         )
+        if cache is not None:
+            key, value = (
+                lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cache.length, axis=1)
+                for old, new in ((cache.keys, key), (cache.values, value))
+            )
+            cache = KeyValueCache(key, value, cache.length + x.shape[1])
         implementation = self.config.attention_implementation
         y = attention(query, key, value, visible, causal=causal, implementation=implementation)
         y = jnp.einsum("btnh,nhd->btd", y, self.output_kernel[...])
-        return y + along(self.output_bias, x)
+        return y + along(self.output_bias, x), cache
 
 
 class FeedForward(nnx.Module):
@@ -124,31 +145,25 @@ class Layer(nnx.Module):
         visible: jax.Array | None,
         condition: jax.Array | None,
         key: jax.Array | None,
+        cache: KeyValueCache | None,
         *,
         causal: bool,
-    ) -> jax.Array:
-        """``[B, T, D]`` to ``[B, T, D]``."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        look = functools.partial(self.attention, visible=visible, causal=causal)
-        x = self._part(x, look, self.attention_norm, condition, keys[0], "attention")
-        x = self._part(
-            x, self.feedforward, self.feedforward_norm, condition, keys[1], "feedforward"
-        )
-        return checkpoint_name(keep_rows_apart(x), "hidden")
-
-    def _part(
-        self,
-        x: jax.Array,
-        function: Callable[[jax.Array], jax.Array],
-        norm: Any,
-        condition: jax.Array | None,
-        key: jax.Array | None,
-        tag: str,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, KeyValueCache | None]:
+        """``[B, T, D]`` to ``[B, T, D]``, and the cache."""
         pre = self.config.norm_position == "pre"
-        y = function(normed(norm, x, condition) if pre else x)
-        y = dropout(checkpoint_name(y, tag), self.config.dropout, key)
-        return x + y if pre else normed(norm, x + y, condition)
+        keys = (None, None) if key is None else jax.random.split(key)
+
+        def add(x: jax.Array, y: jax.Array, norm: Any, key: jax.Array | None) -> jax.Array:
+            y = dropout(y, self.config.dropout, key)
+            return x + y if pre else normed(norm, x + y, condition)
+
+        before = normed(self.attention_norm, x, condition) if pre else x
+        y, cache = self.attention(before, visible, causal=causal, cache=cache)
+        x = add(x, checkpoint_name(y, "attention"), self.attention_norm, keys[0])
+        before = normed(self.feedforward_norm, x, condition) if pre else x
+        y = checkpoint_name(self.feedforward(before), "feedforward")
+        x = add(x, y, self.feedforward_norm, keys[1])
+        return checkpoint_name(keep_rows_apart(x), "hidden"), cache
 
 
 def initializer(config: TransformerConfig, rngs: nnx.Rngs) -> Callable[..., jax.Array]:

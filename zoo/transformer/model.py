@@ -25,9 +25,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from zoo.transformer.attention import document_positions, visible_pairs
-from zoo.transformer.config import TransformerConfig
+from zoo.transformer.config import TransformerConfig, check_inputs
 from zoo.transformer.layers import (
     ACTIVATIONS,
+    KeyValueCache,
     Layer,
     LayerNorm,
     MakeNorm,
@@ -142,7 +143,7 @@ class Transformer(nnx.Module):
     ) -> jax.Array:
         """The last hidden states ``[B, T, D]``; arguments and errors as in a call of the model."""
         config = self.config
-        _check_inputs(config, ids, segment_ids, mask, document_ids)
+        check_inputs(config, ids, segment_ids, mask, document_ids)
         length = ids.shape[1]
         keys = None if key is None else jax.random.split(key, config.num_layers + 1)
         x = self._embed(ids, segment_ids, document_ids, condition)
@@ -156,21 +157,110 @@ class Transformer(nnx.Module):
             document_ids=document_ids,
             length=length,
         )
+        x, _ = self._through_layers(x, visible, condition, keys, None, causal=causal)
+        return x if config.norm_position == "post" else normed(self.final_norm, x, condition)
+
+    def init_cache(self, batch_size: int, length: int | None = None) -> KeyValueCache:
+        """An empty cache for ``batch_size`` rows of at most ``length`` tokens.
+
+        Args:
+            batch_size: B.
+            length: S; None: ``max_positions``.
+
+        Returns:
+            The cache, in the dtype of the parameters.
+
+        Raises:
+            ValueError: if the length is not in 1..max_positions.
+        """
+        config = self.config
+        length = config.max_positions if length is None else length
+        if not 1 <= length <= config.max_positions:
+            raise ValueError(
+                f"length must be in 1..{config.max_positions} (max_positions), got {length}"
+            )
+        heads = (config.num_heads, config.features // config.num_heads)
+        room = jnp.zeros(
+            (config.num_layers, batch_size, length, *heads), self.token_embedding[...].dtype
+        )
+        return KeyValueCache(room, room, jnp.zeros(config.num_layers, jnp.int32))
+
+    def decode(
+        self,
+        ids: jax.Array,
+        cache: KeyValueCache,
+        *,
+        segment_ids: jax.Array | None = None,
+        condition: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeyValueCache]:
+        """Reads more tokens of rows whose beginning is in the cache.
+
+        The logits are those that a call with the whole rows gives at these positions. Give a prompt
+        at once, then what is generated token by token; with the prefix mask, the prompt is segment
+        0 and must be the first call.
+
+        Args:
+            ids: ``[B, T]`` int, the next T tokens; all rows are equally long.
+            cache: from :meth:`init_cache` or an earlier call.
+            segment_ids: ``[B, T]`` int; the prefix mask needs them, the same all along a call.
+            condition: as in a call of the model.
+
+        Returns:
+            Logits ``[B, T, V]``, NaN if the rows become longer than the cache; and the cache.
+
+        Raises:
+            TypeError: if ids are not integers.
+            ValueError: if a shape does not fit, or the mask is ``"bidirectional"``.
+        """
+        config = self.config
+        if config.mask == "bidirectional":
+            raise ValueError(
+                "decode needs mask='causal' or 'prefix', got 'bidirectional': what was read would "
+                "have to be read again with every token"
+            )
+        check_inputs(config, ids, segment_ids, None, None)
+        length, room = ids.shape[1], cache.keys.shape[2]
+        start = cache.length[0]
+        positions = start + jnp.arange(length)
+        x = self._embed(ids, segment_ids, None, condition, positions)
+        x = jnp.where(start + length <= room, x, jnp.nan)
+        order = jnp.arange(room)[None, None]
+        visible = order <= positions[None, :, None]
+        if config.mask == "prefix" and segment_ids is not None:
+            # Segment 0 is read as a whole.
+            visible |= (segment_ids[:, :, None] == 0) & (order < start + length)
+        x, cache = self._through_layers(x, visible, condition, None, cache, causal=False)
+        if config.norm_position == "pre":
+            x = normed(self.final_norm, x, condition)
+        return self.logits(x, condition=condition), cache
+
+    def _through_layers(
+        self,
+        x: jax.Array,
+        visible: jax.Array | None,
+        condition: jax.Array | None,
+        keys: jax.Array | None,
+        cache: KeyValueCache | None,
+        *,
+        causal: bool,
+    ) -> tuple[jax.Array, Any]:
+        config = self.config
         graph, parameters = nnx.split(self.layers)
 
-        def layer(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
-            parameters, key = inputs
+        def layer(x: jax.Array, inputs: Any) -> tuple[jax.Array, KeyValueCache | None]:
+            parameters, key, cache = inputs
             module = nnx.merge(graph, parameters)
-            return module(x, visible, condition, key, causal=causal), None
+            return module(x, visible, condition, key, cache, causal=causal)
 
         layer = _rematerialised(layer, config.remat)
-        inputs = (parameters, None if keys is None else keys[1:])
+        inputs = (parameters, None if keys is None else keys[1:], cache)
         if config.scan_layers:
-            x, _ = lax.scan(layer, x, inputs)
-        else:
-            for one in _unstacked(inputs, config.num_layers):
-                x, _ = layer(x, one)
-        return x if config.norm_position == "post" else normed(self.final_norm, x, condition)
+            return lax.scan(layer, x, inputs)
+        caches = []
+        for one in _unstacked(inputs, config.num_layers):
+            x, after = layer(x, one)
+            caches.append(after)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
 
     def logits(self, hidden: jax.Array, *, condition: jax.Array | None = None) -> jax.Array:
         """The head: hidden states ``[..., D]`` to logits ``[..., V]``."""
@@ -208,9 +298,12 @@ class Transformer(nnx.Module):
         segment_ids: jax.Array | None,
         document_ids: jax.Array | None,
         condition: jax.Array | None,
+        positions: jax.Array | None = None,
     ) -> jax.Array:
         x = rows_of(self.token_embedding, ids)
-        if document_ids is None:
+        if positions is not None:
+            x += rows_of(self.position_embedding, positions)[None]
+        elif document_ids is None:
             x += self.position_embedding[: ids.shape[1]][None]
         else:
             x += rows_of(self.position_embedding, document_positions(document_ids))
@@ -249,34 +342,3 @@ def _slices(leaf: jax.Array, count: int) -> list[jax.Array]:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return [leaf[i] for i in range(count)]
     return [part.squeeze(0) for part in lax.split(leaf, [1] * count)]
-
-
-def _check_inputs(
-    config: TransformerConfig,
-    ids: jax.Array,
-    segment_ids: jax.Array | None,
-    mask: jax.Array | None,
-    document_ids: jax.Array | None,
-) -> None:
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"ids must be integers, got {ids.dtype}; encode the text first")
-    if ids.ndim != 2:
-        raise ValueError(f"ids must be [batch, time], got shape {ids.shape}")
-    for name, other in (
-        ("segment_ids", segment_ids),
-        ("mask", mask),
-        ("document_ids", document_ids),
-    ):
-        if other is not None and other.shape != ids.shape:
-            raise ValueError(f"{name} must have the shape of ids, {ids.shape}, got {other.shape}")
-    if mask is not None and mask.dtype != bool:
-        raise TypeError(f"mask must be bool, True at tokens, got {mask.dtype}; use ids != pad_id")
-    if ids.shape[1] > config.max_positions:
-        raise ValueError(
-            f"ids have {ids.shape[1]} positions, but the model has max_positions="
-            f"{config.max_positions}: cut the rows, or make a model with more positions"
-        )
-    if segment_ids is None and config.mask == "prefix":
-        raise ValueError("segment_ids must be given for mask='prefix': 0 is read, 1 is written")
-    if segment_ids is not None and not config.num_segments and config.mask != "prefix":
-        raise ValueError("segment_ids must be None for a model with num_segments=0")

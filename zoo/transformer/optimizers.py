@@ -27,7 +27,7 @@ import optax
 from zoo.training.placement import path_name
 
 EXCLUDE = (r"bias$", r"norm")
-STACKED = (r"^layers/",)
+STACKED = (r"(^|/)layers/",)
 
 
 class AdamState(NamedTuple):
