@@ -146,7 +146,7 @@ def test_functions_are_those_of_this_caller_though_a_jitted_one_was_traced_for_a
         )
 
     x = random(0, 3)
-    shared(x)
+    first(x)
     for name, factor in (("first", 1), ("second", 2)):
         _, values = capture(model, where=made_in(name))(x)
         np.testing.assert_allclose(values["exp"], jnp.exp(factor * x), rtol=1e-6)

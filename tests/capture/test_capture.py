@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.battery import quick_jit
-from tests.capture.programs import PAIRS, X, by_hand, tapped
-from zoo.capture import capture, tap
+from tests.capture.programs import PAIRS, X, by_hand, mesh, tapped
+from zoo.capture import capture, inject, tap
 
 CUSTOM = ("custom_jvp", "custom_vjp")
 SLOW_WITHOUT_JIT = ("scan_in_shard_map", "control_flow_in_shard_map")
@@ -94,6 +95,36 @@ def test_custom_rules_stay_for_the_output_and_values_are_ordinary(name, wrap):
         return lax.scan(lambda c, _: (c + captured(x)[0], captured(x)[1]["h"]), 0.0, None, 2)[0]
 
     assert_close(in_scan(X), jnp.full(4, 200.0))
+
+
+def test_everything_inside_everything():
+    @jax.custom_vjp
+    def inner(x):
+        return jax.vmap(lambda x: tap(jnp.sin(x), "h"))(x)
+
+    inner.defvjp(lambda x: (inner(x), x), lambda x, g: (g,))
+
+    @jax.jit
+    @jax.checkpoint
+    def function(x):
+        def twice(x):
+            def body(state):
+                return jax.jit(inner)(state[0]), state[1] + 1
+
+            return lax.while_loop(lambda state: state[1] < 2, body, (x, 0))[0]
+
+        def step(x, goes):
+            x = lax.cond(goes, twice, lambda x: -x, x)
+            return x, x
+
+        return lax.scan(step, x, jnp.array([True, False, True]))
+
+    output, values = capture(function)(X)
+    sines = [jnp.sin(jnp.sin(X)), jnp.zeros(4), -jnp.sin(jnp.sin(jnp.sin(jnp.sin(X))))]
+    assert list(values) == ["h"]
+    assert_close(values["h"].value, jnp.stack(sines))
+    assert values["h"].present.tolist() == [True, False, True]
+    assert_same(output, function(X))
 
 
 def test_vmap_of_capture_has_a_leading_batch_axis_and_flags_per_entry():
@@ -200,6 +231,41 @@ def test_traced_once_under_jit_and_compiled_once_without():
     assert not compilations
 
 
+def test_options_of_jit_stay():
+    split = NamedSharding(mesh(4), PartitionSpec("data"))
+    options = {"in_shardings": split, "out_shardings": (None, split), "donate_argnums": 0}
+
+    @functools.partial(jax.jit, **options)
+    def function(x):
+        return tap(2 * x, "h") + 1, jnp.ones(4)
+
+    x, twin = jax.device_put(X, split), jax.device_put(X, split)
+    outputs, values = capture(function)(x)
+    assert_same(outputs, function(twin))
+    assert outputs[1].sharding.is_equivalent_to(split, 1)
+    assert x.is_deleted() == twin.is_deleted()
+    assert_close(values, {"h": 2 * X})
+
+
+def test_branch_that_only_some_shards_take():
+    """A constant differs between shards if whether it is there does."""
+
+    def local(x):
+        yes = lambda x: x + tap(jnp.float32(3), "three")  # noqa: E731
+        return lax.cond(jnp.sum(x) > 0, yes, lambda x: x, x)
+
+    split = PartitionSpec("data")
+    function = jax.shard_map(local, mesh=mesh(), in_specs=split, out_specs=split)
+    _, values = jax.jit(capture(function))(X)
+    assert values["three"].present.tolist() == [False, True]
+    assert values["three"].value.tolist() == [0, 3]
+
+
+def test_pmap_is_a_shard_map():
+    _, values = capture(jax.pmap(lambda x: tap(2 * x, "h")))(jnp.stack([X, -X]))
+    assert_close(values, {"h": jnp.concatenate([2 * X, -2 * X])})
+
+
 def test_reads_what_the_function_reads_now():
     weights = {"w": jnp.float32(2)}
 
@@ -304,12 +370,23 @@ def test_bad_input(error, message, call):
 
 
 def test_what_cannot_be_reached_is_said():
+    @jax.custom_batching.custom_vmap
+    def rule(x):
+        return tap(x, "in a rule")
+
+    rule.def_vmap(lambda size, batched, x: (x, batched[0]))
+
     def function(x):
-        total = lax.reduce(x, 0.0, lambda a, b: tap(a + b, "inside"), (0,))
+        total = lax.reduce(rule(x), 0.0, lambda a, b: tap(a + b, "in a reducer"), (0,))
         return tap(total, "after")
 
-    with pytest.raises(ValueError, match=r"'inside' lies inside 'reduce'.*name the taps to use"):
+    with pytest.raises(ValueError, match=r"'in a rule' lies inside '\w+', whose .*name the taps"):
         capture(function)(X)
-    with pytest.raises(ValueError, match=r"got 'x'; it reaches: 'after'; out .* 'inside' in reduc"):
+    lost = (
+        r"got 'x'; it reaches: 'after'; out of reach: 'in a rule' in \w+, 'in a reducer' in reduce"
+    )
+    with pytest.raises(ValueError, match=lost):
         capture(function, "x")(X)
+    with pytest.raises(ValueError, match="inject: 'in a reducer' lies inside 'reduce'"):
+        inject(function, {"in a reducer": jnp.sin})(X)
     assert_close(capture(function, "after")(X)[1], {"after": jnp.sum(X)})

@@ -58,10 +58,11 @@ class Equation:
         Such as ``("softmax", "MultiHeadAttention.__call__", …)``, with those of JAX among them.
         """
         names: list[str] = []
-        caller = None
-        for equation in (*self._within, self._equation):
-            names = [*_call_stack(equation, caller), *names]
-            caller = equation
+        # The stack of an equation ends at the jitted function it stands in, which may be called
+        # from several places; the calls around it know the rest.
+        for equation in (self._equation, *reversed(self._within)):
+            traceback = equation.source_info.traceback
+            names += [frame.function_name for frame in traceback.frames] if traceback else []
         return tuple(dict.fromkeys(names))
 
     @property
@@ -140,15 +141,3 @@ def vary(x: Any, axes: frozenset[Any]) -> Any:
     """Declares that a value can differ over these mesh axes too."""
     missing = tuple(axes - varying_axes(jax.typeof(x)))
     return lax.pcast(x, missing, to="varying") if missing else x
-
-
-def _call_stack(equation: core.JaxprEqn, caller: core.JaxprEqn | None) -> list[str]:
-    """Names of the functions on the stack when the equation was made, innermost first."""
-    traceback = equation.source_info.traceback
-    names: list[str] = [frame.function_name for frame in traceback.frames] if traceback else []
-    if caller is not None and caller.primitive is primitives.jit_p:
-        # A jitted function is traced once: above it on the stack stands its first caller, which
-        # need not be this one.
-        ends = [i for i, n in enumerate(names) if n.split(".")[-1] == caller.params["name"]]
-        names = names[: ends[-1] + 1] if ends else names
-    return names

@@ -96,7 +96,8 @@ def capture(
     product and a sum together as long as nobody else reads the product, so that one more output
     can change a last bit, captured or written by hand.) What is returned can be differentiated,
     through the code that computes it. Outside `jit` the function is traced at each call and
-    evaluated step by step, as it would be without capture; jit the result for speed.
+    evaluated step by step, as it would be without capture; jit the result for speed. Changes that
+    ``fn`` makes to Python objects are lost, as under `jit`: split an NNX module, return its state.
 
     Args:
         fn: any function that `jax.jit` could trace. Arrays among its arguments are traced, all
