@@ -14,6 +14,17 @@ def test_a_tree_has_a_line_for_every_child_and_words_in_order():
     assert max(tops) == 3
 
 
+def test_brackets_that_gold_lacks_look_otherwise():
+    figure = draw_trees({"induced": [["a", "b"], ["c", "d"]]}, gold=["a", "b", ["c", "d"]])
+    induced, gold = figure.axes
+    assert (induced.get_title("left"), gold.get_title("left")) == ("induced (F1 67)", "gold")
+    # Two lines of the whole sentence, two of [a, b], which is wrong, and two of [c, d].
+    wrong = [line.get_linestyle() == "--" for line in induced.lines]
+    ends = [max(line.get_xdata()) for line in induced.lines]
+    assert sorted(end for end, bad in zip(ends, wrong, strict=True) if bad) == [0.5, 1]
+    assert not any(line.get_linestyle() == "--" for line in gold.lines)
+
+
 def test_gates_show_levels_upwards():
     gates = np.array([[0.0, 0.5, 1.0], [0.25, 1.0, 1.0]])
     axes = draw_gates(gates, ["the", "dog"]).axes[0]
@@ -33,3 +44,7 @@ def test_bad_input():
         draw_gates(np.zeros((3, 4)), ["a", "b"])
     with pytest.raises(ValueError, match="at least one tree"):
         draw_trees({})
+    with pytest.raises(ValueError, match="predicted has 2 words and gold 3"):
+        draw_trees({"induced": ["a", "b"]}, gold=["a", "b", "c"])
+    with pytest.raises(ValueError, match="empty list"):
+        draw_trees({"induced": ["a", []]})

@@ -1,0 +1,59 @@
+"""The pictures a run ends with: accuracy by number of operators, and trees beside gold."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from zoo import extras
+from zoo.ordered import GoldTree, draw_trees
+
+
+def save(
+    workdir: pathlib.Path,
+    accuracy: dict[str, np.ndarray],
+    majority: dict[int, float],
+    results: dict[str, list[Any]],
+    gold: list[GoldTree],
+    *,
+    seen: int,
+) -> list[pathlib.Path]:
+    """Writes accuracy.png, and trees.png if there is a formula; returns their paths."""
+    figures = {"accuracy": draw_accuracy(accuracy, majority, seen=seen)}
+    if gold:
+        # One of middle length, so that it fits on a page.
+        chosen = min(range(len(gold)), key=lambda i: abs(len(gold[i].words) - 9))
+        trees = {
+            f"{name}, {rule}": of_seeds[0].trees[rule][chosen]
+            for name, of_seeds in results.items()
+            for rule in of_seeds[0].trees
+        }
+        figures["trees"] = draw_trees(trees, gold=gold[chosen].tree)
+    paths = [workdir / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        figure.savefig(path, dpi=120)
+    return paths
+
+
+def draw_accuracy(accuracy: dict[str, np.ndarray], majority: dict[int, float], *, seen: int) -> Any:
+    """Accuracy by number of operators: mean over seeds, from the lowest to the highest of them."""
+    figure = extras.require("matplotlib.figure", "plot").Figure((6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    numbers = list(majority)
+    for (name, values), marker in zip(accuracy.items(), "os", strict=True):
+        (line,) = axes.plot(numbers, 100 * values.mean(axis=0), f"{marker}-", label=name)
+        low, high = 100 * values.min(axis=0), 100 * values.max(axis=0)
+        axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    shares = [100 * share for share in majority.values()]
+    axes.plot(numbers, shares, "k--", label="most frequent relation")
+    axes.axvspan(-0.5, seen + 0.5, color="0.93", zorder=0)
+    axes.text(seen / 2, 101.5, "lengths seen in training", ha="center", va="bottom")
+    axes.set(
+        xlabel="operators in the longer formula",
+        ylabel="right relations in percent",
+        xticks=numbers,
+        xlim=(-0.5, max(numbers) + 0.5),
+        ylim=(40, 106),
+    )
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.94))
+    return figure
