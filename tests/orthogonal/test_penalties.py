@@ -265,13 +265,13 @@ def test_inside_masked_and_multi_steps():
 
 def test_schedules_count_steps_and_keep_their_state():
     # SRIP's own: down in powers of ten, then off.
-    schedule = optax.piecewise_constant_schedule(1.0, {1: 1e-3, 2: 0.1, 3: 0.0})
+    schedule = optax.piecewise_constant_schedule(1.0, {1: 1e-3, 2: 0.1, 3: 1e-2, 4: 0.0})
     transformation = add_orthogonality_penalty(schedule)
     kernel = {"kernel": PARAMETERS["conv"]["kernel"]}
     own, zeros = slope(kernel["kernel"]), jax.tree.map(jnp.zeros_like, kernel)
     state = transformation.init(kernel)
     update = quick_jit(transformation.update)
-    for strength in (1.0, 1e-3, 1e-4, 0.0):
+    for strength in (1.0, 1e-3, 1e-4, 1e-6, 0.0):
         found, after = update(zeros, state, kernel)
         np.testing.assert_allclose(found["kernel"], strength * own, rtol=1e-5, atol=1e-12)
         assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)

@@ -35,9 +35,7 @@ class KernelAxes(NamedTuple):
     batch: int | Sequence[int] = ()  # separate kernels: nothing is compared across these axes
 
 
-def matrix_shape(
-    shape: tuple[int, ...], axes: KernelAxes, name: str
-) -> tuple[tuple[int, ...], ...]:
+def axis_roles(shape: tuple[int, ...], axes: KernelAxes, name: str) -> tuple[tuple[int, ...], ...]:
     """The axes of each role, in the order batch, entries, filters.
 
     Raises:
@@ -66,7 +64,7 @@ def as_matrix(kernel: jax.Array, axes: KernelAxes, name: str) -> jax.Array:
         TypeError: if the kernel is not floating; ValueError: if the axes do not fit.
     """
     kernel = widen(kernel, name)
-    roles = matrix_shape(kernel.shape, axes, name)
+    roles = axis_roles(kernel.shape, axes, name)
     batch, *sizes = (tuple(kernel.shape[axis] for axis in role) for role in roles)
     order = [axis for role in roles for axis in role]
     return kernel.transpose(order).reshape(*batch, *map(math.prod, sizes))

@@ -40,7 +40,7 @@ def identity_distance(matrix: jax.Array) -> jax.Array:
     """‖WᵀW - I_K‖² in the Frobenius norm, ``[..., D, K]`` -> ``[...]``."""
     rows, columns = matrix.shape[-2:]
     smaller = gram(matrix if columns <= rows else jnp.swapaxes(matrix, -1, -2))
-    deviation = smaller - _identity(smaller)
+    deviation = smaller - identity_like(smaller)
     return jnp.sum(deviation**2, axis=(-1, -2)) + max(columns - rows, 0)
 
 
@@ -60,11 +60,11 @@ def pair_sums(matrix: jax.Array, axis_name: Any = None) -> tuple[jax.Array, jax.
     full = gram(matrix)
     if axis_name is not None:
         full = lax.psum(full, axis_name)
-    pairs = full * (1 - _identity(full))
+    pairs = full * (1 - identity_like(full))
     return jnp.sum(pairs, axis=(-1, -2)), jnp.sum(pairs**2, axis=(-1, -2))
 
 
-def _identity(square: jax.Array) -> jax.Array:
+def identity_like(square: jax.Array) -> jax.Array:
     """The identity of the last two axes, with as many axes as ``square``."""
     size = square.shape[-1]
     return jnp.eye(size, dtype=square.dtype).reshape((1,) * (square.ndim - 2) + (size, size))

@@ -10,7 +10,7 @@ With W [D, K], a filter a column, G = WᵀW and λ the eigenvalues of G - I:
 
 Gradients: soft 4W(G - I), double_soft twice that, off_diagonal 4W(G ∘ (1 - I)), mutual_coherence
 ±w_j in column i and ±w_i in column j of the largest entry, spectral W(vuᵀ + uvᵀ) with the unit
-vectors (G - I)v = ‖G - I‖₂·u.
+vectors (G - I)v = ‖G - I‖₂·u, which are held fixed in higher derivatives too.
 
 Where K > D not all filters can be orthogonal. Then soft ≥ K - D, double_soft ≥ K - D, spectral ≥ 1,
 and off_diagonal ≥ K(K - D)/D for filters of length 1 (Welch 1974).
@@ -31,7 +31,7 @@ import numpy as np
 from jax import lax
 
 from zoo.orthogonal.axes import KernelAxes, as_matrix
-from zoo.orthogonal.gram import gram, identity_distance, pair_sums
+from zoo.orthogonal.gram import gram, identity_distance, identity_like, pair_sums
 
 Kind = Literal["soft", "double_soft", "off_diagonal", "mutual_coherence", "spectral"]
 
@@ -106,8 +106,7 @@ def _mutual_coherence(matrix: jax.Array) -> jax.Array:
     if columns == 0:
         return jnp.zeros(matrix.shape[:-2], matrix.dtype)
     fixed = gram(lax.stop_gradient(matrix))
-    identity = jnp.eye(columns, dtype=fixed.dtype).reshape((1,) * (fixed.ndim - 2) + (columns,) * 2)
-    entries = jnp.abs(fixed - identity).reshape(*matrix.shape[:-2], columns**2)
+    entries = jnp.abs(fixed - identity_like(fixed)).reshape(*matrix.shape[:-2], columns**2)
     i, j = jnp.divmod(jnp.argmax(entries, axis=-1), columns)
     # The largest entry once more from its two filters, so that only they get a gradient, and
     # without another product of matrices.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo.orthogonal.axes import KernelAxes, matrix_shape
+from zoo.orthogonal.axes import KernelAxes, axis_roles
 from zoo.orthogonal.penalties import Kind, check_kind, orthogonality_penalty
 
 
@@ -30,8 +30,9 @@ def add_orthogonality_penalty(
     touched, and no activation is stored.
 
     Args:
-        strength: ≥ 0, or a schedule of the step, such as the published one of SRIP:
-            ``optax.piecewise_constant_schedule``, which lowers it to 0 in the course of training.
+        strength: ≥ 0, or a schedule of the step. SRIP's, for E steps an epoch, is
+            ``optax.piecewise_constant_schedule(s, {30 * E: 1e-3, 50 * E: 0.1, 70 * E: 1e-2,
+            120 * E: 0.0})``: factors 1, 10⁻³, 10⁻⁴, 10⁻⁶ and 0.
         kind: the penalty.
         axes: the axes of all kernels; or a tree of ``KernelAxes`` for the parameters (a prefix of
             their tree will do), or a function of the parameters that returns one.
@@ -78,7 +79,7 @@ def add_orthogonality_penalty(
 
     def init(parameters: optax.Params) -> optax.OptState:
         for path, leaf, own_axes in _kernels(parameters, mask, axes):
-            matrix_shape(jnp.shape(leaf), own_axes, f"parameter {jax.tree_util.keystr(path)}")
+            axis_roles(jnp.shape(leaf), own_axes, f"parameter {jax.tree_util.keystr(path)}")
         if callable(strength):
             return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
         return optax.EmptyState()
