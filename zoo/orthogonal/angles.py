@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.orthogonal.axes import KernelAxes, as_matrix
+from zoo.orthogonal.axes import KernelAxes, as_matrix, widen
 from zoo.orthogonal.gram import gram
 
 
@@ -79,16 +79,13 @@ def random_angle_density(degrees: jax.Array, *, dimension: int) -> jax.Array:
     Reference: https://kexue.fm/archives/7076.
     """
     _check_dimension(dimension)
-    degrees = jnp.asarray(degrees)
-    if not jnp.issubdtype(degrees.dtype, jnp.floating):
-        raise TypeError(f"degrees must be a floating-point array, got {degrees.dtype}")
-    wide = degrees.astype(jnp.promote_types(degrees.dtype, jnp.float32))
+    wide = widen(degrees, "degrees")
     inside = (wide >= 0) & (wide <= 180)
     sine = jnp.sin(jnp.radians(jnp.where(inside, wide, 90)))
     # The two gamma functions by their logarithms, in double precision: both leave any range.
     scale = math.lgamma(dimension / 2) - math.lgamma((dimension - 1) / 2)
     density = math.exp(scale) * math.sqrt(math.pi) / 180 * sine ** (dimension - 2)
-    return jnp.where(inside, density, 0).astype(degrees.dtype)
+    return jnp.where(inside, density, 0).astype(jnp.result_type(degrees))
 
 
 def random_angle_std(dimension: int) -> float:

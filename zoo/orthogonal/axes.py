@@ -70,11 +70,11 @@ def as_matrix(kernel: jax.Array, axes: KernelAxes, name: str) -> jax.Array:
     return kernel.transpose(order).reshape(*batch, *map(math.prod, sizes))
 
 
-def widen(x: jax.Array, name: str) -> jax.Array:
-    """``x`` in at least float32: squares and their sums leave the range of float16.
+def floating(x: jax.Array, name: str) -> jax.Array:
+    """``x`` as an array.
 
     Raises:
-        TypeError: if ``x`` is not floating.
+        TypeError: if it is not floating.
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -82,4 +82,14 @@ def widen(x: jax.Array, name: str) -> jax.Array:
             f"{name} must be a floating-point array, got {x.dtype}; "
             "convert it first, for example x.astype(jnp.float32)"
         )
+    return x
+
+
+def widen(x: jax.Array, name: str) -> jax.Array:
+    """``x`` in at least float32: squares and their sums leave the range of float16.
+
+    Raises:
+        TypeError: if it is not floating.
+    """
+    x = floating(x, name)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

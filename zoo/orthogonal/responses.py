@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo.orthogonal.axes import widen
+from zoo.orthogonal.axes import floating, widen
 from zoo.orthogonal.gram import gram, pair_sums
 
 AxisName = str | tuple[str, ...]
@@ -55,7 +55,7 @@ def filter_responses(
 
     Y = x·kernel, or the convolution of the two where the kernel has a window.
 
-    Where the layer computes the same product, a compiled program computes it once. With
+    Where a layer computes the same product, a compiled program computes it once. With
     ``stop_input_gradient`` a penalty on Y moves the filters only; without, also the layers below,
     through dR/dx = dR/dY·kernelᵀ. The source does not say which is meant.
 
@@ -78,22 +78,23 @@ def filter_responses(
 
     Reference: arXiv 2001.01275, section 3.
     """
-    wide_x, wide_kernel = widen(x, "x"), widen(kernel, "kernel")
-    rank = wide_kernel.ndim - 2
-    fits = rank == 0 or wide_x.ndim == wide_kernel.ndim
-    if rank < 0 or wide_x.ndim < 1 or not fits or wide_x.shape[-1] != wide_kernel.shape[-2]:
+    x, kernel = floating(x, "x"), floating(kernel, "kernel").astype(jnp.result_type(x))
+    rank = kernel.ndim - 2
+    fits = rank == 0 or x.ndim == kernel.ndim
+    if rank < 0 or x.ndim < 1 or not fits or x.shape[-1] != kernel.shape[-2]:
         raise ValueError(
             "kernel must be [D, K] with x [..., D], or [*window, I, K] with x [B, *space, I]; got "
-            f"kernel {wide_kernel.shape} and x {wide_x.shape}"
+            f"kernel {kernel.shape} and x {x.shape}"
         )
     if stop_input_gradient:
-        wide_x = lax.stop_gradient(wide_x)
+        x = lax.stop_gradient(x)
+    # Written as layers write them, so that compilers see the same product twice and keep one.
     if rank == 0:
-        return (wide_x @ wide_kernel).astype(jnp.result_type(x))
+        return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
     space = tuple(range(1, rank + 1))
-    response = lax.conv_general_dilated(
-        wide_x,
-        wide_kernel,
+    return lax.conv_general_dilated(
+        x,
+        kernel,
         (strides,) * rank if isinstance(strides, int) else tuple(strides),
         padding,
         dimension_numbers=lax.ConvDimensionNumbers(
@@ -102,7 +103,6 @@ def filter_responses(
             out_spec=(0, rank + 1, *space),
         ),
     )
-    return response.astype(jnp.result_type(x))
 
 
 def sign_correlation(
