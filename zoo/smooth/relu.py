@@ -83,10 +83,18 @@ def _gaussian_excess(v: jax.Array) -> jax.Array:
     return jnp.maximum(density - v * ndtr(-v), 0)
 
 
+@jax.custom_jvp
 def _square_cdf(u: jax.Array) -> jax.Array:
-    root = jnp.hypot(u, jnp.asarray(math.sqrt(SQUARE), u.dtype))
-    small = SQUARE / (2 * root * (root + jnp.abs(u)))  # the tail, ≤ 1/2
-    return jnp.where(u > 0, 1 - small, small)
+    root = jnp.sqrt(u * u + SQUARE)
+    tail = SQUARE / (2 * root * (root + jnp.abs(u)))
+    return jnp.where(u > 0, 1 - tail, tail)
+
+
+@_square_cdf.defjvp
+def _square_cdf_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (u,), (du,) = primals, tangents
+    density = SQUARE / 2 * (1 / jnp.sqrt(u * u + SQUARE)) ** 3
+    return _square_cdf(u), density * du
 
 
 _KERNELS = {

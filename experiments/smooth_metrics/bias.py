@@ -1,0 +1,77 @@
+"""How far F1 over a batch is below F1 over everything: in value, and in its gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from experiments.smooth_metrics.config import BiasConfig
+from zoo.smooth import smooth_f1, streaming_f1, streaming_f1_init
+
+Rows = list[dict[str, float]]
+
+
+def bias_table(config: BiasConfig, key: jax.Array, *, remembered_examples: int) -> Rows:
+    """F1 of a simulated scorer: the mean over batches of each size, and the streaming form.
+
+    The scorer is a logistic model of two parameters, so that the gradient has a direction: ours are
+    the slope and the offset of its logits.
+    """
+    label_key, noise_key = jax.random.split(key)
+    labels = jax.random.bernoulli(label_key, config.positive_share, (config.rows,))
+    noise = jax.random.normal(noise_key, (config.rows,))
+    logits = config.offset + config.separation * labels + config.noise * noise
+    labels = labels.astype(jnp.int32)
+
+    def probabilities(parameters: jax.Array, logits: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(parameters[0] * logits + parameters[1])
+
+    def f1(parameters: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return smooth_f1(probabilities(parameters, logits), labels)
+
+    start = jnp.array([1.0, 0.0])
+    whole, slope = jax.jit(jax.value_and_grad(f1))(start, logits, labels)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def of_batches(size: int) -> tuple:
+        batches = logits.reshape(-1, size), labels.reshape(-1, size)
+        values, slopes = jax.vmap(lambda *batch: jax.value_and_grad(f1)(start, *batch))(*batches)
+
+        def step(state: tuple, batch: tuple) -> tuple:
+            def value(parameters: jax.Array) -> tuple:
+                decay = max(0.0, 1 - size / remembered_examples)
+                new, f1 = streaming_f1(
+                    state, probabilities(parameters, batch[0]), batch[1], decay=decay
+                )
+                return f1, new
+
+            (f1, new), slope = jax.value_and_grad(value, has_aux=True)(start)
+            return new, (f1, slope)
+
+        _, (streamed, streamed_slopes) = jax.lax.scan(step, streaming_f1_init(), batches)
+        warm = len(streamed) // 8  # the first batches fill the state
+        return (
+            jnp.mean(values),
+            jnp.mean(slopes, axis=0),
+            jnp.mean(streamed[warm:]),
+            jnp.mean(streamed_slopes[warm:], axis=0),
+        )
+
+    rows = []
+    for size in config.batch_sizes:
+        value, batch_slope, streamed, streamed_slope = of_batches(size)
+        rows.append(
+            {
+                "batch size": size,
+                "mean of batch F1": float(value),
+                "mean of streaming F1": float(streamed),
+                "F1 of all": float(whole),
+                "gradient error, batch": _relative_error(batch_slope, slope),
+                "gradient error, streaming": _relative_error(streamed_slope, slope),
+            }
+        )
+    return rows
+
+
+def _relative_error(found: jax.Array, true: jax.Array) -> float:
+    return float(jnp.linalg.norm(found - true) / jnp.linalg.norm(true))
