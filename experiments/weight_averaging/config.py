@@ -2,7 +2,8 @@
 
 Article: https://kexue.fm/archives/6583: ResNet-20 on CIFAR-10, Adam at a constant rate of 1e-3.
 
-    small    the default: ResNet-20 on the builtin digits, minutes on two CPU cores
+    small    the default: ResNet-20 on the builtin digits at a high rate, so that there is noise to
+             average; minutes on two CPU cores
     smoke    ResNet-8 on them, seconds
     cifar10  ResNet-20 on 10,000 images of CIFAR-10, a few epochs: what two CPU cores can do
     paper    the article's: all of CIFAR-10, decay 0.9999, on an accelerator
@@ -26,14 +27,17 @@ class DataConfig:
     uri: str = "builtin:digits"
     """builtin:digits (every fifth image is for the test), or file:PATH.npz, or a folder of idx
     files, or tfds:NAME, with splits train and test."""
-    augment: bool = False
-    """Move images by up to 4 pixels and mirror them at random, as usual for CIFAR-10."""
-    statistics_images: int = 1024
+    shift: int = 0
+    """Training images are moved at random by up to so many pixels."""
+    mirror: bool = False
+    """Half of the training images are mirrored, at random."""
+    statistics_images: int = 512
     """Training images from which the statistics of batch normalisation are recomputed."""
     test_images: int | None = None
     """Test images looked at; all if not given."""
 
     def __post_init__(self) -> None:
+        at_least(0, "data.shift", self.shift)
         at_least(1, "data.statistics_images", self.statistics_images)
         if self.test_images is not None:
             at_least(1, "data.test_images", self.test_images)
@@ -105,27 +109,29 @@ class Config:
 
 
 PRESETS = {
-    "small": Config(),
+    "small": Config(
+        data=DataConfig(shift=1),
+        averaging=AveragingConfig(decays=(0.9, 0.98, 0.995)),
+        training=TrainingConfig(learning_rate=1e-2),
+    ),
     "smoke": Config(
         workdir="runs/weight_averaging_smoke",
         model=ModelConfig(depth=8, width=8),
-        data=DataConfig(statistics_images=256),
+        data=DataConfig(shift=1, statistics_images=256),
         averaging=AveragingConfig(decays=(0.9, 0.97), post_hoc_stds=(0.1, 0.15)),
-        training=TrainingConfig(steps=160, evaluate_every=8, learning_rate=3e-3),
+        training=TrainingConfig(steps=200, evaluate_every=10, learning_rate=1e-2),
         loop=LoopConfig(log_every=20, checkpoint_every=50),
     ),
     "cifar10": Config(
         workdir="runs/weight_averaging_cifar10",
-        data=DataConfig(
-            uri="file:$ZOO_DATA/cifar10/cifar10_10k_2k.npz", statistics_images=512, test_images=1000
-        ),
+        data=DataConfig(uri="file:$ZOO_DATA/cifar10/cifar10_10k_2k.npz", test_images=1000),
         averaging=AveragingConfig(decays=(0.98, 0.99, 0.995)),
         training=TrainingConfig(steps=1200, evaluate_every=40),
         loop=LoopConfig(log_every=20, checkpoint_every=120),
     ),
     "paper": Config(
         workdir="runs/weight_averaging_paper",
-        data=DataConfig(uri="tfds:cifar10", augment=True, statistics_images=10_000),
+        data=DataConfig(uri="tfds:cifar10", shift=4, mirror=True, statistics_images=10_000),
         averaging=AveragingConfig(decays=(0.99, 0.999, 0.9999)),
         training=TrainingConfig(
             steps=200 * 1563, batch_size=32, evaluate_every=1563, evaluation_batch_size=1000

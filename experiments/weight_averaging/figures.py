@@ -45,12 +45,12 @@ def draw_accuracy(curves: dict[str, dict[int, float]]) -> Any:
 
 
 def draw_widths(by_width: dict[float, dict[str, float]]) -> Any:
-    """Final accuracy by averaging length."""
+    """Final loss by averaging length."""
     figure = extras.require("matplotlib.figure", "plot").Figure((5, 3.5), layout="constrained")
     axes = figure.subplots()
     widths = sorted(by_width)
-    axes.plot(widths, [100 * by_width[width]["accuracy"] for width in widths], "o-")
-    axes.set(xlabel="relative standard deviation of the average", ylabel="test accuracy %")
+    axes.plot(widths, [by_width[width]["loss"] for width in widths], "o-")
+    axes.set(xlabel="relative standard deviation of the average", ylabel="test loss")
     axes.grid(alpha=0.3)
     return figure
 

@@ -5,7 +5,7 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,7 +43,6 @@ from zoo.training import (
     write_summary,
 )
 
-SHIFT = 4  # pixels an image may be moved by
 LAST = 10  # evaluations that the spread is taken over
 RAW, RUNNING = "parameters", "parameters, running statistics"
 
@@ -75,9 +74,7 @@ def run(config: Config) -> None:
         mesh=mesh,
         init_model_state=parts.init_model_state,
     )
-    step = make_train_step(
-        make_loss(parts, augment=config.data.augment), optimizer, shardings=state.shardings
-    )
+    step = make_train_step(make_loss(parts, config.data), optimizer, shardings=state.shardings)
     evaluation = Evaluation(
         parts,
         chunks(*image_arrays(head(train_source, config.data.statistics_images)), training),
@@ -121,15 +118,15 @@ def run(config: Config) -> None:
             progress=config.loop.progress,
         )
     if jax.process_index() == 0:
-        curves = read_curves(workdir / "metrics.jsonl")
+        steps = sorted(read_curves(workdir / "metrics.jsonl", "accuracy")[RAW])
         post_hoc = reconstruct(
             workdir / "snapshots",
             averaging,
-            sorted(curves[RAW])[-LAST:],
+            steps[-LAST:],
             lambda parameters: evaluation(parameters, state.model_state),
             state.parameters,
         )
-        report(workdir, curves, post_hoc, averaging)
+        report(workdir, post_hoc, averaging)
 
 
 def open_splits(data: DataConfig) -> tuple[Any, Any]:
@@ -176,27 +173,27 @@ def as_unit(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
 
 
-def move_and_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Each image shifted by up to SHIFT pixels, zeros coming in, and half of them mirrored."""
+def move_and_mirror(key: jax.Array, images: jax.Array, *, shift: int, mirror: bool) -> jax.Array:
+    """Each image moved by up to ``shift`` pixels, zeros coming in, and perhaps mirrored."""
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
         shift_key, mirror_key = jax.random.split(key)
-        padded = jnp.pad(image, ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)))
-        row, column = jax.random.randint(shift_key, (2,), 0, 2 * SHIFT + 1)
+        padded = jnp.pad(image, ((shift, shift), (shift, shift), (0, 0)))
+        row, column = jax.random.randint(shift_key, (2,), 0, 2 * shift + 1)
         image = jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
-        return jnp.where(jax.random.bernoulli(mirror_key), image[:, ::-1], image)
+        return jnp.where(mirror & jax.random.bernoulli(mirror_key), image[:, ::-1], image)
 
     return jax.vmap(one)(jax.random.split(key, len(images)), images)
 
 
-def make_loss(parts: Functional, *, augment: bool) -> Callable[..., LossOutput]:
+def make_loss(parts: Functional, data: DataConfig) -> Callable[..., LossOutput]:
     """Sum of the cross entropies, in nats."""
 
     def loss_fn(
         parameters: Any, batch: Any, *, key: jax.Array, carry: Any, model_state: Any
     ) -> LossOutput:
         images = as_unit(batch["image"])
-        images = move_and_mirror(key, images) if augment else images
+        images = move_and_mirror(key, images, shift=data.shift, mirror=data.mirror)
         module = parts.rebuild(parameters, key, model_state=model_state)
         logits = module(images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
@@ -303,52 +300,53 @@ def reconstruct(
 
     return {
         "by width": {std: make(steps[-1], std) for std in averaging.post_hoc_stds},
-        "by step": {step: make(step, averaging.post_hoc_checked)["accuracy"] for step in steps},
+        "by step": {step: make(step, averaging.post_hoc_checked) for step in steps},
     }
 
 
-def read_curves(metrics: pathlib.Path) -> dict[str, dict[int, float]]:
-    """Test accuracy by name and step."""
+def read_curves(metrics: pathlib.Path, key: str) -> dict[str, dict[int, float]]:
+    """Test accuracy or loss by name and step."""
     curves: dict[str, dict[int, float]] = {}
     for record in map(json.loads, metrics.read_text().splitlines()):
         for name, value in record.items():
-            if name.endswith(" accuracy"):
-                curves.setdefault(name.removesuffix(" accuracy"), {})[record["step"]] = value
+            if name.endswith(f" {key}"):
+                curves.setdefault(name.removesuffix(f" {key}"), {})[record["step"]] = value
     return curves
 
 
-def rows_of(curves: dict[str, dict[int, float]]) -> Iterator[dict[str, Any]]:
-    """Mean and spread of the last evaluations, in percent."""
-    last = {name: 100 * np.array(list(curve.values())[-LAST:]) for name, curve in curves.items()}
-    for name, values in last.items():
-        yield {
-            "evaluated": name,
-            "final": round(float(values[-1]), 2),
-            "mean": round(float(values.mean()), 2),
-            "deviation": round(float(values.std()), 3),
-            "ratio": round(float(values.std() / last[RAW].std()), 3),
+def spread(curves: dict[str, dict[int, float]], unit: float) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of the last evaluations, and its ratio to the parameters'."""
+    last = {name: unit * np.array(list(curve.values())[-LAST:]) for name, curve in curves.items()}
+    return {
+        name: {
+            "mean": float(values.mean()),
+            "deviation": float(values.std()),
+            "ratio": float(values.std() / last[RAW].std()),
         }
+        for name, values in last.items()
+    }
 
 
-def report(
-    workdir: pathlib.Path,
-    curves: dict[str, dict[int, float]],
-    post_hoc: dict[str, Any],
-    averaging: AveragingConfig,
-) -> None:
+def report(workdir: pathlib.Path, post_hoc: dict[str, Any], averaging: AveragingConfig) -> None:
     """Tables, pictures and summary."""
-    name = f"post hoc {averaging.post_hoc_checked:g}"
-    curves = {**curves, name: post_hoc["by step"]}
-    rows = list(rows_of(curves))
-    results_table(rows, title=f"Test accuracy %, mean and deviation of the last {LAST}")
+    made = f"post hoc {averaging.post_hoc_checked:g}"
+    curves, summary = {}, {}
+    for key, unit in (("accuracy", 100.0), ("loss", 1.0)):
+        curves[key] = read_curves(workdir / "metrics.jsonl", key)
+        curves[key][made] = {step: score[key] for step, score in post_hoc["by step"].items()}
+        summary[key] = spread(curves[key], unit)
+        rows = [
+            {"evaluated": name} | {column: float(f"{value:.4g}") for column, value in row.items()}
+            for name, row in summary[key].items()
+        ]
+        results_table(rows, title=f"Test {key}{' %' * (unit > 1)}, last {LAST} evaluations")
     widths = [
         {"width": std, "accuracy %": 100 * values["accuracy"], "loss": values["loss"]}
         for std, values in post_hoc["by width"].items()
     ]
     results_table(widths, title="Power-law averages made afterwards")
-    pictures = figures.save(workdir, curves, post_hoc["by width"])
-    summary = {
-        "last": {row["evaluated"]: row for row in rows},
+    pictures = figures.save(workdir, curves["accuracy"], post_hoc["by width"])
+    summary |= {
         "post_hoc": {str(std): values for std, values in post_hoc["by width"].items()},
         "dirac_gan": dirac_gan.measure(),
         "jax": jax.__version__,

@@ -16,15 +16,14 @@ from experiments.weight_averaging import dirac_gan, figures
 from experiments.weight_averaging.config import PRESETS, AveragingConfig, DataConfig
 from experiments.weight_averaging.resnet import ResNet
 from experiments.weight_averaging.train import (
-    SHIFT,
     head,
     load,
     make_optimizer,
     move_and_mirror,
     open_splits,
     reconstruct,
-    rows_of,
     run,
+    spread,
     store,
 )
 from tests.battery import quick_jit
@@ -75,7 +74,7 @@ def test_smoke_reaches_what_it_must(smoke):
     workdir, output = smoke
     expected = json.loads((ROOT / "experiments/weight_averaging/expected.json").read_text())
     summary = json.loads((workdir / "summary.json").read_text())
-    means = {name: row["mean"] for name, row in summary["last"].items()}
+    means = {name: row["mean"] for name, row in summary["accuracy"].items()}
     assert means.keys() == expected["mean_accuracy_at_least"].keys()
     for name, least in expected["mean_accuracy_at_least"].items():
         assert means[name] >= least, name
@@ -157,23 +156,23 @@ def test_augmentation_moves_and_mirrors():
     image = np.zeros((1, 9, 9, 1), np.float32)
     image[0, 4, 4:6] = [[1], [2]]  # a 1 with a 2 on its right
     keys = jax.random.split(jax.random.key(0), 400)
-    moved = np.asarray(quick_jit(jax.vmap(lambda key: move_and_mirror(key, image)[0]))(keys))[
-        ..., 0
-    ]
+    moved = np.asarray(
+        quick_jit(jax.vmap(lambda key: move_and_mirror(key, image, shift=4, mirror=True)[0]))(keys)
+    )[..., 0]
     rows, columns = zip(
         *(np.argwhere(one == 1)[0] for one in moved if (one == 1).any()), strict=True
     )
-    assert min(rows) == 4 - SHIFT
-    assert max(rows) == 4 + SHIFT
-    assert min(columns) == 4 - SHIFT
-    mirrored = [one[np.argmax((one == 1).any(axis=1))].argmax() for one in moved]
+    assert min(rows) == 0
+    assert max(rows) == 8
+    assert min(columns) == 0
     left = [
         np.argwhere(one == 2)[0, 1] < np.argwhere(one == 1)[0, 1]
         for one in moved
         if (one == 1).any() and (one == 2).any()
     ]
     assert 0.4 < np.mean(left) < 0.6
-    assert len(mirrored) == 400
+    plain = move_and_mirror(keys[0], image, shift=0, mirror=False)
+    np.testing.assert_array_equal(plain, image)
 
 
 def test_snapshots_and_what_is_made_of_them(tmp_path):
@@ -194,7 +193,7 @@ def test_snapshots_and_what_is_made_of_them(tmp_path):
     made = reconstruct(tmp_path / "snapshots", averaging, [20, 30], score, parameters)
     assert made == {
         "by width": {0.07: {"accuracy": 0.5}, 0.2: {"accuracy": 0.5}},
-        "by step": {20: 0.5, 30: 0.5},
+        "by step": {20: {"accuracy": 0.5}, 30: {"accuracy": 0.5}},
     }
 
 
@@ -217,10 +216,9 @@ def test_table_takes_the_last_ten():
         "parameters": {step: 0.1 if step < 5 else 0.5 + 0.1 * (step % 2) for step in range(15)},
         "EMA": {step: 0.1 if step < 5 else 0.5 + 0.02 * (step % 2) for step in range(15)},
     }
-    rows = list(rows_of(curves))
-    assert [row["deviation"] for row in rows] == [5.0, 1.0]
-    assert [row["ratio"] for row in rows] == [1.0, 0.2]
-    assert rows[0]["mean"] == 55.0
+    rows = spread(curves, 100.0)
+    assert rows["parameters"] == pytest.approx({"mean": 55, "deviation": 5, "ratio": 1})
+    assert rows["EMA"] == pytest.approx({"mean": 51, "deviation": 1, "ratio": 0.2})
 
 
 # The Dirac GAN (article 6583): numbers of the reference.
@@ -277,4 +275,4 @@ def test_larger_orbits_spiral_in():
 def test_pictures_are_drawn():
     curves = {"parameters": {1: 0.1, 2: 0.2}, "EMA 0.9": {1: 0.1, 2: 0.3}, "post hoc": {2: 0.3}}
     assert figures.draw_accuracy(curves).axes[0].get_legend() is not None
-    assert len(figures.draw_widths({0.1: {"accuracy": 0.3}, 0.2: {"accuracy": 0.2}}).axes) == 1
+    assert len(figures.draw_widths({0.1: {"loss": 0.3}, 0.2: {"loss": 0.2}}).axes) == 1
