@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.battery import quick_jit
 from tests.capture.programs import PAIRS, X, by_hand, mesh, tapped
-from zoo.capture import capture, inject, tap
+from zoo.capture import Conditional, capture, inject, tap
 
 CUSTOM = ("custom_jvp", "custom_vjp")
 SLOW_WITHOUT_JIT = ("scan_in_shard_map", "control_flow_in_shard_map")
@@ -259,6 +259,23 @@ def test_branch_that_only_some_shards_take():
     _, values = jax.jit(capture(function))(X)
     assert values["three"].present.tolist() == [False, True]
     assert values["three"].value.tolist() == [0, 3]
+
+
+def test_mesh_with_explicit_axes():
+    explicit = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    x = jax.device_put(X, NamedSharding(explicit, PartitionSpec("data")))
+
+    def function(x):
+        x = lax.cond(jnp.sum(x) > 0, lambda x: tap(2 * x, "h"), lambda x: x, x)
+        return lax.while_loop(lambda x: jnp.sum(x) < 9, lambda x: tap(x + 1, "last"), x)
+
+    with jax.set_mesh(explicit):
+        output, values = jax.jit(capture(function))(x)
+        changed = jax.jit(inject(function, {"h": np.ones(4, np.float32)}))(x)
+    assert_close(output, 2 * X + 2)
+    assert_close(values, {"h": Conditional(2 * X, jnp.array(True)), "last": 2 * X + 2})
+    assert_close(changed, jnp.full(4, 3.0))
+    assert values["last"].sharding.is_equivalent_to(x.sharding, 1)
 
 
 def test_pmap_is_a_shard_map():

@@ -137,7 +137,11 @@ def varying_axes(aval: Any) -> frozenset[Any]:
     return getattr(getattr(aval, "mat", None), "varying", frozenset())
 
 
-def vary(x: Any, axes: frozenset[Any]) -> Any:
-    """Declares that a value can differ over these mesh axes too."""
-    missing = tuple(axes - varying_axes(jax.typeof(x)))
-    return lax.pcast(x, missing, to="varying") if missing else x
+def conform(x: jax.Array, aval: Any) -> jax.Array:
+    """Gives a value the rest of a type: it varies over mesh axes, or is sharded over them."""
+    missing = tuple(varying_axes(aval) - varying_axes(jax.typeof(x)))
+    if missing:
+        x = lax.pcast(x, missing, to="varying")
+    if any(aval.sharding.spec) and jax.typeof(x).sharding.spec != aval.sharding.spec:
+        x = jax.sharding.reshard(x, aval.sharding.spec)  # a mesh with explicit axes
+    return x

@@ -29,14 +29,13 @@ from jax.extend.core import primitives
 from jax.sharding import PartitionSpec
 
 from zoo.capture.equations import (
+    conform,
     evaluate,
     is_shard_map,
     jit_options,
     programs_of,
     scan_parts,
     shard_axes,
-    vary,
-    varying_axes,
 )
 from zoo.capture.replacements import check_replacement
 from zoo.capture.sites import Plan, Site, Step, sites_in
@@ -138,7 +137,7 @@ class Rewriter:
             given = old[0] if len(old) == 1 else tuple(old)
             shapes = [[aval.shape] for aval in types]
             new = check_replacement(site.replacement(given), types, shapes, site.name)
-        return [vary(x, varying_axes(aval)) for x, aval in zip(new, types, strict=True)]
+        return [conform(x, aval) for x, aval in zip(new, types, strict=True)]
 
     def _enter(
         self, equation: core.JaxprEqn, plans: Sequence[Plan], inputs: list[Any], values: Values
@@ -321,7 +320,7 @@ def _blank(types: Any, fill: float) -> Any:
 
     def blank(aval: Any) -> jax.Array:
         inexact = jnp.issubdtype(aval.dtype, jnp.inexact)
-        return vary(lax.full(aval.shape, fill if inexact else 0, aval.dtype), varying_axes(aval))
+        return conform(lax.full(aval.shape, fill if inexact else 0, aval.dtype), aval)
 
     return jax.tree.map(blank, types)
 
