@@ -266,8 +266,9 @@ class Rewriter:
             return outputs, {name: _conditional(value) for name, value in read.items()}
 
         types: Values = {}
-        for position in range(len(plans)):
-            types |= _types(lambda i=position: taken(i)[1])  # type: ignore[misc]
+        for position, plan in enumerate(() if self._replaces else plans):
+            if plan:
+                types |= _types(lambda i=position: taken(i)[1])  # type: ignore[misc]
 
         def branch(position: int) -> Result:
             outputs, read = taken(position)
