@@ -53,8 +53,9 @@ def filter_angles(
     # By the largest entry first: squares of very large or small entries leave the range.
     matrix = matrix / jnp.max(jnp.abs(matrix), axis=-2, keepdims=True, initial=0)
     unit = matrix / jnp.linalg.norm(matrix, axis=-2, keepdims=True)
-    first, second = np.triu_indices(matrix.shape[-1], 1)
-    cosines = gram(unit)[..., first, second]
+    filters = matrix.shape[-1]
+    pairs = np.flatnonzero(np.triu(np.ones((filters, filters), bool), 1)).astype(np.int32)
+    cosines = gram(unit).reshape(*matrix.shape[:-2], filters**2)[..., pairs]
     return 90 - jnp.degrees(jnp.arcsin(jnp.clip(cosines, -1, 1)))  # most exact around 90°
 
 
