@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from tests.battery import quick_jit
 from zoo.orthogonal import KernelAxes, add_orthogonality_penalty, orthogonality_penalty
@@ -309,3 +310,14 @@ def test_descent_reaches_orthonormal_filters():
 
     kernel, _ = descend(kernel, state)
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(4), atol=1e-4)
+
+
+def test_in_a_flax_optimizer():
+    model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+    before = model.kernel[...]
+    tx = optax.chain(add_orthogonality_penalty(0.1), optax.sgd(1.0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    zeros = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
+    optimizer.update(model, zeros)
+    np.testing.assert_allclose(model.kernel[...], before - 0.1 * slope(before), atol=1e-6)
+    np.testing.assert_array_equal(model.bias[...], 0)
