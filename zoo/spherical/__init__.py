@@ -14,6 +14,14 @@ from zoo.spherical.embeddings import (
     save_embeddings,
     save_word2vec,
 )
+from zoo.spherical.evaluation import (
+    WordSimilarity,
+    classify_documents,
+    cluster_documents,
+    draw_map,
+    read_word_pairs,
+    word_similarity,
+)
 from zoo.spherical.geometry import (
     exponential_map,
     geodesic_distance,
@@ -46,7 +54,11 @@ __all__ = [
     "RiemannianAdamState",
     "RiemannianMomentumState",
     "RiemannianSgdState",
+    "WordSimilarity",
     "build_vocabulary",
+    "classify_documents",
+    "cluster_documents",
+    "draw_map",
     "embed_documents",
     "encode_corpus",
     "exponential_map",
@@ -60,6 +72,7 @@ __all__ = [
     "parallel_transport",
     "random_uniform",
     "random_von_mises_fisher",
+    "read_word_pairs",
     "retract",
     "riemannian_adam",
     "riemannian_momentum",
@@ -70,4 +83,5 @@ __all__ = [
     "train_jose",
     "two_hinges_update",
     "von_mises_fisher_log_density",
+    "word_similarity",
 ]

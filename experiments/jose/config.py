@@ -1,0 +1,116 @@
+"""Settings of JoSE, spherical word and document embeddings.
+
+Paper: Yu Meng et al., «Spherical Text Embedding», arXiv 1911.01196.
+
+    small   the default: the speeches of the builtin plays, a minute or two on two CPU cores
+    smoke   seconds, to see that everything works
+    20news  the 18,846 posts of 20 Newsgroups, window 10, 10 passes
+    imdb    100,000 film reviews, 23 million words, with the three word similarity sets
+    paper   as for the paper's word vectors: a text file of Wikipedia, window 10, min count 100
+"""
+
+import dataclasses
+from typing import Literal
+
+from experiments.command_line import LoopConfig, MeshConfig, at_least
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The documents and how they are cut into words."""
+
+    uri: str = "builtin:shakespeare"
+    """builtin:shakespeare, whose documents are the speeches, or file:PATH: .jsonl and .tsv with a
+    field text (and label, split: train or test), else a document a line."""
+    words: Literal["letters", "whitespace"] = "letters"
+    """letters: lower-cased words of a-z; whitespace: as the text has them."""
+    min_count: int = 5
+    similarity: str | None = None
+    """Folder with wordsim353/, MEN/ and SimLex-999/, if there is one."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "data.min_count", self.min_count)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The objective."""
+
+    dimension: int = 100
+    objective: Literal["two_hinges", "joint"] = "two_hinges"
+    """two_hinges: of the authors' program; joint: of the paper."""
+    window: int = 10
+    negatives: int = 2
+    margin: float = 0.15
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation."""
+
+    passes: int = 10
+    learning_rate: float = 0.04
+    subsample: float = 1e-3
+    shuffle: bool = True
+    """False reads the documents in the order of the file, as the authors' program does."""
+    chunk_size: int = 1024
+    """Words between two updates."""
+    block_size: int = 32
+    """Neighbouring words that share negatives."""
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is scored and shown."""
+
+    runs: int = 10
+    """Of k-means, from different starts."""
+    inductive: bool = True
+    """With splits: also train without the test documents, and embed them afterwards."""
+    neighbours_of: tuple[str, ...] = ("king", "love", "death", "sword")
+    map_points: int = 2000
+    """At most so many documents on the map."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """JoSE."""
+
+    workdir: str = "runs/jose"
+    """Folder of the run; the same command continues it."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    loop: LoopConfig = LoopConfig(log_every=200, checkpoint_every=5000)
+    mesh: MeshConfig = MeshConfig()
+
+
+PRESETS = {
+    "small": Config(),
+    "smoke": Config(
+        workdir="runs/jose_smoke",
+        data=DataConfig(min_count=20),
+        model=ModelConfig(dimension=32, window=5),
+        training=TrainingConfig(passes=2),
+        evaluation=EvaluationConfig(runs=2, map_points=200),
+        loop=LoopConfig(log_every=50, checkpoint_every=200),
+    ),
+    "20news": Config(
+        workdir="runs/jose_20news",
+        data=DataConfig(uri="file:$ZOO_DATA/20news_bydate/20news_bydate.jsonl.xz"),
+        evaluation=EvaluationConfig(neighbours_of=("god", "hockey", "windows", "space")),
+    ),
+    "imdb": Config(
+        workdir="runs/jose_imdb",
+        data=DataConfig(
+            uri="file:$ZOO_DATA/imdb/{part}.tsv.xz", similarity="$ZOO_DATA/word_similarity"
+        ),
+        evaluation=EvaluationConfig(neighbours_of=("actor", "boring", "war", "music")),
+    ),
+    "paper": Config(
+        workdir="runs/jose_paper",
+        data=DataConfig(uri="file:wiki.txt", words="whitespace", min_count=100),
+    ),
+}

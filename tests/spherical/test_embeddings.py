@@ -1,0 +1,129 @@
+"""Files that others read, neighbours, analogies, and the scores."""
+
+import numpy as np
+import pytest
+
+from zoo import spherical
+from zoo.spherical import JoseEmbeddings, JoseVocabulary
+
+
+@pytest.fixture
+def model():
+    words = ("king", "queen", "man", "woman", "naïve")
+    gender, royal = np.eye(4)[0], np.eye(4)[1]
+    table = np.array([royal - gender, royal + gender, -gender, gender, np.eye(4)[2]], np.float32)
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    documents = np.concatenate([table[:3], np.zeros((1, 4), np.float32)])
+    return JoseEmbeddings(table, table[::-1].copy(), documents, JoseVocabulary(words, np.arange(5)))
+
+
+def test_neighbours_and_analogies(model):
+    assert model.most_similar(["king", "woman"], ["man"], count=1)[0][0] == "queen"
+    assert model.most_similar("man", count=2)[0][0] == "king"
+    assert "man" not in dict(model.most_similar("man", count=9))
+    assert model.similar_documents("queen unknown", count=1) == [(1, pytest.approx(1))]
+    assert model.similar_documents(model.documents[2], count=2)[0][0] == 2
+    np.testing.assert_array_equal(model.word("queen"), model.words[1])
+    with pytest.raises(KeyError, match="'ox' is not in the vocabulary"):
+        model.most_similar("ox")
+    with pytest.raises(KeyError, match="no word of 'ox cow'"):
+        model.similar_documents("ox cow")
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_word2vec_files_are_gensims(model, tmp_path, binary):
+    path, words = tmp_path / "vectors", model.vocabulary.words
+    spherical.save_word2vec(path, words, model.words, binary=binary)
+    names, vectors = spherical.load_word2vec(path, binary=binary)
+    assert names == words
+    np.testing.assert_array_equal(vectors, model.words)  # to the last bit, as text too
+    models = pytest.importorskip("gensim.models")
+    theirs = models.KeyedVectors.load_word2vec_format(str(path), binary=binary)
+    assert tuple(theirs.index_to_key) == words
+    np.testing.assert_array_equal(theirs.vectors, model.words)
+    theirs.save_word2vec_format(str(path), binary=binary)
+    names, vectors = spherical.load_word2vec(path, binary=binary)
+    assert names == words
+    np.testing.assert_allclose(vectors, model.words, rtol=1e-6)
+
+
+def test_damaged_files_are_refused(model, tmp_path):
+    path, words = tmp_path / "vectors", model.vocabulary.words
+    for binary in (False, True):
+        spherical.save_word2vec(path, words, model.words, binary=binary)
+        with pytest.raises(ValueError, match="not a whole word2vec file"):
+            spherical.load_word2vec(path, binary=not binary)
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(ValueError, match=r"not a whole word2vec file .* row 4"):
+            spherical.load_word2vec(path, binary=binary)
+    with pytest.raises(ValueError, match="one per word"):
+        spherical.save_word2vec(path, words[1:], model.words)
+    with pytest.raises(ValueError, match="without white space, got 'a b'"):
+        spherical.save_word2vec(path, ["a b"], model.words[:1])
+
+
+def test_safetensors_keeps_everything(model, tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "model.safetensors"
+    spherical.save_embeddings(path, model)
+    loaded = spherical.load_embeddings(path)
+    assert loaded.vocabulary.words == model.vocabulary.words
+    for ours, theirs in zip(
+        (*loaded[:3], loaded.vocabulary.counts), (*model[:3], model.vocabulary.counts), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="is not a file of save_embeddings"):
+        spherical.load_embeddings(path)
+
+
+def test_word_similarity_is_spearmans(model):
+    pairs = [("king", "queen", 9), ("king", "man", 8), ("man", "woman", 1), ("king", "ox", 5)]
+    found = spherical.word_similarity(model, pairs)
+    # Cosines 0, .707, -1; ranks 2, 3, 1 against 3, 2, 1.
+    assert found == (pytest.approx(0.5), 3, 0.75)
+    assert np.isnan(spherical.word_similarity(model, [("ox", "cow", 1)]).spearman)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "first"),
+    [
+        ("wordsim353/combined.csv", 353, ("love", "sex", 6.77)),
+        ("MEN/MEN_dataset_natural_form_full", 3000, ("sun", "sunlight", 50.0)),
+        ("SimLex-999/SimLex-999.txt", 999, ("old", "new", 1.58)),
+    ],
+)
+def test_word_pairs_as_distributed(data_directory, name, count, first):
+    pairs = spherical.read_word_pairs(data_directory / "word_similarity" / name)
+    assert len(pairs) == count
+    assert pairs[0] == first
+
+
+def test_word_pairs_without_scores(tmp_path):
+    path = tmp_path / "pairs.txt"
+    path.write_text("tiger cat 7\ntiger cat\n")
+    with pytest.raises(ValueError, match="expected two words and a score, got 'tiger cat'"):
+        spherical.read_word_pairs(path)
+
+
+@pytest.mark.parametrize("spherical_means", [False, True])
+def test_clusters_of_separate_classes(spherical_means):
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 25)
+    vectors = np.eye(6)[labels] + 0.05 * random.normal(size=(100, 6))
+    found = spherical.cluster_documents(vectors, labels, spherical=spherical_means, runs=20)
+    assert found["purity"][0] > 0.8
+    best = spherical.cluster_documents(vectors, labels, spherical=spherical_means, runs=1, seed=3)
+    assert best["mutual_information"][0] <= np.log(4) + 1e-9
+    one = spherical.cluster_documents(vectors, np.zeros(100, int), runs=1)
+    assert one["purity"] == (1, 0)
+    with pytest.raises(ValueError, match="labels must be one per vector: 100, got 3"):
+        spherical.cluster_documents(vectors, [0, 1, 2])
+
+
+def test_neighbours_classify():
+    labels = np.arange(30) % 3
+    vectors = np.eye(3)[labels]
+    found = spherical.classify_documents(vectors, labels, vectors, np.roll(labels, 1))
+    assert found == {"macro_f1": 0, "micro_f1": 0}
+    assert spherical.classify_documents(vectors, labels, vectors, labels)["micro_f1"] == 1

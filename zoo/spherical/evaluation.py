@@ -1,0 +1,251 @@
+"""What embeddings are worth: word similarity, document clustering, nearest neighbours, a map.
+
+Word similarity is Spearman's correlation of cosines with human scores; clusters of k-means (also
+with cosines) are compared with known classes by mutual information, its normalised form, the
+adjusted Rand index and purity; a document is classified by its three nearest neighbours.
+
+Source: the evaluations of arXiv 1911.01196, section 5. Needs the extra ``data`` (scikit-learn).
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zoo import extras
+from zoo.spherical.embeddings import JoseEmbeddings
+
+
+class WordSimilarity(NamedTuple):
+    """Result of :func:`word_similarity`."""
+
+    spearman: float  # NaN with fewer than two pairs
+    pairs: int  # whose words are both in the vocabulary
+    coverage: float  # their share of all pairs
+
+
+def word_similarity(
+    embeddings: JoseEmbeddings, pairs: Iterable[tuple[str, str, float]]
+) -> WordSimilarity:
+    """Spearman's rank correlation of cosines with human scores.
+
+    Args:
+        embeddings: the model.
+        pairs: two words and a score each; words are lowered.
+
+    Returns:
+        The correlation over the pairs whose words are both known, and how many those are.
+
+    >>> from zoo.spherical import train_jose
+    >>> model = train_jose(["sun moon star"] * 9, dimension=4, passes=1)
+    >>> word_similarity(model, [("Sun", "moon", 9.0), ("sun", "ox", 1.0)]).coverage
+    0.5
+    """
+    number = {word: row for row, word in enumerate(embeddings.vocabulary.words)}
+    pairs = [(first.lower(), second.lower(), float(score)) for first, second, score in pairs]
+    known = [(number[a], number[b], score) for a, b, score in pairs if a in number and b in number]
+    if len(known) < 2:
+        return WordSimilarity(float("nan"), len(known), len(known) / max(len(pairs), 1))
+    first, second, scores = map(np.array, zip(*known, strict=True))
+    cosines = np.sum(embeddings.words[first] * embeddings.words[second], axis=1)
+    spearman = extras.require("scipy.stats", "data").spearmanr(cosines, scores).statistic
+    return WordSimilarity(float(spearman), len(known), len(known) / len(pairs))
+
+
+def read_word_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str, float]]:
+    r"""Reads WordSim-353, MEN or SimLex-999 as they are distributed.
+
+    Args:
+        path: two words and a score a line, separated by commas, tabs or blanks; a first line of
+            names; SimLex's columns are told by their names.
+
+    Returns:
+        Two words and a score each.
+
+    Raises:
+        ValueError: if a line has no score.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "pairs.csv")
+    ...     _ = path.write_text("Word 1,Word 2,Human (mean)\ntiger,cat,7.35\n")
+    ...     read_word_pairs(path)
+    [('tiger', 'cat', 7.35)]
+    """
+    with open(path, encoding="utf-8") as file:
+        lines = [line for line in file.read().splitlines() if line.strip()]
+    separator = next((mark for mark in "\t," if mark in lines[0]), None) if lines else None
+    rows = [line.split(separator) for line in lines]
+    column = 2
+    if rows and not _is_number(rows[0][min(2, len(rows[0]) - 1)]):
+        column = rows[0].index("SimLex999") if "SimLex999" in rows[0] else 2
+        rows, lines = rows[1:], lines[1:]
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) <= column or not _is_number(row[column]):
+            raise ValueError(f"{path}: expected two words and a score, got {line!r}")
+    return [(row[0], row[1], float(row[column])) for row in rows]
+
+
+def cluster_documents(
+    vectors: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    *,
+    spherical: bool = False,
+    runs: int = 10,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Clusters by k-means, one cluster a class, and compares with the classes.
+
+    Args:
+        vectors: ``[documents, D]``.
+        labels: ``[documents]`` classes 0 … K-1.
+        spherical: k-means with cosines: centers are normalised.
+        runs: from different starts.
+        seed: of the starts.
+
+    Returns:
+        Mean and standard deviation over the runs of ``mutual_information`` (nats),
+        ``normalized_mutual_information``, ``adjusted_rand`` and ``purity``.
+
+    >>> found = cluster_documents(np.repeat(np.eye(2), 5, axis=0), [0] * 5 + [1] * 5, runs=2)
+    >>> found["purity"]
+    (1.0, 0.0)
+    """
+    labels = np.asarray(labels)
+    if len(labels) != len(vectors):
+        raise ValueError(f"labels must be one per vector: {len(vectors)}, got {len(labels)}")
+    metrics = extras.require("sklearn.metrics", "data")
+    classes = len(np.unique(labels))
+    rows = []
+    for run in range(runs):
+        if spherical:
+            found = _spherical_k_means(vectors, classes, np.random.default_rng([seed, run]))
+        else:
+            cluster = extras.require("sklearn.cluster", "data")
+            means = cluster.KMeans(classes, n_init=1, random_state=seed + run)
+            found = means.fit(vectors).labels_
+        table = metrics.cluster.contingency_matrix(labels, found)
+        rows.append(
+            {
+                "mutual_information": metrics.mutual_info_score(labels, found),
+                "normalized_mutual_information": metrics.normalized_mutual_info_score(
+                    labels, found
+                ),
+                "adjusted_rand": metrics.adjusted_rand_score(labels, found),
+                "purity": table.max(axis=0).sum() / len(labels),
+            }
+        )
+    columns = {name: [float(row[name]) for row in rows] for name in rows[0]}
+    return {name: (float(np.mean(c)), float(np.std(c))) for name, c in columns.items()}
+
+
+def classify_documents(
+    train_vectors: np.ndarray,
+    train_labels: Sequence[int] | np.ndarray,
+    test_vectors: np.ndarray,
+    test_labels: Sequence[int] | np.ndarray,
+    *,
+    neighbours: int = 3,
+) -> dict[str, float]:
+    """Classifies documents by their nearest neighbours.
+
+    Args:
+        train_vectors: ``[documents, D]``.
+        train_labels: their classes.
+        test_vectors: ``[others, D]``.
+        test_labels: their classes.
+        neighbours: how many vote.
+
+    Returns:
+        ``macro_f1`` and ``micro_f1``.
+
+    >>> classify_documents(np.eye(3), [0, 1, 2], np.eye(3), [0, 1, 1], neighbours=1)["micro_f1"]
+    0.6666666666666666
+    """
+    model = extras.require("sklearn.neighbors", "data").KNeighborsClassifier(neighbours)
+    found = model.fit(train_vectors, train_labels).predict(test_vectors)
+    score = extras.require("sklearn.metrics", "data").f1_score
+    return {f"{kind}_f1": float(score(test_labels, found, average=kind)) for kind in _AVERAGES}
+
+
+def draw_map(
+    vectors: np.ndarray,
+    labels: Sequence[str],
+    *,
+    colors: Sequence[int] | None = None,
+    annotate: bool = False,
+    title: str = "",
+    seed: int = 0,
+) -> Any:
+    """Draws vectors in the plane, by t-SNE with cosine distances.
+
+    Needs the extra ``plot`` too.
+
+    Args:
+        vectors: ``[N, D]``, N > 3.
+        labels: of each point; with ``annotate`` written beside it, else in the legend.
+        colors: a number of each point, such as its class; None: one color.
+        annotate: write the labels.
+        title: above the map.
+        seed: of t-SNE.
+
+    Returns:
+        A matplotlib figure.
+
+    >>> figure = draw_map(np.random.default_rng(0).normal(size=(9, 4)), list("abcdefghi"))
+    """
+    figure = extras.require("matplotlib.figure", "plot").Figure((8, 7), layout="constrained")
+    manifold = extras.require("sklearn.manifold", "data")
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    # On unit vectors the squared distance is 2 - 2 cos.
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+    points = manifold.TSNE(2, perplexity=perplexity, random_state=seed).fit_transform(unit)
+    axes = figure.subplots()
+    colors = [0] * len(vectors) if colors is None else colors
+    order = dict.fromkeys(zip(colors, [""] * len(labels) if annotate else labels, strict=True))
+    for place, (color, label) in enumerate(sorted(order)):
+        chosen = [
+            i for i in range(len(points)) if colors[i] == color and (annotate or labels[i] == label)
+        ]
+        mark = {"s": 9, "marker": "os^v"[place // 10 % 4], "color": f"C{place % 10}"}
+        axes.scatter(*points[chosen].T, label=label or None, linewidths=0, **mark)
+    if annotate:
+        for point, label in zip(points, labels, strict=True):
+            axes.annotate(label, point, (2, 2), textcoords="offset points", fontsize=7)
+    elif len(order) > 1:
+        axes.legend(fontsize=7, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set(xticks=[], yticks=[], title=title)
+    return figure
+
+
+_AVERAGES = ("macro", "micro")
+
+
+def _spherical_k_means(
+    vectors: np.ndarray, count: int, random: np.random.Generator, rounds: int = 100
+) -> np.ndarray:
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+    # Starts as k-means++: far points are likelier.
+    centers = unit[[random.integers(len(unit))]]
+    while len(centers) < count:
+        gaps = np.maximum(1 - (unit @ centers.T).max(axis=1), 0).astype(float) + 1e-12
+        centers = np.concatenate([centers, unit[[random.choice(len(unit), p=gaps / gaps.sum())]]])
+    found = np.full(len(unit), -1)
+    for _ in range(rounds):
+        before, found = found, np.argmax(unit @ centers.T, axis=1)
+        if (before == found).all():
+            break
+        sums = np.zeros_like(centers)
+        np.add.at(sums, found, unit)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        centers = np.where(lengths > 0, sums / np.maximum(lengths, 1e-30), centers)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
