@@ -37,7 +37,7 @@ class TrainingConfig:
     """Adam at a constant rate, all seeds at once."""
 
     batch_sizes: tuple[int, ...] = (16, 64, 256, 1024)
-    num_seeds: int = 10
+    num_seeds: int = 8
     """Each has its own split of the data, its own parameters and batches."""
     pretraining_steps: int = 1000
     """Cross entropy first, for all but the accuracy alone."""

@@ -71,14 +71,16 @@ def smooth_accuracy(
     probabilities, wide = widen(probabilities, "smooth_accuracy: probabilities")
     labels = jnp.asarray(labels)
     if labels.ndim == probabilities.ndim:
-        hits = _check_targets("smooth_accuracy", wide, labels)
-        hits = hits * wide + (1 - hits) * (1 - wide)
+        targets = _check_targets("smooth_accuracy", wide, labels)
+        mask = _mask("smooth_accuracy", where, labels.shape)
+        targets, wide = jnp.where(mask, targets, 0), jnp.where(mask, wide, 0)
+        hits = targets * wide + (1 - targets) * (1 - wide)
     else:
         _check_classes("smooth_accuracy", wide, labels)
+        mask = _mask("smooth_accuracy", where, labels.shape)
         inside = (labels >= 0) & (labels < wide.shape[-1])
         hits = jnp.take_along_axis(wide, jnp.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
         hits = jnp.where(inside, hits, jnp.nan)
-    mask = _mask("smooth_accuracy", where, hits.shape)
     total = _sum_over_devices(jnp.sum(jnp.where(mask, hits, 0)), axis_name)
     rows = _sum_over_devices(jnp.sum(mask, dtype=wide.dtype), axis_name)
     return _ratio(total, rows).astype(probabilities.dtype)

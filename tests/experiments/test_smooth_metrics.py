@@ -1,0 +1,95 @@
+"""The experiment as a user runs it: what it must reach, going on where it stopped, mistakes."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments import command_line
+from experiments.smooth_metrics import train
+from experiments.smooth_metrics.config import PRESETS
+from experiments.smooth_metrics.train import run
+
+EXPECTED = pathlib.Path(__file__).parents[2] / "experiments/smooth_metrics/expected.json"
+
+
+def main(*flags):
+    command_line.main(run, PRESETS, None, ["--preset=smoke", *map(str, flags)])
+
+
+def test_smoke_reaches_what_it_must_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    whole = train.train_all
+
+    def killed_at_the_second_size(split, size, training):
+        if size == 256:
+            raise Killed
+        return whole(split, size, training)
+
+    monkeypatch.setattr(train, "train_all", killed_at_the_second_size)
+    with pytest.raises(Killed):
+        main("--workdir", tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    first = (tmp_path / "metrics.jsonl").read_text()
+
+    sizes = []
+
+    def recorded(split, size, training):
+        sizes.append(size)
+        return whole(split, size, training)
+
+    monkeypatch.setattr(train, "train_all", recorded)
+    main("--workdir", tmp_path)
+    assert sizes == [256]  # what was finished was not done again
+    assert (tmp_path / "metrics.jsonl").read_text().startswith(first)
+
+    expected = json.loads(EXPECTED.read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    smallest = summary["bias"][0]
+    assert smallest["batch size"] == 8
+    assert smallest["mean of batch F1"] <= expected["mean_of_batch_f1_at_8_at_most"]
+    assert smallest["gradient error, batch"] >= expected["gradient_error_batch_at_8_at_least"]
+    most = expected["gradient_error_streaming_at_8_at_most"]
+    assert smallest["gradient error, streaming"] <= most
+    for row in summary["bias"]:
+        error = abs(row["mean of streaming F1"] - row["F1 of all"])
+        assert error <= expected["mean_of_streaming_f1_error_at_most"]
+    for scores in summary["scores"].values():
+        for name, least in expected["f1_at_least"].items():
+            assert np.mean(scores[name]["f1"]) >= least
+        most = expected["f1_of_smooth_accuracy_at_most"]
+        assert np.mean(scores["smooth accuracy"]["f1"]) <= most
+    assert (tmp_path / "f1.png").read_bytes().startswith(b"\x89PNG")
+    assert "smooth accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--data.positive-class=10", "data.positive_class must be one of the labels"),
+        ("--data.positive-share=0", "data.positive_share must be in (0, 1), got 0.0"),
+        ("--training.num-seeds=1", "training.num_seeds must be at least 2, got 1"),
+        ("--bias.rows=1000", "bias.batch_sizes must divide bias.rows = 1000"),
+    ],
+)
+def test_mistakes_end_in_one_line(flag, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(flag, "--workdir", tmp_path)
+    assert exit_.value.code == 2
+    said = capsys.readouterr()
+    assert message in said.err + said.out
+    assert "Traceback" not in said.err + said.out
+
+
+def test_tuned_threshold_is_the_best_of_all():
+    generator = np.random.default_rng(0)
+    targets = (generator.random(50) < 0.3).astype(float)
+    logits = generator.normal(size=50) + targets
+    threshold = train.best_threshold(logits, targets)
+    found = train.f1_of(logits > threshold, targets)
+    cuts = [-np.inf, *np.sort(logits)]
+    assert found == pytest.approx(max(train.f1_of(logits > cut, targets) for cut in cuts))
+    assert train.f1_of(np.zeros(3), np.zeros(3)) == 0
