@@ -55,11 +55,12 @@ def test_custom_rule_around_a_replaced_value_is_dropped(name):
     assert_close(jax.grad(other)(X), expected, 1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in PAIRS if "while" not in name])
+# The last value of a while loop is not that of its other iterations.
+@pytest.mark.parametrize(
+    "name", [n for n in PAIRS if "while" not in n and n != "control_flow_in_shard_map"]
+)
 def test_what_was_captured_can_be_put_back(name):
     """Values of one input patched into the run of another, as capture returned them."""
-    if name == "control_flow_in_shard_map":
-        pytest.skip("the last value of a loop is not that of its other iterations")
 
     @jax.jit
     def put_back(x):
