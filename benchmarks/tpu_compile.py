@@ -102,6 +102,7 @@ GPT = dataclasses.replace(
         feedforward_features=8192,
         norm_position="pre",
         activation="gelu_tanh",
+        initial_scale=0.02,
         remat="full",
     ),
     objective=ObjectiveConfig(kind="causal"),

@@ -64,6 +64,8 @@ class ModelConfig:
     norm_position: Literal["post", "pre"] = "post"
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     dropout: float = 0.0
+    initial_scale: float = 0.08
+    """Standard deviation of the kernels at first; BERT's 0.02 is for 768 units."""
     scan_layers: bool = True
     remat: Literal["full", "dots"] | None = None
     attention_implementation: Literal["xla", "cudnn"] | None = None
@@ -151,7 +153,12 @@ class Config:
 
 
 _BASE = ModelConfig(
-    features=768, num_layers=12, num_heads=12, feedforward_features=3072, dropout=0.1
+    features=768,
+    num_layers=12,
+    num_heads=12,
+    feedforward_features=3072,
+    dropout=0.1,
+    initial_scale=0.02,
 )
 
 PRESETS = {
@@ -161,7 +168,7 @@ PRESETS = {
         data=DataConfig(length=64, shards=2),
         model=ModelConfig(features=64, num_layers=2, num_heads=2, feedforward_features=128),
         training=TrainingConfig(
-            num_steps=200,
+            num_steps=250,
             batch_size=16,
             learning_rate=4e-3,
             warmup_steps=20,

@@ -178,7 +178,7 @@ def transformer_config(
 def make_optimizer(training: TrainingConfig) -> optax.GradientTransformation:
     """Clipping, AdamW or LAMB, Lookahead, average; warm-up and decay are linear.
 
-    The moments are not corrected for their start, as in BERT: the warm-up does it.
+    LAMB's moments are not corrected for their start, as in the original; AdamW's are.
     """
     schedule = piecewise_linear(
         {training.warmup_steps: 1.0, training.num_steps: 0.0}, scale=training.learning_rate
@@ -187,7 +187,7 @@ def make_optimizer(training: TrainingConfig) -> optax.GradientTransformation:
     parts: dict[str, Any] = {}
     if training.gradient_clip is not None:
         parts["clip"] = optax.clip_by_global_norm(training.gradient_clip)
-    parts["descent"] = make(schedule, weight_decay=training.weight_decay, bias_correction=False)
+    parts["descent"] = make(schedule, weight_decay=training.weight_decay)
     if training.lookahead:
         parts["lookahead"] = lookahead()
     if training.ema_decay is not None:
@@ -245,10 +245,10 @@ def make_loss(
         example = make_example(example_key, batch, objective, vocab_size=vocab_size)
         weights = example.weights
         if "valid" in batch:  # the last batch of held-out rows is filled up with copies
-            weights *= batch["valid"][:, None]
+            weights &= batch["valid"][:, None]
         inputs, targets, positions = example.inputs, example.targets, None
         if objective.predictions is not None:
-            weights, positions = jax.lax.top_k(weights, objective.predictions)
+            weights, positions = jax.lax.top_k(weights.astype(jnp.int32), objective.predictions)
             inputs, targets = (jnp.take_along_axis(x, positions, axis=1) for x in (inputs, targets))
         logits = rebuild(parameters)(
             example.inputs,

@@ -94,7 +94,7 @@ def test_smoke_reaches_what_it_must(tmp_path):
         assert summary["baseline"][name] == pytest.approx(value, abs=1e-3)
     assert summary["transformer"]["valid_loss"] <= expected["valid_loss_at_most"]
     assert summary["transformer"]["valid_loss"] < summary["baseline"]["unigram"]
-    assert summary["transformer"]["valid_kept_accuracy"] >= expected["kept_accuracy_at_least"]
+    assert summary["transformer"]["valid_hidden_accuracy"] >= expected["hidden_accuracy_at_least"]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 

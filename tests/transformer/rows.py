@@ -31,7 +31,7 @@ def masking_arguments(generator, batch, dtype):
 
 
 def mask(key, ids, starts):
-    return transformer.mask_tokens(key, ids, word_starts=starts, rate=0.5, **MASKING)
+    return transformer.mask_tokens(key, ids, word_starts=starts, rate=0.5, **MASKING)[:3]
 
 
 def padded_arguments(generator, batch, dtype):
@@ -40,7 +40,7 @@ def padded_arguments(generator, batch, dtype):
 
 
 def next_of(ids, given):
-    return transformer.next_tokens(ids, mask=given)
+    return transformer.next_tokens(ids, mask=given)[:3]
 
 
 def prefix_arguments(generator, batch, dtype):
@@ -49,7 +49,7 @@ def prefix_arguments(generator, batch, dtype):
 
 
 def cut(key, ids, given):
-    return transformer.split_prefix(key, ids, sep_id=3, mask=given)
+    return tuple(transformer.split_prefix(key, ids, sep_id=3, mask=given))
 
 
 LOGITS, TARGETS, WEIGHTS = loss_arguments(np.random.default_rng(0), (2,), jnp.float32)

@@ -197,8 +197,8 @@ def load_bert(
     else:
         directory = pathlib.Path(directory_or_state_dict)
         config = bert_config(directory) if config is None else config
-        path = _weights(directory)
-        tensors = require("safetensors.numpy", "data").load_file(path)
+        file = _weights(directory)
+        tensors = require("safetensors.numpy", "data").load_file(file)
         place = str(directory)
     _check_is_bert(config)
     model = Transformer(config, make_norm=make_norm, rngs=rngs or nnx.Rngs(0))

@@ -26,7 +26,7 @@ class PretrainingExample(NamedTuple):
 
     inputs: jax.Array  # [..., T] int, ids to read
     targets: jax.Array  # [..., T] int, ids to predict
-    weights: jax.Array  # [..., T] float32, 1 where the target counts
+    weights: jax.Array  # [..., T] bool, where the target counts
     segment_ids: jax.Array | None = None  # [..., T] int
     mask: jax.Array | None = None  # [..., T] bool, False at padding
 
@@ -68,9 +68,10 @@ def mask_tokens(
     >>> starts = jnp.array([[False, True, True, False, False, False]])
     >>> example = mask_tokens(jax.random.key(1), ids, word_starts=starts, rate=0.6, mask_rate=1.0,
     ...                       random_rate=0.0)
-    >>> example.inputs, example.weights
-    (Array([[101,   7, 103, 103, 102,   0]], dtype=int32), Array([[0., 0., 1., 1., 0., 0.]],
-    dtype=float32))
+    >>> example.inputs
+    Array([[101,   7, 103, 103, 102,   0]], dtype=int32)
+    >>> example.weights
+    Array([[False, False,  True,  True, False, False]], dtype=bool)
     """
     _check_ids(ids, key)
     shares = {"mask_rate": mask_rate, "random_rate": random_rate}
@@ -96,7 +97,7 @@ def mask_tokens(
     anything = jax.random.randint(token_key, ids.shape, 0, vocab_size, ids.dtype)
     hidden = jnp.where(kind >= 1 - random_rate, anything, ids)
     hidden = jnp.where(kind < mask_rate, jnp.asarray(mask_id, ids.dtype), hidden)
-    return PretrainingExample(jnp.where(chosen, hidden, ids), ids, chosen.astype(jnp.float32))
+    return PretrainingExample(jnp.where(chosen, hidden, ids), ids, chosen)
 
 
 def next_tokens(
@@ -117,7 +118,7 @@ def next_tokens(
         ValueError: if shapes differ.
 
     >>> next_tokens(jnp.array([[4, 5, 6, 0]]), mask=jnp.array([[True, True, True, False]])).weights
-    Array([[1., 1., 0., 0.]], dtype=float32)
+    Array([[ True,  True, False, False]], dtype=bool)
     """
     _check_ids(ids)
     place = lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1)
@@ -129,7 +130,7 @@ def next_tokens(
         _check_shape("document_ids", document_ids, ids)
         counts &= jnp.roll(document_ids, -1, axis=-1) == document_ids
     targets = jnp.roll(ids, -1, axis=-1)
-    return PretrainingExample(ids, targets, counts.astype(jnp.float32), mask=mask)
+    return PretrainingExample(ids, targets, counts, mask=mask)
 
 
 def split_prefix(
@@ -154,9 +155,10 @@ def split_prefix(
         ValueError: if T < 3 or shapes differ.
 
     >>> example = split_prefix(jax.random.key(0), jnp.array([[2, 5, 6, 7, 8, 3]]), sep_id=3)
-    >>> example.inputs, example.segment_ids, example.weights
-    (Array([[2, 5, 6, 7, 3, 8]], dtype=int32), Array([[0, 0, 0, 0, 0, 1]], dtype=int32),
-     Array([[0., 0., 0., 0., 1., 0.]], dtype=float32))
+    >>> example.inputs, example.segment_ids
+    (Array([[2, 5, 6, 7, 3, 8]], dtype=int32), Array([[0, 0, 0, 0, 0, 1]], dtype=int32))
+    >>> example.weights
+    Array([[False, False, False, False,  True, False]], dtype=bool)
     """
     _check_ids(ids, key)
     length = ids.shape[-1]
@@ -176,9 +178,7 @@ def split_prefix(
     segments = ((place > cut) & given).astype(jnp.int32)
     targets = jnp.roll(inputs, -1, axis=-1)
     counts = (jnp.roll(segments, -1, axis=-1) == 1) & (place < length - 1)
-    return PretrainingExample(
-        inputs, targets, counts.astype(jnp.float32), segments, None if mask is None else given
-    )
+    return PretrainingExample(inputs, targets, counts, segments, None if mask is None else given)
 
 
 def _check_ids(ids: jax.Array, key: jax.Array | None = None) -> None:
