@@ -97,6 +97,7 @@ def test_links_in_the_documents_lead_somewhere():
         *ROOT.glob("*.md"),
         *ROOT.glob("experiments/*/*.md"),
         *ROOT.glob("benchmarks/*.md"),
+        *ROOT.glob("zoo/*/*.md"),
     ]
     assert len(documents) >= 4
     for document in documents:
