@@ -345,7 +345,16 @@ def report(
         for number, tree in enumerate(sentence_trees, start=1):
             print(f"layer {number}: {figures.brackets(tree)}")
     if table:
-        results_table(table, title="Trees of the layers against the treebank, %")
+        # In two, for the width of a terminal: how well brackets agree, and what they are like.
+        scores = [name for name in table[0] if "F1" in name]
+        for names, title in (
+            (scores, "Brackets of the layers against the treebank, %"),
+            ([name for name in table[0] if name not in scores], "Recall by label, %, and depth"),
+        ):
+            results_table(
+                [{"trees": row["trees"]} | {name: row[name] for name in names} for row in table],
+                title=title,
+            )
         print(parsing.NOTE)
     pictures = figures.save(workdir, baseline["valid"], sentences, gates, trees, compared)
     summary = {

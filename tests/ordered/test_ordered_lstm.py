@@ -375,6 +375,29 @@ def test_bfloat16_keeps_its_dtype_and_counts_depths_finely():
     np.testing.assert_allclose(output.hidden.astype(float), exact.hidden, atol=0.03)
 
 
+@pytest.mark.parametrize("time", [1, 3])
+def test_gradient_in_bfloat16(time):
+    params = random_layer(jax.random.key(14), scale=0.3)
+    xs = jax.random.normal(jax.random.key(15), (time, 3, 5))
+    gradient = jax.jit(
+        jax.grad(
+            lambda *arguments: jnp.sum(
+                on_lstm(*arguments, chunk_size=2).hidden.astype(jnp.float32) ** 2
+            ),
+            argnums=(0, 1),
+        )
+    )
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, xs))
+    pairs = zip(
+        jax.tree.leaves(gradient(*narrow)), jax.tree.leaves(gradient(params, xs)), strict=True
+    )
+    for ours, exact in pairs:
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            ours.astype(jnp.float32), exact, atol=0.02 * float(jnp.abs(exact).max())
+        )
+
+
 def test_module_and_its_use_from_linen():
     layer = OnLstm(5, 8, chunk_size=2, rngs=nnx.Rngs(0))
     xs = jax.random.normal(jax.random.key(16), (6, 3, 5))

@@ -59,7 +59,15 @@ class State(NamedTuple):
 def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x·kernel in the dtype of ``x``, accumulated and returned in at least float32."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=wide)
+    return _apart(jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=wide), x.dtype)
+
+
+def _apart(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Keeps XLA from merging a transpose with a product of narrow floats.
+
+    On CPU (0.10 and 0.12) it then lacks the code for narrow inputs and a wide output.
+    """
+    return x if jnp.finfo(dtype).bits >= 32 else lax.optimization_barrier(x)
 
 
 def _running_sums(logits: jax.Array, triangle: jax.Array) -> jax.Array:
@@ -124,7 +132,7 @@ def _run(
     mask: jax.Array | None,
 ) -> tuple[jax.Array, State, Depths, State, jax.Array]:
     """The loop; besides its output the state before each step, and the preactivations [T, G, B]."""
-    rows = kernel.T
+    rows = _apart(kernel.T, kernel.dtype)
 
     def step(state: State, inputs: tuple) -> tuple[State, tuple]:
         projected, mask = inputs
