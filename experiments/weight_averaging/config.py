@@ -2,9 +2,9 @@
 
 Article: https://kexue.fm/archives/6583: ResNet-20 on CIFAR-10, Adam at a constant rate of 1e-3.
 
-    small    the default: ResNet-20 on the builtin digits at a high rate, so that there is noise to
-             average; minutes on two CPU cores
-    smoke    ResNet-8 on them, seconds
+    small    the default: ResNet-8 on the builtin digits at a high rate, so that there is noise to
+             average; a minute or two on two CPU cores
+    smoke    a narrower one, seconds
     cifar10  ResNet-20 on 10,000 images of CIFAR-10, a few epochs: what two CPU cores can do
     paper    the article's: all of CIFAR-10, decay 0.9999, on an accelerator
 """
@@ -111,6 +111,7 @@ class Config:
 PRESETS = {
     "small": Config(
         data=DataConfig(shift=1),
+        model=ModelConfig(depth=8),
         averaging=AveragingConfig(decays=(0.9, 0.98, 0.995)),
         training=TrainingConfig(learning_rate=1e-2),
     ),

@@ -40,7 +40,7 @@ def draw_accuracy(curves: dict[str, dict[int, float]]) -> Any:
     low, high = 100 * min(settled), 100 * max(settled)
     axes.set(xlabel="step", ylabel="test accuracy %", ylim=(low - 1, high + 1))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="lower right")
+    figure.legend(fontsize="small", loc="outside upper center", ncols=3)
     return figure
 
 

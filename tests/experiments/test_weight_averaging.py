@@ -80,7 +80,7 @@ def test_smoke_reaches_what_it_must(smoke):
         assert means[name] >= least, name
     orbit = summary["dirac_gan"]
     assert orbit["time average over radius"] <= expected["time_average_over_radius_at_most"]
-    assert "made afterwards" in output
+    assert "post hoc 0.15" in output
     for name in ("accuracy.png", "post_hoc.png", "dirac_gan.png"):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
     assert len(list((workdir / "snapshots").iterdir())) == 20
