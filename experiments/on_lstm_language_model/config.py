@@ -117,9 +117,7 @@ class TrainingConfig:
         ):
             at_least(0, f"training.{name}", getattr(self, name))
         if self.random_lengths and self.optimizer == "adamw":
-            raise ValueError(
-                "training.random_lengths scales the rate of sgd and nt_asgd, got optimizer='adamw'"
-            )
+            raise ValueError("training.random_lengths needs sgd or nt_asgd, got adamw")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,23 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import command_line
-from experiments.on_lstm_language_model import ngram
-from experiments.on_lstm_language_model.config import PRESETS, Config, ModelConfig
-from experiments.on_lstm_language_model.train import run
-from zoo.data import open_source
+from experiments.on_lstm_language_model import ngram, parsing
+from experiments.on_lstm_language_model.config import (
+    PRESETS,
+    Config,
+    ModelConfig,
+    TrainingConfig,
+)
+from experiments.on_lstm_language_model.train import make_optimizer, run
+from experiments.on_lstm_language_model.windows import RandomWindows, draw_lengths
+from zoo.data import build_word_vocabulary, open_source
+from zoo.ordered import OnLstmLanguageModel
+from zoo.training import functional
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODULE = "experiments.on_lstm_language_model"
@@ -169,6 +178,103 @@ def test_ended_at_any_step_the_same_command_ends_alike(name, at, code, tiny, ref
     assert checksums(tmp_path) == checksums(reference)
 
 
+GOLD = """
+( (S (NP (DT the) (NN king)) (VP (VBD came) (PP (IN to) (NP (DT the) (NN court)))) (. .)) )
+( (S (NP (PRP he)) (VP (VBZ is) (ADJP (RB so) (JJ good)) (PP (IN in) (NP (CD 12) (NNS 3s))))) )
+"""
+
+
+def test_published_training_and_scores_against_a_treebank(tiny, tmp_path, capsys):
+    (tmp_path / "gold.mrg").write_text(GOLD)
+    flags = [
+        *tiny,
+        f"--workdir={tmp_path / 'run'}",
+        f"--parsing.treebank=file:{tmp_path / 'gold.mrg'}",
+        "--training.optimizer=nt_asgd",
+        "--training.patience=1",
+        "--training.learning-rate=5",
+        "--training.epochs=5",
+        "--training.random-lengths=True",
+        "--training.activation-penalty=2",
+        "--training.temporal-penalty=1",
+        "--model.inverted-weight-drop=False",
+        "--model.recurrent-dropout=0.2",
+    ]
+    command_line.main(run, PRESETS, None, flags)
+    valid = [r["valid_perplexity"] for r in records(tmp_path / "run") if "valid_perplexity" in r]
+    assert valid[-1] < valid[0]
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    names = [row["trees"] for row in summary["parsing"]]
+    ours = [f"layer {n}, {rule}" for n in (1, 2) for rule in ("greedy", "unbiased")]
+    assert names[:4] == ours
+    assert {"right branching", "left branching", "balanced"} < set(names)
+    assert "not held out" in capsys.readouterr().out
+    assert (tmp_path / "run/gold.png").exists()
+
+
+def test_sentences_of_a_treebank_are_read_like_the_text():
+    vocabulary = build_word_vocabulary(["the king N"], split="whitespace")
+    ids = parsing.encode_sentences([["The", "king", "1990", "absent"]], vocabulary)
+    assert [vocabulary.tokens[i] for i in ids[0]] == ["the", "king", "N", "<unk>"]
+    with pytest.raises(ValueError, match="file:PATH of a treebank, got 'tfds:wsj'"):
+        parsing.open_treebank("tfds:wsj")
+
+
+def test_depths_do_not_depend_on_the_company_of_a_sentence():
+    init, rebuild = functional(
+        lambda rngs: OnLstmLanguageModel(9, 4, 4, 2, chunk_size=2, rngs=rngs)
+    )
+    parameters = init(jax.random.key(0))
+    read = parsing.make_reader(rebuild, end=1)
+    sentences = [[2, 3, 4], [5] * 20, [6], [7, 8]]
+    depths = read(parameters, sentences)
+    for sentence, found in zip(sentences, depths, strict=True):
+        ids = np.array([[1, *sentence]])
+        alone = rebuild(parameters)(ids).depths.forget[:, 0, 1:]
+        assert found.shape == (2, len(sentence))
+        np.testing.assert_allclose(found, alone, atol=1e-6)
+
+
+def test_random_windows_count_every_token_once():
+    ids = np.arange(500)
+    batches = RandomWindows(ids, batch_size=4, num_steps=20, seed=3)
+    assert batches.lengths[:-1].sum() < 125 <= batches.lengths.sum()
+    for _ in range(2):
+        epoch = [next(batches) for _ in range(batches.batches_per_epoch)]
+        targets = np.concatenate([batch["targets"][batch["valid"]] for batch in epoch])
+        np.testing.assert_array_equal(np.sort(targets), ids[1:])
+        assert [batch["start"].all() for batch in epoch] == [True] + [False] * (len(epoch) - 1)
+        for batch, length in zip(epoch, batches.lengths, strict=True):
+            assert batch["inputs"].shape == (4, batches.lengths.max())
+            np.testing.assert_array_equal(batch["mask"].sum(axis=1), length)
+        for before, after, length in zip(epoch[:-1], epoch[1:], batches.lengths, strict=False):
+            np.testing.assert_array_equal(after["inputs"][:, 0], before["targets"][:, length - 1])
+
+
+def test_lengths_of_windows_follow_their_law():
+    lengths = draw_lengths(700_000, num_steps=70, seed=0)
+    short = lengths < 52
+    # 10,000 draws, 5 % of them short: five standard deviations are 1.1 % of all, and 0.25 or 1.1
+    # of the means. Lengths are cut to integers, which takes half away.
+    assert abs(short.mean() - 0.05) < 0.011
+    assert abs(lengths[~short].mean() - 69.5) < 0.25
+    assert abs(lengths[short].mean() - 34.5) < 1.2
+    assert draw_lengths(1000, num_steps=1, seed=0).min() == 5
+
+
+def test_the_rate_follows_the_length_of_the_window():
+    training = TrainingConfig(
+        optimizer="sgd", random_lengths=True, learning_rate=3.0, num_steps=70, gradient_clip=1e9
+    )
+    optimizer = make_optimizer(training, 10, np.array([70, 35]))
+    state = optimizer.init(np.float32(0))
+    updates = []
+    for _ in range(3):
+        update, state = optimizer.update(np.float32(1), state, np.float32(0))
+        updates.append(float(update))
+    assert updates == pytest.approx([-3.0, -1.5, -3.0])
+
+
 def fails(capsys, *flags):
     """Runs in this process; returns what was said."""
     with pytest.raises(SystemExit) as exit_:
@@ -187,8 +293,13 @@ def fails(capsys, *flags):
         (["--data.uri=file:/absent/text.txt"], "/absent/text.txt"),
         (["--training.learning-rate=-1"], "training.learning_rate must be at least 0, got -1"),
         (["--model.input-dropout=1.5"], r"model.input_dropout must be in [0, 1), got 1.5"),
-        (["--preset=huge"], "--preset must be one of small, smoke, paper, got 'huge'"),
+        (
+            ["--preset=huge"],
+            "--preset must be one of small, smoke, penn_treebank, paper, got 'huge'",
+        ),
         (["--no-such-flag=1"], "--no-such-flag"),
+        (["--training.random-lengths=True"], "random_lengths needs sgd or nt_asgd, got adamw"),
+        (["--parsing.treebank=file:/absent.zip"], "/absent.zip"),
         (["--mesh.data=3"], "3"),
     ],
 )
