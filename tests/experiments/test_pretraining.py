@@ -94,7 +94,7 @@ def test_smoke_reaches_what_it_must(tmp_path):
         assert summary["baseline"][name] == pytest.approx(value, abs=1e-3)
     assert summary["transformer"]["valid_loss"] <= expected["valid_loss_at_most"]
     assert summary["transformer"]["valid_loss"] < summary["baseline"]["unigram"]
-    assert summary["transformer"]["valid_hidden_accuracy"] >= expected["hidden_accuracy_at_least"]
+    assert summary["transformer"]["valid_kept_accuracy"] >= expected["kept_accuracy_at_least"]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -258,12 +258,9 @@ def test_a_row_survives_its_record():
 
 def test_static_copies_are_that_many():
     rows = jnp.array([5, 9])
-    draws = {
-        tuple(jax.random.key_data(k).ravel().tolist() for k in row_keys(jax.random.key(s), rows, 3))
-        for s in range(40)
-    }
+    draws = [jax.random.key_data(row_keys(jax.random.key(seed), rows, 3)) for seed in range(30)]
     for place in range(2):
-        assert len({str(keys[place]) for keys in draws}) == 3
+        assert len({np.asarray(draw[place]).tobytes() for draw in draws}) == 3
     batch = {"ids": jnp.full((2, 32), 7), "row": rows, "word_starts": jnp.ones((2, 32), bool)}
     one, two = (
         make_example(jax.random.key(s), batch, ObjectiveConfig(static_copies=1), vocab_size=50)

@@ -69,9 +69,9 @@ def mask_tokens(
     >>> example = mask_tokens(jax.random.key(1), ids, word_starts=starts, rate=0.6, mask_rate=1.0,
     ...                       random_rate=0.0)
     >>> example.inputs
-    Array([[101,   7, 103, 103, 102,   0]], dtype=int32)
+    Array([[101, 103,   8,   9, 102,   0]], dtype=int32)
     >>> example.weights
-    Array([[False, False,  True,  True, False, False]], dtype=bool)
+    Array([[False,  True, False, False, False, False]], dtype=bool)
     """
     _check_ids(ids, key)
     shares = {"mask_rate": mask_rate, "random_rate": random_rate}
@@ -156,9 +156,9 @@ def split_prefix(
 
     >>> example = split_prefix(jax.random.key(0), jnp.array([[2, 5, 6, 7, 8, 3]]), sep_id=3)
     >>> example.inputs, example.segment_ids
-    (Array([[2, 5, 6, 7, 3, 8]], dtype=int32), Array([[0, 0, 0, 0, 0, 1]], dtype=int32))
+    (Array([[2, 5, 3, 6, 7, 8]], dtype=int32), Array([[0, 0, 0, 1, 1, 1]], dtype=int32))
     >>> example.weights
-    Array([[False, False, False, False,  True, False]], dtype=bool)
+    Array([[False, False,  True,  True,  True, False]], dtype=bool)
     """
     _check_ids(ids, key)
     length = ids.shape[-1]
