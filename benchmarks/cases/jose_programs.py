@@ -31,7 +31,7 @@ def corpus(words: int, vocabulary: int, length: int) -> tuple[str, ...]:
 
 
 def train(*, words: int, vocabulary: int, length: int, dimension: int) -> Callable[[], Any]:
-    """One pass over the corpus, from vectors and chunks that are ready: no reading, no compiling."""
+    """One pass over a corpus that is read already, by a step that is compiled."""
     trainer = spherical.JoseTrainer(
         corpus(words, vocabulary, length),
         dimension=dimension,

@@ -1,5 +1,6 @@
 """Corpora with labels and splits, by URI."""
 
+import collections
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ def read_documents(uri: str) -> Documents:
     """Reads documents.
 
     Args:
-        uri: ``builtin:shakespeare``: speeches, with the play's most talkative speakers as classes;
+        uri: ``builtin:shakespeare``: passages, with the most talkative speakers as classes;
             ``file:…{part}…`` for the parts of the film reviews; any other ``file:`` as the source
             has it.
 
@@ -30,7 +31,7 @@ def read_documents(uri: str) -> Documents:
         The documents.
     """
     if uri == "builtin:shakespeare":
-        return _speeches(uri)
+        return _passages(uri)
     if "{part}" in uri:
         return _reviews(uri)
     examples = list(open_source(uri))
@@ -43,22 +44,26 @@ def read_documents(uri: str) -> Documents:
     return Documents(texts, labels, tuple(groups[i] for i in sorted(groups)), test)
 
 
-def _speeches(uri: str, classes: int = 20) -> Documents:
-    """A speech is a speaker's name and the lines to the next blank one."""
+def _passages(uri: str, classes: int = 20, least: int = 150) -> Documents:
+    """Neighbouring speeches, 150 words or more; the class is who of the most talkative says most."""
     blocks = "\n".join(example["text"] for example in open_source(uri)).split("\n\n")
-    pairs = [block.strip().split(":\n", 1) for block in blocks if ":\n" in block]
-    speakers = [speaker for speaker, _ in pairs]
-    words = np.array([len(text.split()) for _, text in pairs])
-    totals = {name: 0 for name in speakers}
-    for name, count in zip(speakers, words, strict=True):
-        totals[name] += int(count)
-    names = tuple(sorted(totals, key=lambda name: -totals[name])[:classes])
-    number = {name: row for row, name in enumerate(names)}
-    labels = np.array([number.get(name, -1) for name in speakers])
-    # A word or two say little of who speaks.
-    labels[words < 20] = -1
-    test = np.arange(len(pairs)) % 5 == 0
-    return Documents([text.replace("\n", " ") for _, text in pairs], labels, names, test)
+    speeches = [block.strip().split(":\n", 1) for block in blocks if ":\n" in block]
+    totals: collections.Counter[str] = collections.Counter()
+    passages: list[tuple[list[str], collections.Counter[str]]] = [([], collections.Counter())]
+    for speaker, text in speeches:
+        words = len(text.split())
+        totals[speaker] += words
+        if passages[-1][1].total() >= least:
+            passages.append(([], collections.Counter()))
+        passages[-1][0].append(text.replace("\n", " "))
+        passages[-1][1][speaker] += words
+    names = tuple(name for name, _ in totals.most_common(classes))
+    labels = np.full(len(passages), -1)
+    for row, (_, shares) in enumerate(passages):
+        known = [name for name, _ in shares.most_common() if name in names]
+        labels[row] = names.index(known[0]) if known else -1
+    test = np.arange(len(passages)) % 5 == 0
+    return Documents([" ".join(texts) for texts, _ in passages], labels, names, test)
 
 
 def _reviews(uri: str) -> Documents:

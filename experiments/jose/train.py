@@ -22,6 +22,13 @@ SIMILARITY = {
     "SimLex-999": "SimLex-999/SimLex-999.txt",
 }
 
+SHORT = {
+    "mutual_information": "MI",
+    "normalized_mutual_information": "NMI",
+    "adjusted_rand": "ARI",
+    "purity": "purity",
+}
+
 
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
@@ -153,21 +160,22 @@ def report(
     embeddings: JoseEmbeddings, scores: dict[str, Any], similarity: dict[str, Any], config: Config
 ) -> None:
     """Tables and neighbours on the terminal."""
-    rows = []
-    for name, parts in scores.items():
-        if "knn" in parts:
-            rows.append({"documents": name, "method": "3 nearest neighbours", **parts["knn"]})
-        for method in ("k_means", "spherical_k_means"):
-            if method in parts:
-                rows.append(
-                    {
-                        "documents": name,
-                        "method": method.replace("_", " "),
-                        **{key: f"{m:.3f} ± {s:.3f}" for key, (m, s) in parts[method].items()},
-                    }
-                )
-    if rows:
-        results_table(rows, title="Documents")
+    neighbours = [
+        {"3 nearest neighbours": name, **parts["knn"]}
+        for name, parts in scores.items()
+        if "knn" in parts
+    ]
+    clusters = [
+        {
+            "clusters": method.replace("_", " "),
+            **{SHORT[key]: f"{mean:.3f} ± {std:.3f}" for key, (mean, std) in found.items()},
+        }
+        for method, found in scores["all documents"].items()
+        if method != "knn"
+    ]
+    for rows, title in ((neighbours, "Classes of documents"), (clusters, "Clusters")):
+        if rows:
+            results_table(rows, title=title)
     if similarity:
         results_table([{"set": name, **found} for name, found in similarity.items()], title="Words")
     for word in config.evaluation.neighbours_of:

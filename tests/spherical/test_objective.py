@@ -67,7 +67,9 @@ def test_reference_is_the_authors_program(run):
 
 
 def test_replayed_events_end_at_the_same_vectors(run):
-    _, (_, start, tables, events) = run
+    golden, _ = run
+    # A short run: each step adds a rounding of float32.
+    _, start, tables, events = reference.train(golden["lines"][:8], sample=1.0)
     moved = [np.abs(a - b).max() for a, b in zip(start, tables, strict=True)]
     assert min(moved) > 0.05
     columns = [jnp.asarray(column) for column in zip(*events, strict=True)]

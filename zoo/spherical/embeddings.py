@@ -153,6 +153,8 @@ def load_word2vec(
                     word, *numbers = file.readline().decode().split()
                     words.append(word)
                     rows.append(np.array(numbers, np.float32).reshape(size))
+            if rest := file.read(1 << 10).strip():
+                raise ValueError(f"{rest[:20]!r} follows the last one")
         except (ValueError, EOFError) as error:
             raise ValueError(
                 f"{path} is not a whole word2vec file with binary={binary}: row {len(words)}: "

@@ -133,7 +133,8 @@ def logarithmic_map(x: ArrayLike, y: ArrayLike) -> jax.Array:
     """
     dtype, (x, y) = widen("logarithmic_map", x=x, y=y)
     angle = distance(x, y)
-    u = project(x, y - x)
+    # The same tangent from either end; of the shorter difference no digits are lost.
+    u = project(x, jnp.where(angle < 2, y - x, y + x))
     sine = norm(u)
     direction = u / jnp.where(sine > 0, sine, 1)
     near = (sine == 0) & (angle < 1)
@@ -251,7 +252,7 @@ def unit(x: jax.Array) -> jax.Array:
     """X / |x|, zero for zero."""
     scaled, _ = _scaled(x)
     square = jnp.sum(scaled * scaled, axis=-1, keepdims=True)
-    return scaled / jnp.where(square == 0, 1, jnp.sqrt(jnp.where(square == 0, 1, square)))
+    return jnp.where(square == 0, 0, scaled / jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
 def project(x: jax.Array, v: jax.Array) -> jax.Array:

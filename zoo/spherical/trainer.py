@@ -55,8 +55,9 @@ class JoseTrainer:
         learning_rate: a at the start; falls linearly to 1e-4 of it.
         min_count: rarer words are left out.
         subsample: s, the frequency above which words are dropped at random; 0 keeps all.
-        shuffle: documents in a new order each pass. With False, documents that are neighbours in
-            the file get similar vectors for that alone.
+        shuffle: documents in a new order each pass. In the order of the file, as the authors'
+            program reads them, neighbours in the file get similar vectors for that alone: where
+            the file is sorted by class, scores rise.
         tokenizer: text -> words.
         chunk_size: P, words between two updates; a multiple of ``block_size``.
         block_size: T, neighbouring words that share negatives.
@@ -87,7 +88,7 @@ class JoseTrainer:
         learning_rate: float = 0.04,
         min_count: int = 5,
         subsample: float = 1e-3,
-        shuffle: bool = True,
+        shuffle: bool = False,
         tokenizer: Tokenizer = str.split,
         chunk_size: int = 1024,
         block_size: int = 32,

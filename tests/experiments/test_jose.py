@@ -1,0 +1,80 @@
+"""The experiment as a user runs it, and the mistakes a user makes."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments import command_line
+from experiments.jose.config import PRESETS
+from experiments.jose.documents import read_documents
+from experiments.jose.train import run
+from zoo import spherical
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_smoke_reaches_what_it_must(tmp_path, capsys):
+    flags = ["--preset=smoke", f"--workdir={tmp_path}", "--loop.progress=False"]
+    command_line.main(run, PRESETS, None, flags)
+    expected = json.loads((ROOT / "experiments/jose/expected.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    scores = summary["scores"]["all documents"]
+    assert scores["knn"]["micro_f1"] >= expected["knn_micro_f1_at_least"]
+    purity, _ = scores["k_means"]["purity"]
+    assert purity >= expected["k_means_purity_at_least"]
+    assert summary["skipped"] == expected["skipped"]
+    output = capsys.readouterr().out
+    assert "king: " in output
+    assert "test documents unseen" in summary["scores"]
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    model = spherical.load_embeddings(tmp_path / "model.safetensors")
+    words, vectors = spherical.load_word2vec(tmp_path / "words.txt")
+    assert words == model.vocabulary.words
+    np.testing.assert_array_equal(vectors, model.words)
+    losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1]["loss"] < losses[0]["loss"]
+    # The same command again finds the run finished.
+    before = (tmp_path / "model.safetensors").read_bytes()
+    command_line.main(run, PRESETS, None, flags)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_passages_are_documents():
+    documents = read_documents("builtin:shakespeare")
+    assert len(documents.texts) == len(documents.labels) == len(documents.test) > 900
+    assert documents.texts[0].startswith("Before we proceed any further, hear me speak.")
+    assert len(documents.names) == 20
+    assert set(documents.labels) == set(range(-1, 20))
+
+
+def test_labelled_file(tmp_path):
+    path = tmp_path / "posts.jsonl"
+    rows = [
+        {"text": "a\nb", "label": 1, "group": "x", "split": "train"},
+        {"text": "c", "label": 0, "group": "y", "split": "test"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    documents = read_documents(f"file:{path}")
+    assert documents.texts == ["a b", "c"]
+    assert documents.names == ("y", "x")
+    assert documents.labels.tolist() == [1, 0]
+    assert documents.test.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data.uri=ftp://x"], "must start with one of builtin:, file:, tfds:"),
+        (["--data.min-count=0"], "data.min_count must be at least 1, got 0"),
+        (["--data.min-count=100000000"], "at least 2 words"),
+        (["--training.learning-rate=nan"], "learning_rate must be positive and finite, got nan"),
+        (["--model.window=0"], "window must be an integer of at least 1, got 0"),
+    ],
+)
+def test_mistakes_end_in_one_line(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main(run, PRESETS, None, [*flags, f"--workdir={tmp_path}"])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
