@@ -68,7 +68,7 @@ class TrainingConfig:
     """Pairs of one update, over all devices."""
     schedule: Literal["cosine", "plateau"] = "cosine"
     """cosine: one warm-up, then down to 0; plateau: halved after two epochs without progress."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
     """Largest global norm of the gradient."""

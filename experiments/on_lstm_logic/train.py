@@ -219,7 +219,7 @@ def report(
     seen: int,
 ) -> None:
     """Tables, pictures and summary; ``seen`` operators were the most in training."""
-    accuracy = {
+    accuracy = {  # [seeds, numbers of operators]
         name: np.array([list(result.accuracy.values()) for result in of_seeds])
         for name, of_seeds in results.items()
     }
@@ -229,10 +229,9 @@ def report(
     }
     rows = [
         {"operators": str(number), "test pairs": len(corpus.test[number])}
-        | {name: f"{100 * a.mean():.1f} ± {100 * a.std():.1f}" for name, a in columns.items()}
+        | {name: spread(values[:, i]) for name, values in accuracy.items()}
         | {"majority": f"{100 * majority[number]:.1f}"}
         for i, number in enumerate(corpus.test)
-        for columns in ({name: values[:, i] for name, values in accuracy.items()},)
     ]
     longer = np.array([number > seen for number in corpus.test])
     counts = np.array([len(pairs) for pairs in corpus.test.values()])
@@ -250,9 +249,9 @@ def report(
     for title, values in means.items():
         rows.append(
             {"operators": title, "test pairs": ""}
-            | {name: f"{100 * v.mean():.1f} ± {100 * v.std():.1f}" for name, v in values.items()}
+            | {name: spread(shares) for name, shares in values.items()}
         )
-    results_table(rows, title="Right relations in percent, mean and standard deviation over seeds")
+    results_table(rows, title="Right relations in percent, mean ± standard deviation")
     trees = tree_rows(results, gold)
     shown = ("trees", "sentence F1", "corpus F1", "depth", *LABELS)
     results_table(
@@ -272,6 +271,12 @@ def report(
     }
     summary_path = write_summary(workdir, summary)
     print("written:", ", ".join(str(path) for path in (*pictures, summary_path)))
+
+
+def spread(shares: np.ndarray) -> str:
+    """Mean of the seeds, and their standard deviation if there are several, in percent."""
+    mean = f"{100 * shares.mean():.1f}"
+    return mean if len(shares) == 1 else f"{mean} ± {100 * shares.std(ddof=1):.1f}"
 
 
 def tree_rows(results: dict[str, list[Result]], gold: list[GoldTree]) -> list[dict[str, Any]]:
