@@ -45,7 +45,7 @@ def read_documents(uri: str) -> Documents:
 
 
 def _passages(uri: str, classes: int = 20, least: int = 150) -> Documents:
-    """Neighbouring speeches, 150 words or more; the class is who of the most talkative says most."""
+    """Neighbouring speeches, 150 words or more; the class is its main great speaker."""
     blocks = "\n".join(example["text"] for example in open_source(uri)).split("\n\n")
     speeches = [block.strip().split(":\n", 1) for block in blocks if ":\n" in block]
     totals: collections.Counter[str] = collections.Counter()

@@ -14,7 +14,15 @@ from zoo.spherical.sampling import ChunkSampler
 from zoo.spherical.trainer import train_step
 from zoo.training import make_mesh
 
-SMALL = {"dimension": 8, "window": 2, "chunk_size": 64, "block_size": 16, "min_count": 1}
+ONE_DEVICE = make_mesh(devices=jax.devices()[:1])
+SMALL = {
+    "dimension": 8,
+    "window": 2,
+    "chunk_size": 64,
+    "block_size": 16,
+    "min_count": 1,
+    "mesh": ONE_DEVICE,
+}
 
 
 def topics(seed=0, documents=120):
@@ -29,10 +37,6 @@ def topics(seed=0, documents=120):
         lines.append(" ".join(f"w{word}" for word in words))
         labels.append(topic)
     return lines, np.array(labels)
-
-
-def one_device():
-    return make_mesh(devices=jax.devices()[:1])
 
 
 def test_band_and_back():
@@ -195,7 +199,7 @@ def test_long_documents_are_read_in_parts():
 def test_one_pair_moves_as_the_program_says():
     """A row that occurs once takes exactly the step of the authors' rule."""
     lines = ["a b", "c d"]
-    trainer = spherical.JoseTrainer(lines, **SMALL, subsample=0, passes=1, mesh=one_device())
+    trainer = spherical.JoseTrainer(lines, **SMALL, subsample=0, passes=1)
     chunk = next(trainer.chunks)
     trainer.chunks.close()
     place = {word: row for row, word in enumerate(trainer.vocabulary.words)}
@@ -236,9 +240,7 @@ def test_one_pair_moves_as_the_program_says():
 def toy():
     """The vectors of one device, the lines, and the topics."""
     lines, labels = topics()
-    trainer = spherical.JoseTrainer(
-        lines, **SMALL | {"dimension": 16}, passes=10, mesh=one_device()
-    )
+    trainer = spherical.JoseTrainer(lines, **SMALL | {"dimension": 16, "passes": 10})
     return trainer.fit(), lines, labels
 
 
@@ -262,7 +264,7 @@ def test_topics_are_found(toy):
 def test_the_joint_hinge_finds_topics_too():
     lines, labels = topics()
     options = SMALL | {"dimension": 16, "objective": "joint"}
-    embeddings = spherical.train_jose(lines, **options, passes=10, mesh=one_device())
+    embeddings = spherical.train_jose(lines, **options, passes=10)
     assert topic_accuracy(embeddings.documents, labels) > 0.7
 
 
@@ -278,8 +280,8 @@ def test_unseen_documents_come_to_their_topic(toy):
 def test_tables_split_over_eight_devices_give_the_same_vectors(toy):
     lines, _ = topics(documents=24)
     options = SMALL | {"passes": 2, "chunk_size": 128}
-    alone = spherical.train_jose(lines, **options, mesh=one_device())
-    trainer = spherical.JoseTrainer(lines, **options, mesh=make_mesh(fsdp=8))
+    alone = spherical.train_jose(lines, **options)
+    trainer = spherical.JoseTrainer(lines, **options | {"mesh": make_mesh(fsdp=8)})
     shards = trainer.state.parameters["words"].addressable_shards
     assert {shard.data.shape[0] for shard in shards} == {shards[0].data.shape[0]}
     assert len({shard.index for shard in shards}) == 8
@@ -290,7 +292,7 @@ def test_tables_split_over_eight_devices_give_the_same_vectors(toy):
 
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
     lines, _ = topics(documents=24)
-    options = SMALL | {"passes": 3, "mesh": one_device()}
+    options = SMALL | {"passes": 3}
     whole = spherical.train_jose(lines, **options)
 
     class Stop(Exception):
@@ -363,6 +365,11 @@ def test_lines_longer_than_any_piece(tmp_path):
         (b"a b\n", {"dimension": 2.5}, "dimension must be an integer of at least 1, got 2.5"),
         (b"a b\n", {"objective": "paper"}, "must be 'two_hinges' or 'joint', got 'paper'"),
         (b"a b\n", {"chunk_size": 50}, "a multiple of block_size, got .*chunk_size=50"),
+        (
+            b"a b\n",
+            {"mesh": make_mesh()},
+            "a multiple of .* 8 devices, 128, got 64",
+        ),
         (b"a b\n", {"min_count": 0}, "min_count must be at least 1, got 0"),
     ],
 )

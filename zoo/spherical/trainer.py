@@ -116,6 +116,13 @@ class JoseTrainer:
                 "window must be at most 127 and chunk_size a multiple of block_size, got "
                 f"{window=}, {chunk_size=}, {block_size=}"
             )
+        self.mesh = make_mesh() if mesh is None else mesh
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        if chunk_size // block_size % shards:
+            raise ValueError(
+                f"chunk_size must be a multiple of block_size for each of {shards} devices, "
+                f"{shards * block_size}, got {chunk_size}; or give a mesh of fewer devices"
+            )
         before = fingerprint(corpus)
         self.vocabulary = build_vocabulary(corpus, min_count=min_count, tokenizer=tokenizer)
         self.corpus = encode_corpus(corpus, self.vocabulary, tokenizer=tokenizer)
@@ -126,7 +133,6 @@ class JoseTrainer:
                 f"{len(self.corpus.ids)} in the second; train on a copy that nobody writes to"
             )
         self.dimension, self.seed = dimension, seed
-        self.mesh = make_mesh() if mesh is None else mesh
         self.chunks = ChunkSampler(
             self.corpus,
             self.vocabulary.counts,
