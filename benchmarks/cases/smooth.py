@@ -120,6 +120,7 @@ def top_k_case(method: str, build: Callable[..., Program]) -> Case:
     rivals = {f"softjax {name}": make for name, make in rivals.items()}
     equal = ()
     if method == "gradient":
+        # Compared on the short rows: on the long ones its float32 is off by 4e-4.
         rivals["recursion in logarithms"] = lambda: log_space_top_k
         equal = ("recursion in logarithms",)
     return case(
@@ -128,7 +129,7 @@ def top_k_case(method: str, build: Callable[..., Program]) -> Case:
         rivals,
         build=build,
         sizes=TOP_K_SIZES,
-        small=("few", "experts"),
+        small=("experts", "few"),
         equal=equal,
     )
 

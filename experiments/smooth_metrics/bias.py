@@ -33,7 +33,7 @@ def bias_table(config: BiasConfig, key: jax.Array, *, remembered_examples: int) 
     whole, slope = jax.jit(jax.value_and_grad(f1))(start, logits, labels)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def of_batches(size: int) -> tuple:
+    def of_batches(size: int, logits: jax.Array, labels: jax.Array) -> tuple:
         batches = logits.reshape(-1, size), labels.reshape(-1, size)
         values, slopes = jax.vmap(lambda *batch: jax.value_and_grad(f1)(start, *batch))(*batches)
 
@@ -59,7 +59,7 @@ def bias_table(config: BiasConfig, key: jax.Array, *, remembered_examples: int) 
 
     rows = []
     for size in config.batch_sizes:
-        value, batch_slope, streamed, streamed_slope = of_batches(size)
+        value, batch_slope, streamed, streamed_slope = of_batches(size, logits, labels)
         rows.append(
             {
                 "batch size": size,

@@ -8,10 +8,10 @@ and takes logarithms of what rounding leaves. Here everything is positive, and n
 1. The law of S is that of independent coins p_i = σ(x_i - λ) given that k of them fall on heads,
    for every λ. With Σ p_i = k, k is the most probable number of heads, P(k) ≥ 1/(n + 1), so that
    Π_i (1 - p_i + p_i t) can be multiplied out without logarithms: what underflows is negligible.
-2. The product is a tree of pairs, cut off above t^k: n/k products of degree k on the first level
-   that reaches k, half as many on the next: O(nk) operations and log n levels instead of n steps.
+2. The product is cut off above t^k. It runs in up to 256 lanes, n/256 steps of one factor a lane,
+   and the lanes are multiplied in pairs: O(nk) operations and memory, and not n steps.
 3. P(i ∈ S) = p_i ∂ log P(k) / ∂p_i with p_i and 1 - p_i as independent variables: the way back
-   through the tree, positive as well.
+   through the products, positive as well.
 
 Source: Jianlin Su, «Smooth top-k», 2024, https://kexue.fm/archives/10373 (GradTopK); the law given
 its number of heads: Sean X. Chen, Jun S. Liu, «Statistical applications of the Poisson-binomial
@@ -26,6 +26,8 @@ from jax import lax
 
 from zoo.smooth.numerics import logistic
 from zoo.smooth.thresholds import LOGISTIC, threshold
+
+LANES = 256
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -49,37 +51,48 @@ def inclusion_probabilities(k: int, x: jax.Array, largest: jax.Array) -> jax.Arr
 
 def _coefficient(first: jax.Array, zeroth: jax.Array, degree: int) -> jax.Array:
     """The coefficient of t^degree in Π_i (zeroth_i + first_i t), [..., items] -> [...]."""
-    factors = jnp.stack([zeroth, first], axis=-1)
-    while factors.shape[-2] > 1:
-        if factors.shape[-2] % 2:
-            one = jnp.zeros_like(factors[..., :1, :]).at[..., 0].set(1)
-            factors = jnp.concatenate([factors, one], axis=-2)
-        left, right = factors[..., 0::2, :], factors[..., 1::2, :]
-        if factors.shape[-2] == 2:
-            return _last_coefficient(left[..., 0, :], right[..., 0, :], degree)
-        factors = _product(left, right, min(2 * left.shape[-1] - 1, degree + 1))
-    return factors[..., 0, degree]
+    # The coefficients are the first axis: the long one, over the factors, is the fast one.
+    factors = _products_of_lanes(zeroth, first, degree)
+    while (count := factors.shape[-1]) > 1:
+        if count % 2:
+            one = jnp.zeros_like(factors[..., :1]).at[0].set(1)
+            factors, count = jnp.concatenate([factors, one], axis=-1), count + 1
+        left, right = factors[..., : count // 2], factors[..., count // 2 :]
+        if count == 2:
+            lowest = degree - (len(right) - 1)
+            return jnp.sum(left[lowest : degree + 1] * right[::-1], axis=0)[..., 0]
+        factors = _product(min(2 * len(left) - 1, degree + 1), left, right)
+    return factors[degree, ..., 0]
 
 
-def _last_coefficient(left: jax.Array, right: jax.Array, degree: int) -> jax.Array:
-    lowest = degree - (right.shape[-1] - 1)
-    return jnp.sum(left[..., lowest : degree + 1] * right[..., ::-1], axis=-1)
+def _products_of_lanes(zeroth: jax.Array, first: jax.Array, degree: int) -> jax.Array:
+    """The product over every lane of factors, [..., items] -> [degree + 1, ..., lanes]."""
+    items = zeroth.shape[-1]
+    lanes = max(1, min(LANES, items // (degree + 1)))
+    steps = -(-items // lanes)
+
+    def in_steps(values: jax.Array, fill: float) -> jax.Array:
+        padding = [(0, 0)] * (values.ndim - 1) + [(0, steps * lanes - items)]
+        values = jnp.pad(values, padding, constant_values=fill)
+        return jnp.moveaxis(values.reshape(*values.shape[:-1], steps, lanes), -2, 0)
+
+    def multiply(product: jax.Array, factor: tuple) -> tuple[jax.Array, None]:
+        zeroth, first = factor
+        shifted = jnp.concatenate([jnp.zeros_like(product[:1]), product[:-1]])
+        return product * zeroth[None] + shifted * first[None], None
+
+    factors = in_steps(zeroth, 1), in_steps(first, 0)
+    one = jnp.zeros_like(factors[0][:1])
+    one = jnp.concatenate([one + 1, *[one] * degree])
+    return lax.scan(multiply, one, factors)[0]
 
 
-@jax.checkpoint
-def _multiply_rows(left: jax.Array, right: jax.Array) -> jax.Array:
-    """All coefficients of the product, [..., L] twice -> [..., 2L - 1]."""
-    length = left.shape[-1]
-    # Rows of 2L entries read as rows of 2L - 1: row i is shifted to the right by i.
-    zeros = [(0, 0)] * (right.ndim - 1)
-    rows = jnp.broadcast_to(
-        jnp.pad(right, [*zeros, (0, length)])[..., None, :],
-        (*right.shape[:-1], length, 2 * length),
-    ).reshape(*right.shape[:-1], 2 * length * length)
-    shifted = rows[..., : length * (2 * length - 1)]
-    shifted = shifted.reshape(*right.shape[:-1], length, 2 * length - 1)
-    return jnp.sum(left[..., None] * shifted, axis=-2)
-
-
-def _product(left: jax.Array, right: jax.Array, length: int) -> jax.Array:
-    return _multiply_rows(left, right)[..., :length]
+@functools.partial(jax.checkpoint, static_argnums=0)
+def _product(length: int, left: jax.Array, right: jax.Array) -> jax.Array:
+    """The first coefficients of the products, [L, ..., M] twice -> [length, ..., M]."""
+    size, rest = len(left), left.shape[1:]
+    # Rows of 2L entries read as rows of 2L - 1: row i is shifted by i.
+    rows = jnp.concatenate([right, jnp.zeros_like(right)])
+    rows = jnp.broadcast_to(rows, (size, 2 * size, *rest)).reshape(2 * size * size, *rest)
+    shifted = rows[: size * (2 * size - 1)].reshape(size, 2 * size - 1, *rest)
+    return jnp.sum(left[:, None] * shifted[:, :length], axis=0)
