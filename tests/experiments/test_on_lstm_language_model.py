@@ -298,7 +298,6 @@ def fails(capsys, *flags):
             "--preset must be one of small, smoke, penn_treebank, paper, got 'huge'",
         ),
         (["--no-such-flag=1"], "--no-such-flag"),
-        (["--training.random-lengths=True"], "random_lengths needs sgd or nt_asgd, got adamw"),
         (["--parsing.treebank=file:/absent.zip"], "/absent.zip"),
         (["--mesh.data=3"], "3"),
     ],
@@ -348,6 +347,8 @@ def test_a_diverging_run_is_stopped(tiny, tmp_path, capsys):
 def test_config_is_nested_and_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().model.num_layers = 3
+    with pytest.raises(ValueError, match="random_lengths needs sgd or nt_asgd, got adamw"):
+        TrainingConfig(random_lengths=True)
     with pytest.raises(ValueError, match=r"model\.num_layers must be at least 1, got 0"):
         ModelConfig(num_layers=0)
 
