@@ -48,7 +48,8 @@ def run(config: AblationConfig) -> list[dict[str, Any]]:
         key, shared_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
         filters = jax.random.normal(key, (config.entries, config.filters))
         direction = jax.random.normal(shared_key, (config.entries, 1))
-        start = filters + setting.shared * direction
+        # Of length around 1, for which a sharpness of 10 tells signs.
+        start = (filters + setting.shared * direction) / config.entries**0.5
         end = _minimise(
             step_key,
             start,
