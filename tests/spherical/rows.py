@@ -12,9 +12,13 @@ from zoo import spherical
 SIZE = 4
 
 
-def units(generator, batch, dtype, count):
+def unit_arrays(generator, batch, count):
     x = generator.normal(size=(count, *batch, SIZE))
-    return tuple(jnp.asarray(v / np.linalg.norm(v, axis=-1, keepdims=True), dtype) for v in x)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def units(generator, batch, dtype, count):
+    return tuple(jnp.asarray(v, dtype) for v in unit_arrays(generator, batch, count))
 
 
 def vectors(count):
@@ -22,7 +26,7 @@ def vectors(count):
 
 
 def tangents(generator, batch, dtype):
-    x, y, v = (np.asarray(a, np.float64) for a in units(generator, batch, np.float64, 3))
+    x, y, v = unit_arrays(generator, batch, 3)
     v = v - np.sum(x * v, axis=-1, keepdims=True) * x
     return tuple(jnp.asarray(a, dtype) for a in (x, y, v))
 

@@ -284,7 +284,7 @@ def test_tables_split_over_eight_devices_give_the_same_vectors(toy):
     trainer = spherical.JoseTrainer(lines, **options | {"mesh": make_mesh(fsdp=8)})
     shards = trainer.state.parameters["words"].addressable_shards
     assert {shard.data.shape[0] for shard in shards} == {shards[0].data.shape[0]}
-    assert len({shard.index for shard in shards}) == 8
+    assert len({str(shard.index) for shard in shards}) == 8
     split = trainer.fit()
     for ours, theirs in zip(split[:3], alone[:3], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
@@ -324,13 +324,14 @@ def test_empty_unknown_and_single_words(tmp_path):
     lines = ["a b a b", "", "zzz", "a", "  ", "b a b"]
     path = tmp_path / "text.txt"
     path.write_text("\n".join(lines))  # the last line has no break
-    trainer = spherical.JoseTrainer(path, **SMALL | {"min_count": 2}, passes=1)
+    options = SMALL | {"min_count": 2, "passes": 1, "subsample": 0}
+    trainer = spherical.JoseTrainer(path, **options)
     assert np.diff(trainer.corpus.starts).tolist() == [4, 0, 0, 1, 0, 3]
     assert trainer.corpus.skipped == 3
     embeddings = trainer.fit()
     lengths = np.linalg.norm(embeddings.documents, axis=1)
     np.testing.assert_allclose(lengths, [1, 0, 0, 1, 0, 1], atol=1e-6)
-    before = spherical.JoseTrainer(path, **SMALL | {"min_count": 2}, passes=1).state.parameters
+    before = spherical.JoseTrainer(path, **options).state.parameters
     assert (embeddings.documents[5] != np.asarray(before["documents"])[5]).any()
 
 
