@@ -17,6 +17,7 @@ model has such distributions of concentration 1 as its limit, arXiv 1911.01196, 
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -124,6 +125,7 @@ def _log_integral(kappa: jax.Array, size: int) -> jax.Array:
     return jnp.where(kappa >= 0, total, jnp.nan)
 
 
+@partial(jax.jit, static_argnums=2)  # the loop is compiled once, also outside jit
 def _sample_cosine(key: jax.Array, kappa: jax.Array, size: int) -> jax.Array:
     """1 - μ·x of samples, by rejection from a transformed beta distribution."""
     power = size - 1
