@@ -220,7 +220,7 @@ class ResNetEnergy(nnx.Module):
         for block in self.blocks:
             x = block(x, labels)
         energy = self.output(jax.nn.relu(x).sum(axis=(1, 2)))[:, 0]
-        if labels is None:
+        if labels is None or self.num_classes is None:
             return energy
         return jnp.where((labels >= 0) & (labels < self.num_classes), energy, jnp.nan)
 
