@@ -99,7 +99,9 @@ def prepare(data: DataConfig, directory: pathlib.Path, *, say: bool = True) -> d
 
 def load_tokenizer(directory: pathlib.Path) -> Any:
     """The vocabulary of a prepared corpus."""
-    return require("tokenizers", "data").Tokenizer.from_file(str(directory / "tokenizer.json"))
+    model = require("tokenizers", "data").Tokenizer.from_file(str(directory / "tokenizer.json"))
+    model.encode_special_tokens = True  # "[MASK]" written in a text is six characters of text
+    return model
 
 
 def documents(source: Any, start: int, stop: int) -> Iterator[tuple[int, str]]:
@@ -200,6 +202,7 @@ def _tokenizer(data: DataConfig, directory: pathlib.Path) -> str:
         every = tokenizers.Regex(r"[\s\S]")
         model.pre_tokenizer = tokenizers.pre_tokenizers.Split(every, behavior="isolated")
         model.decoder = tokenizers.decoders.Fuse()
+        model.add_special_tokens(list(SPECIAL))
     text = model.to_str()
     _write(path, text)
     return text
