@@ -274,5 +274,5 @@ def test_larger_orbits_spiral_in():
 
 def test_pictures_are_drawn():
     curves = {"parameters": {1: 0.1, 2: 0.2}, "EMA 0.9": {1: 0.1, 2: 0.3}, "post hoc": {2: 0.3}}
-    assert figures.draw_accuracy(curves).axes[0].get_legend() is not None
+    assert figures.draw_accuracy(curves).legends
     assert len(figures.draw_widths({0.1: {"loss": 0.3}, 0.2: {"loss": 0.2}}).axes) == 1
