@@ -123,7 +123,9 @@ def _shift_invariant(method: str, k: int, x: jax.Array, temperature: jax.Array) 
 
 def _largest(x: jax.Array, count: int) -> jax.Array:
     """The largest entries of the last axis, in falling order."""
-    return lax.top_k(x, count)[0]
+    # Without the barrier XLA's CPU compiler sorts all entries where a slice of the result is used:
+    # 2.6 ms instead of 0.07 ms for 10 of 10,000.
+    return lax.optimization_barrier(lax.top_k(x, count)[0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
