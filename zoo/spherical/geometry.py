@@ -263,7 +263,9 @@ def project(x: jax.Array, v: jax.Array) -> jax.Array:
 def exponential(x: jax.Array, v: jax.Array) -> jax.Array:
     """cos|v| x + sin|v| v/|v|."""
     length = norm(v)
-    return jnp.cos(length) * x + jnp.sinc(length / jnp.pi) * v
+    # Not jnp.sinc, which jax.shard_map refuses in JAX 0.12.
+    ratio = jnp.where(length == 0, 1, jnp.sin(length) / jnp.where(length == 0, 1, length))
+    return jnp.cos(length) * x + ratio * v
 
 
 def distance(x: jax.Array, y: jax.Array) -> jax.Array:
