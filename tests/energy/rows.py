@@ -67,10 +67,6 @@ def drawing(generator, batch, dtype):
     return key, buffer_of(generator, dtype), fresh, jnp.zeros(batch, int)
 
 
-def inserting(generator, batch, dtype):
-    return drawing(generator, batch, dtype)
-
-
 def logits(generator, batch, dtype):
     return normal(generator, (*batch, 4), dtype), jnp.asarray(generator.integers(0, 4, batch))
 
@@ -99,7 +95,6 @@ ONE_LOSS = {
     "batch": (4,),
     "skip": {"shard_map_equals_unsharded": BATCH_MEAN, "accepts_empty_batch": BATCH_MEAN},
 }
-NO_WIDE_NOISE = "its draws differ between dtypes, and a rejection is a step"
 
 ROWS = [
     *(
@@ -210,7 +205,7 @@ ROWS = [
     Row(
         name="zoo.energy.replay_insert",
         function=energy.replay_insert,
-        arguments=inserting,
+        arguments=drawing,
         axes=(None, None, None, None),
         out_axes=None,
         differentiable=(),
