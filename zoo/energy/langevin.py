@@ -31,6 +31,7 @@ from zoo.energy.sampling import (
     batch_size,
     check_scalar,
     energy_and_gradient,
+    own,
     rows_dot,
     standard_normal,
 )
@@ -180,9 +181,7 @@ def metropolis_langevin(
 
     def init(position: Any) -> MetropolisState:
         energy, gradient = energy_and_gradient(energy_fn, position)
-        # A copy: states are donated, and the caller may still hold the position.
-        position = jax.tree.map(jnp.array, position)
-        return MetropolisState(position, energy, gradient, jnp.zeros((), jnp.int32))
+        return MetropolisState(own(position), energy, gradient, jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: MetropolisState) -> tuple[MetropolisState, SamplerInfo]:
         noise_key, accept_key = jax.random.split(key)
@@ -224,8 +223,7 @@ def metropolis_langevin(
 
 def _init_langevin(position: Any) -> LangevinState:
     batch_size(position)
-    # A copy: states are donated, and the caller may still hold the position.
-    return LangevinState(jax.tree.map(jnp.array, position), jnp.zeros((), jnp.int32))
+    return LangevinState(own(position), jnp.zeros((), jnp.int32))
 
 
 def _container(

@@ -159,6 +159,11 @@ def batch_size(position: Any) -> int:
     return sizes.pop()[0]
 
 
+def own(position: Any) -> Any:
+    """A copy for a state: states are donated, and the caller may still hold the position."""
+    return jax.tree.map(jnp.array, position)
+
+
 def rows_dot(a: Any, b: Any) -> jax.Array:
     """``[B]`` float32: the inner product of two positions, row by row."""
 

@@ -22,6 +22,7 @@ from zoo.energy.sampling import (
     SamplerInfo,
     check_scalar,
     energy_and_gradient,
+    own,
     rows_dot,
     standard_normal,
 )
@@ -73,9 +74,7 @@ def underdamped_langevin(
 
     def init(position: Any) -> UnderdampedState:
         _, gradient = energy_and_gradient(energy_fn, position)
-        # Copies: states are donated, and no two leaves may share memory.
-        position = jax.tree.map(jnp.array, position)
-        return UnderdampedState(position, jax.tree.map(jnp.zeros_like, position), gradient)
+        return UnderdampedState(own(position), jax.tree.map(jnp.zeros_like, position), gradient)
 
     def step(key: jax.Array, state: UnderdampedState) -> tuple[UnderdampedState, SamplerInfo]:
         decay = jnp.exp(-friction * jnp.float32(step_size))
