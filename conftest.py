@@ -7,6 +7,16 @@ import hypothesis
 import jax
 import pytest
 
+# Compiled programs are kept between runs, and shared with the other worker and the programs that
+# tests start: compiling takes most of the suite's time. Delete .pytest_cache to start afresh.
+CACHE = {
+    "jax_compilation_cache_dir": str(pathlib.Path(__file__).parent / ".pytest_cache" / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0.05,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for option, value in CACHE.items():
+    os.environ.setdefault(option.upper(), str(value))
+    jax.config.update(option, type(value)(os.environ[option.upper()]))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # No deadline: the first example compiles. The same examples every time: no test passes by luck.
