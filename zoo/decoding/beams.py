@@ -1,0 +1,230 @@
+"""Beam search: the K likeliest beginnings of a text go on, in all rows of a batch at once.
+
+    live      K beginnings per row, by s = Σ log p
+    finished  the N best that ended, by s / length^α, where length counts the end token
+    step      every beginning is continued by every token: the K best that do not end live on, those
+              that end compete for the N places
+
+A row is done when nothing that lives can still reach its N best; what lives at ``max_length``
+competes as it is. So no better text is lost because a worse one ended first, and α = 0 finds the
+N likeliest texts whenever K beginnings cover the space.
+
+Source: https://kexue.fm/archives/7124, whose decoder has one row, no α, and drops what is finished
+and not best; Yonghui Wu et al., «Google's Neural Machine Translation System», 2016, arXiv
+1609.08144, section 7.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from zoo.decoding.steps import (
+    Rules,
+    StepFunction,
+    check_rules,
+    check_start,
+    check_step,
+    constrained,
+    map_rows,
+    read_start,
+)
+
+
+class Beams(NamedTuple):
+    """The result of :func:`beam_search`, best first."""
+
+    tokens: jax.Array  # [B, N, T] int32; after the end token pad_id
+    lengths: jax.Array  # [B, N] int32, tokens before the end token
+    scores: jax.Array  # [B, N]; -inf where there are not so many texts, NaN where logits were NaN
+
+
+class _Search(NamedTuple):
+    step: jax.Array  # []
+    last: jax.Array  # [B, K]
+    state: Any  # of B K rows
+    live_tokens: jax.Array  # [B, K, T]
+    live_sums: jax.Array  # [B, K]
+    finished: Beams
+
+
+def beam_search(
+    step_fn: StepFunction,
+    state: Any,
+    *,
+    start: ArrayLike,
+    beam_size: int,
+    max_length: int,
+    length_penalty: float = 0.0,
+    state_axes: Any = 0,
+    num_results: int | None = None,
+    repetition_penalty: float = 1.0,
+    min_length: int = 0,
+    banned: Sequence[int] = (),
+    end_id: int | None = None,
+    pad_id: int = 0,
+) -> Beams:
+    """The likeliest continuations of every row, see the module docstring.
+
+    What is banned has probability 0, and the other tokens share its own.
+
+    Args:
+        step_fn: see `zoo.decoding.steps`; the same object compiles once.
+        state: its state, for B rows.
+        start: ``[B]`` int, what is read first; or ``[B, T]``, read one by one.
+        beam_size: K in 1..V; 1 is greedy search.
+        max_length: tokens of a text at most, with the end token.
+        length_penalty: α; 0 compares sums of log p, 1 means, more prefers longer texts.
+        state_axes: the axis of the rows in the leaves of the state, a tree prefix as for
+            ``jax.vmap``; None is shared by all rows.
+        num_results: N in 1..K; None: K.
+        repetition_penalty: see :func:`penalize_repetition`; for what was written, not for
+            ``start``.
+        min_length: tokens before the end token at least.
+        banned: tokens that are never written.
+        end_id: the token that ends a text; None: all have ``max_length`` tokens.
+        pad_id: what follows it.
+
+    Returns:
+        ``Beams``.
+
+    Raises:
+        TypeError: if ``start`` is not integer, or the step function changes the state's form.
+        ValueError: if a number is out of its range, or all tokens are banned.
+
+    >>> table = jnp.log(jnp.array([[0.6, 0.4, 0.0], [0.5, 0.32, 0.18], [0.1, 0.1, 0.8]]))
+    >>> def step_fn(tokens, state):
+    ...     return table[tokens], state
+    >>> found = beam_search(step_fn, (), start=[1], beam_size=3, max_length=2, end_id=2)
+    >>> found.tokens.tolist()
+    [[[0, 0], [0, 1], [2, 0]]]
+    >>> jnp.exp(found.scores).tolist()
+    [[0.30, 0.20, 0.18]]
+    """
+    start = check_start("beam_search", start)
+    rules = Rules(end_id, pad_id, min_length, tuple(banned), repetition_penalty)
+    axes, tree = jax.tree.flatten(state_axes, is_leaf=lambda axis: axis is None)
+    return _beam_search(
+        state,
+        start,
+        length_penalty,
+        step_fn,
+        (tuple(axes), tree),
+        beam_size,
+        beam_size if num_results is None else num_results,
+        max_length,
+        rules,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=range(3, 9))
+def _beam_search(
+    state: Any,
+    start: jax.Array,
+    length_penalty: jax.Array,
+    step_fn: StepFunction,
+    flat_axes: Any,
+    beam_size: int,
+    num_results: int,
+    max_length: int,
+    rules: Rules,
+) -> Beams:
+    logits = check_step("beam_search", step_fn, state, start)
+    rows, size = logits.shape
+    check_rules("beam_search", rules, size, max_length)
+    if not 1 <= beam_size <= size:
+        raise ValueError(
+            f"beam_search: beam_size must be in 1..{size}, the size of the vocabulary, got "
+            f"{beam_size}"
+        )
+    if not 1 <= num_results <= beam_size:
+        raise ValueError(
+            f"beam_search: num_results must be in 1..{beam_size} (beam_size), got {num_results}"
+        )
+    axes = jax.tree.unflatten(flat_axes[1], flat_axes[0])
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    penalty = jnp.asarray(length_penalty, dtype)
+
+    def score(sums: jax.Array, length: ArrayLike) -> jax.Array:
+        return sums / jnp.asarray(length, dtype) ** penalty
+
+    def may_improve(search: _Search) -> jax.Array:
+        # Sums only fall, so the best that a text can reach is its sum now over the best length.
+        length = jnp.where(penalty > 0, max_length, search.step + 1)
+        best = score(search.live_sums[:, 0], length)
+        return (search.step < max_length) & (best > search.finished.scores[:, -1]).any()
+
+    def extend(search: _Search) -> _Search:
+        step, live = search.step, search.live_tokens
+        logits, state = step_fn(search.last.reshape(-1), search.state)
+        z = constrained(logits, live.reshape(-1, max_length), step, rules)
+        sums = search.live_sums[..., None] + jax.nn.log_softmax(z).reshape(rows, beam_size, size)
+        finished = search.finished
+        if rules.end_id is not None:
+            texts = live.at[:, :, step].set(rules.end_id)
+            ended = score(sums[..., rules.end_id], step + 1)
+            finished = _best(finished, Beams(texts, jnp.full_like(ended, step, jnp.int32), ended))
+            sums = sums.at[..., rules.end_id].set(-jnp.inf)
+        live_sums, places = lax.top_k(sums.reshape(rows, -1), beam_size)
+        beam, token = places // size, places % size
+        # A sum that is NaN is first from here on: nothing is greater, so the search ends.
+        broken = jnp.isnan(sums).any(axis=(1, 2))[:, None]
+        return _Search(
+            step + 1,
+            token,
+            map_rows(lambda leaf, axis: _pick_beams(leaf, beam, axis), axes, state),
+            jnp.take_along_axis(live, beam[..., None], axis=1).at[:, :, step].set(token),
+            jnp.where(broken, jnp.nan, live_sums),
+            finished,
+        )
+
+    state, last = read_start(step_fn, state, start)
+    search = lax.while_loop(
+        may_improve,
+        extend,
+        _Search(
+            jnp.int32(0),
+            jnp.repeat(last[:, None], beam_size, axis=1),
+            map_rows(lambda leaf, axis: jnp.repeat(leaf, beam_size, axis=axis), axes, state),
+            jnp.full((rows, beam_size, max_length), rules.pad_id, jnp.int32),
+            # All beams are the same text yet: one counts.
+            jnp.where(jnp.arange(beam_size) == 0, 0, jnp.full((rows, beam_size), -jnp.inf, dtype)),
+            Beams(
+                jnp.full((rows, num_results, max_length), rules.pad_id, jnp.int32),
+                jnp.zeros((rows, num_results), jnp.int32),
+                jnp.full((rows, num_results), -jnp.inf, dtype),
+            ),
+        ),
+    )
+    cut = jnp.where(search.step == max_length, score(search.live_sums, max_length), -jnp.inf)
+    lengths = jnp.full_like(cut, max_length, jnp.int32)
+    found = _best(search.finished, Beams(search.live_tokens, lengths, cut))
+    broken = jnp.isnan(search.live_sums).any(axis=1)[:, None]
+    return Beams(
+        jnp.where(broken[..., None], -1, found.tokens),
+        jnp.where(broken, 0, found.lengths),
+        jnp.where(broken, jnp.nan, found.scores),
+    )
+
+
+def _best(kept: Beams, others: Beams) -> Beams:
+    """As many of both as there were kept, by score."""
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), kept, others)
+    scores, places = lax.top_k(both.scores, kept.scores.shape[1])
+    tokens = jnp.take_along_axis(both.tokens, places[..., None], axis=1)
+    return Beams(tokens, jnp.take_along_axis(both.lengths, places, axis=1), scores)
+
+
+def _pick_beams(leaf: jax.Array, beam: jax.Array, axis: int) -> jax.Array:
+    """Rows of a state ``[…, B K, …]`` in the order of the beams ``[B, K]`` they go on."""
+    axis %= leaf.ndim
+    apart = leaf.reshape(*leaf.shape[:axis], *beam.shape, *leaf.shape[axis + 1 :])
+
+    def pick(row: jax.Array, chosen: jax.Array) -> jax.Array:
+        return row.at[(slice(None),) * axis + (chosen,)].get(mode="promise_in_bounds")
+
+    return jax.vmap(pick, in_axes=(axis, 0), out_axes=axis)(apart, beam).reshape(leaf.shape)

@@ -1,0 +1,170 @@
+"""Texts drawn from a model, token by token, in one compiled loop.
+
+    w_t ~ softmax(filter(z_t)),   z_t, state = step(w_{t-1}, state)
+
+The loop ends when every row has its end token.
+
+Source: https://kexue.fm/archives/7124; see `zoo.decoding.filters`.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from zoo.decoding.filters import check_numbers, check_top_k, filter_logits, is_zero
+from zoo.decoding.steps import (
+    Rules,
+    StepFunction,
+    check_rules,
+    check_start,
+    check_step,
+    constrained,
+    read_start,
+)
+
+
+class Samples(NamedTuple):
+    """The result of :func:`sample`."""
+
+    tokens: jax.Array  # [B, T] int32; after the end token pad_id, -1 where no token was possible
+    lengths: jax.Array  # [B] int32, tokens before the end token
+    log_probabilities: jax.Array  # [B, T], of each token by the model, before any filter; then 0
+
+
+def sample(
+    key: jax.Array,
+    step_fn: StepFunction,
+    state: Any,
+    *,
+    start: ArrayLike,
+    max_length: int,
+    temperature: float | jax.Array = 1.0,
+    top_k: int | None = None,
+    top_p: float | jax.Array | None = None,
+    min_p: float | jax.Array | None = None,
+    repetition_penalty: float = 1.0,
+    min_length: int = 0,
+    banned: Sequence[int] = (),
+    end_id: int | None = None,
+    pad_id: int = 0,
+) -> Samples:
+    """Draws one continuation a row, see the module docstring.
+
+    Args:
+        key: typed key, consumed.
+        step_fn: see `zoo.decoding.steps`; the same object compiles once.
+        state: its state, for B rows.
+        start: ``[B]`` int, what is read first; or ``[B, T]``, read one by one (:func:`prefill`
+            reads a prompt at once).
+        max_length: tokens to draw at most, with the end token.
+        temperature: 0 is greedy: the likeliest token.
+        top_k: see :func:`filter_logits`.
+        top_p: see :func:`filter_logits`.
+        min_p: see :func:`filter_logits`.
+        repetition_penalty: see :func:`penalize_repetition`; for what was drawn, not for ``start``.
+        min_length: tokens before the end token at least.
+        banned: tokens that are never drawn.
+        end_id: the token that ends a row; None: none does.
+        pad_id: what follows it.
+
+    Returns:
+        ``Samples``. If the logits of a row are NaN (a cache that is too short, say) or all -inf,
+        its tokens are -1 from there on and their log-probabilities NaN.
+
+    Raises:
+        TypeError: if ``start`` is not integer, or the step function changes the state's form.
+        ValueError: if a number is out of its range, or all tokens are banned.
+
+    >>> def step_fn(tokens, state):  # a clock
+    ...     return 50.0 * jax.nn.one_hot((tokens + 1) % 4, 4), state
+    >>> sample(jax.random.key(0), step_fn, (), start=[0, 2], max_length=5, end_id=3).tokens
+    Array([[1, 2, 3, 0, 0],
+           [3, 0, 0, 0, 0]], dtype=int32)
+    """
+    start = check_start("sample", start)
+    rules = Rules(end_id, pad_id, min_length, tuple(banned), repetition_penalty)
+    check_numbers(temperature=temperature, top_p=top_p, min_p=min_p)
+    filters = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
+    return _sample(
+        key,
+        state,
+        start,
+        None if is_zero(temperature) else filters,
+        step_fn,
+        max_length,
+        top_k,
+        rules,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("step_fn", "max_length", "top_k", "rules"))
+def _sample(
+    key: jax.Array,
+    state: Any,
+    start: jax.Array,
+    filters: dict[str, Any] | None,
+    step_fn: StepFunction,
+    max_length: int,
+    top_k: int | None,
+    rules: Rules,
+) -> Samples:
+    """:func:`sample`; without filters it is greedy."""
+    logits = check_step("sample", step_fn, state, start)
+    check_rules("sample", rules, logits.shape[1], max_length)
+    check_top_k(top_k, logits.shape[1])
+    state, last = read_start(step_fn, state, start)
+    rows = len(last)
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+
+    def go_on(carry: Any) -> jax.Array:
+        step, finished, *_ = carry
+        return (step < max_length) & ~finished.all()
+
+    def write(carry: Any) -> Any:
+        step, finished, last, state, out = carry
+        logits, state = step_fn(last, state)
+        z = constrained(logits, out.tokens, step, rules)
+        if filters is None:
+            token = jnp.argmax(z, axis=-1)
+        else:
+            z = filter_logits(z, top_k=top_k, **filters)
+            token = jax.random.categorical(jax.random.fold_in(key, step), z)
+        token = jnp.where(finished, rules.pad_id, token.astype(jnp.int32))
+        # The comparison is false for NaN too.
+        possible = finished | (_pick(z, token) > -jnp.inf)
+        wide = logits.astype(dtype)
+        log_probability = _pick(wide, token) - jax.nn.logsumexp(wide, axis=-1)
+        column = jnp.where(finished, 0, jnp.where(possible, log_probability, jnp.nan))
+        finished |= ~possible
+        if rules.end_id is not None:
+            finished |= token == rules.end_id
+        out = Samples(
+            out.tokens.at[:, step].set(token),
+            out.lengths + ~finished,
+            out.log_probabilities.at[:, step].set(column),
+        )
+        return step + 1, finished, token, state, out
+
+    out = Samples(
+        jnp.full((rows, max_length), rules.pad_id, jnp.int32),
+        jnp.zeros(rows, jnp.int32),
+        jnp.zeros((rows, max_length), dtype),
+    )
+    carry = (jnp.int32(0), jnp.zeros(rows, bool), last, state, out)
+    *_, out = lax.while_loop(go_on, write, carry)
+    broken = jnp.cumsum(jnp.isnan(out.log_probabilities), axis=1) > 0
+    return Samples(
+        jnp.where(broken, -1, out.tokens),
+        out.lengths,
+        jnp.where(broken, jnp.nan, out.log_probabilities),
+    )
+
+
+def _pick(z: jax.Array, token: jax.Array) -> jax.Array:
+    """The entry of each row's token: [B]."""
+    return jnp.take_along_axis(z, token[:, None], axis=-1)[:, 0]
