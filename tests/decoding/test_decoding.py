@@ -1,60 +1,432 @@
-"""Sampling and beam search on models whose answers are known, and on real ones."""
+"""Sampling and beam search against answers by hand, and on the models of the library."""
 
+import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from scipy import stats
 
+from tests.battery import quick_jit
 from zoo.decoding import (
+    Prefilled,
+    beam_search,
+    filter_logits,
+    guide,
+    guide_logits,
+    penalize_repetition,
+    prefill,
     sample,
 )
+from zoo.ordered import OnLstmLanguageModel
+from zoo.training import functional, make_mesh, put_batch, shardings
+from zoo.transformer import LayerNorm, Transformer, TransformerConfig, placement_rules
 
+P = np.array([0.5, 0.3, 0.15, 0.05])
 END = 3
-ROWS = np.array([0, 2])
 
 
 def markov(tokens, table):
-    """A text of which only the last token matters: the state is the table of transitions."""
+    """Only the last token matters: the state is the table of transitions, log P[last, next]."""
     return table[tokens], table
 
 
-def table_of(size, seed=0, scale=1.5):
-    z = scale * np.random.default_rng(seed).normal(size=(size, size))
+def random_table(size, seed=0):
+    z = 1.5 * np.random.default_rng(seed).normal(size=(size, size))
     return jax.nn.log_softmax(jnp.asarray(z, jnp.float32))
 
 
-def test_every_way_to_choose_a_token_keeps_its_law():
-    """χ² of 8192 draws a setting against the law by hand; seeds are fixed, the level is 1e-3."""
-    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05]))
-    p = np.exp(logits)
+def kept(filtered):
+    return np.flatnonzero(np.isfinite(filtered)).tolist()
+
+
+def test_filters_of_the_original():
+    logits = jnp.log(jnp.asarray(P, jnp.float32))
+    assert kept(filter_logits(logits, top_p=0.6)) == [0, 1]
+    assert kept(filter_logits(logits, top_p=0.5)) == [0]
+    assert kept(filter_logits(logits, top_p=1.0)) == [0, 1, 2, 3]
+    assert kept(filter_logits(logits, top_k=3)) == [0, 1, 2]
+    assert kept(filter_logits(logits, min_p=0.29)) == [0, 1, 2]
+    assert kept(filter_logits(logits, temperature=0.5, min_p=0.29)) == [0, 1]
+    # Each on what the one before left: {0, 1, 2} has 0.95, and 0.85 of it needs all three.
+    assert kept(filter_logits(logits, top_k=3, top_p=0.85)) == [0, 1, 2]
+    assert kept(filter_logits(logits, top_p=0.8)) == [0, 1]
+    np.testing.assert_allclose(filter_logits(logits, temperature=2.0), logits / 2, rtol=1e-6)
+    np.testing.assert_array_equal(
+        filter_logits(jnp.array([1.0, 2.0, 2.0]), temperature=0), [-np.inf, 0, -np.inf]
+    )
+
+
+def test_nucleus_by_definition():
+    z = 3 * np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)
+    run = quick_jit(lambda z, p: filter_logits(z, top_p=p))
+    for top_p in (1e-6, 0.1, 0.5, 0.9, 0.97, 1.0):
+        p = np.exp(z.astype(float)) / np.exp(z.astype(float)).sum(axis=1, keepdims=True)
+        order = np.argsort(-p, axis=1)
+        sums = np.take_along_axis(p, order, axis=1).cumsum(axis=1)
+        count = (sums < top_p - 1e-9).sum(axis=1) + 1 if top_p < 1 else np.full(len(z), 50)
+        found = run(jnp.asarray(z), jnp.float32(top_p))
+        np.testing.assert_array_equal(np.isfinite(found).sum(axis=1), count)
+        np.testing.assert_array_equal(  # and they are the likeliest
+            np.isfinite(np.take_along_axis(np.asarray(found), order, axis=1)),
+            np.arange(50) < count[:, None],
+        )
+
+
+def test_rows_without_a_choice_and_numbers_out_of_range():
+    nothing = jnp.full((1, 3), -jnp.inf)
+    for options in ({"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.5}, {"temperature": 0}):
+        assert kept(filter_logits(nothing, **options)[0]) == []
+    z = jnp.array([1.0, 2.0])
+    for name, value in (("temperature", -1.0), ("top_p", 1.5), ("min_p", -0.1)):
+        assert jnp.isnan(filter_logits(z, **{name: jnp.float32(value)})).all(), name
+    assert jnp.isnan(penalize_repetition(z, jnp.array([0]), penalty=jnp.float32(0)))[0]
+    assert jnp.isnan(filter_logits(z.at[0].set(jnp.nan), top_k=1)).any()
+
+
+def test_samples_keep_their_law():
+    """χ² of 8192 draws a setting, at level 1e-3 with fixed seeds."""
 
     def law(weights):
         return np.asarray(weights) / np.sum(weights)
 
     settings = (  # what is not static is an argument of one program
-        ({"temperature": 1.0, "top_p": 1.0, "min_p": 0.0}, p),
-        ({"temperature": 2.0, "top_p": 1.0, "min_p": 0.0}, law(p**0.5)),
-        ({"temperature": 1.0, "top_p": 0.6, "min_p": 0.0}, law(p * [1, 1, 0, 0])),
-        ({"temperature": 1.0, "top_p": 0.81, "min_p": 0.0}, law(p * [1, 1, 1, 0])),
-        ({"temperature": 1.0, "top_p": 1.0, "min_p": 0.25}, law(p * [1, 1, 1, 0])),
-        ({"temperature": 0.5, "top_p": 0.9, "min_p": 0.0}, law(p**2 * [1, 1, 0, 0])),
-        ({"top_k": 2, "banned": (0,)}, law(p * [0, 1, 1, 0])),
+        ({"temperature": 1.0, "top_p": 1.0, "min_p": 0.0}, P),
+        ({"temperature": 2.0, "top_p": 1.0, "min_p": 0.0}, law(P**0.5)),
+        ({"temperature": 1.0, "top_p": 0.6, "min_p": 0.0}, law(P * [1, 1, 0, 0])),
+        ({"temperature": 1.0, "top_p": 0.81, "min_p": 0.0}, law(P * [1, 1, 1, 0])),
+        ({"temperature": 1.0, "top_p": 1.0, "min_p": 0.25}, law(P * [1, 1, 1, 0])),
+        ({"temperature": 0.5, "top_p": 0.9, "min_p": 0.0}, law(P**2 * [1, 1, 0, 0])),
+        ({"top_k": 2, "banned": (0,)}, law(P * [0, 1, 1, 0])),
     )
-    step_fn = functools.partial(markov, table=jnp.asarray(np.tile(logits, (4, 1)), jnp.float32))
-    count = 8192
-
-    def draw(tokens, state):
-        return step_fn(tokens)[0], state
-
+    table = jnp.asarray(np.tile(np.log(P), (4, 1)), jnp.float32)
+    count = 4096
     for seed, (setting, expected) in enumerate(settings):
         found = sample(
-            jax.random.key(seed), draw, (), start=np.zeros(count, int), max_length=1, **setting
+            jax.random.key(seed), markov, table, start=np.zeros(count, int), max_length=2, **setting
         )
-        tally = np.bincount(found.tokens[:, 0], minlength=4)
         possible = expected > 0
-        assert tally[~possible].sum() == 0
-        if possible.sum() > 1:
-            test = stats.chisquare(tally[possible], count * expected[possible])
-            assert test.pvalue > 1e-3, (setting, tally, expected)
+        pairs = np.zeros((4, 4), int)
+        np.add.at(pairs, tuple(np.asarray(found.tokens).T), 1)
+        assert pairs.sum() == pairs[possible][:, possible].sum()
+        # Two tokens of a row are independent, so this also sees a key that is used twice.
+        joint = np.outer(expected, expected)[possible][:, possible]
+        test = stats.chisquare(pairs[possible][:, possible].ravel(), count * joint.ravel())
+        assert test.pvalue > 1e-3, (setting, pairs)
+        np.testing.assert_allclose(found.log_probabilities, np.log(P)[found.tokens], rtol=1e-5)
+
+
+def test_end_minimum_and_repetition():
+    z = jnp.log(jnp.array([[0.3, 0.25, 0.05, 0.4]] * 4))
+    greedy = functools.partial(
+        sample, jax.random.key(0), markov, z, start=[0, 1], max_length=5, temperature=0
+    )
+    plain = greedy(end_id=END, pad_id=2)
+    np.testing.assert_array_equal(plain.tokens, [[3, 2, 2, 2, 2]] * 2)
+    np.testing.assert_array_equal(plain.lengths, [0, 0])
+    np.testing.assert_allclose(plain.log_probabilities, [[np.log(0.4), 0, 0, 0, 0]] * 2, rtol=1e-5)
+    later = greedy(end_id=END, min_length=2)
+    np.testing.assert_array_equal(later.tokens, [[0, 0, 3, 0, 0]] * 2)
+    np.testing.assert_array_equal(later.lengths, [2, 2])
+    # log .3 · 1.5 < log .25, log .25 · 1.5 < log .3 · 1.5: then 0 again.
+    varied = greedy(banned=[END], repetition_penalty=1.5)
+    np.testing.assert_array_equal(varied.tokens, [[0, 1, 0, 0, 0]] * 2)
+    found = beam_search(markov, z, start=[0], state_axes=None, beam_size=1, max_length=5)
+    np.testing.assert_array_equal(found.tokens, [[[3] * 5]])
+
+
+def test_a_row_whose_logits_are_nan_says_so_and_the_others_go_on():
+    table = random_table(4).at[1].set(jnp.nan)
+    table = table.at[0].set(jnp.log(jnp.array([0.1, 0.0, 0.9, 0.0]))).at[2].set(table[0])
+    found = sample(jax.random.key(0), markov, table, start=[0, 1], max_length=3, temperature=0)
+    np.testing.assert_array_equal(found.tokens[1], [-1] * 3)
+    np.testing.assert_array_equal(found.lengths, [3, 0])
+    np.testing.assert_array_equal(jnp.isnan(found.log_probabilities), [[False] * 3, [True] * 3])
+    beams = beam_search(markov, table, start=[0, 1], state_axes=None, beam_size=2, max_length=3)
+    assert (beams.tokens[1] == -1).all()
+    np.testing.assert_array_equal(jnp.isnan(beams.scores), [[False] * 2, [True] * 2])
+    np.testing.assert_array_equal(beams.tokens[0, 0], [2, 2, 2])
+
+
+def texts(size, max_length):
+    """All texts that end within max_length or are cut there."""
+    words = [token for token in range(size) if token != END]
+    for length in range(max_length):
+        for text in itertools.product(words, repeat=length):
+            yield (*text, END)
+    yield from itertools.product(words, repeat=max_length)
+
+
+def ranked(log_probability, size, max_length, penalty):
+    """Every text with its score by definition, best first."""
+    scored = [
+        (log_probability(text) / len(text) ** penalty, text) for text in texts(size, max_length)
+    ]
+    return sorted(scored, key=lambda pair: -pair[0])
+
+
+@pytest.mark.parametrize(("max_length", "num_results"), [(2, 4), (3, 2)])
+def test_beams_that_cover_the_space_find_the_best_texts(max_length, num_results):
+    """Four tokens, one of which ends: with two tokens, four beams are more than all beginnings.
+
+    With three, a beginning is lost only if its sum is the least of nine: the two best are those of
+    this table all the same.
+    """
+    table = random_table(4, seed=3)
+    starts = [0, 2]
+    for penalty in (0.0, 1.0, -0.5, 2.0):
+        found = beam_search(
+            markov,
+            table,
+            start=starts,
+            state_axes=None,
+            beam_size=4,
+            num_results=num_results,
+            max_length=max_length,
+            length_penalty=penalty,
+            end_id=END,
+        )
+        for row, start in enumerate(starts):
+
+            def log_probability(text, start=start):
+                return sum(float(table[a, b]) for a, b in itertools.pairwise((start, *text)))
+
+            expected = ranked(log_probability, 4, max_length, penalty)[:num_results]
+            np.testing.assert_allclose(found.scores[row], [s for s, _ in expected], rtol=1e-5)
+            for beam, (_, text) in enumerate(expected):
+                assert found.lengths[row, beam] == len(text) - (text[-1] == END)
+                assert found.tokens[row, beam].tolist() == [*text] + [0] * (max_length - len(text))
+
+
+class ShiftedNorm(LayerNorm):
+    """A norm with a condition."""
+
+    def __init__(self, num_features, *, epsilon, rngs):
+        super().__init__(num_features, epsilon=epsilon, rngs=rngs)
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (3, num_features)))
+
+    def __call__(self, x, condition):
+        return super().__call__(x) + (condition @ self.kernel[...])[:, None]
+
+
+CONFIG = TransformerConfig(
+    vocab_size=8,
+    features=8,
+    num_layers=2,
+    num_heads=2,
+    feedforward_features=16,
+    max_positions=6,
+    num_segments=0,
+    mask="causal",
+    head="tied",
+    norm_position="pre",
+    initial_scale=0.5,
+)
+PROMPT = np.array([[1, 5, 2], [6, 0, 4]], np.int32)
+CONDITION = np.random.default_rng(1).normal(size=(2, 3)).astype(np.float32)
+
+
+def transformer():
+    return Transformer(CONFIG, make_norm=ShiftedNorm, rngs=nnx.Rngs(0)), CONDITION
+
+
+def on_lstm():
+    model = OnLstmLanguageModel(8, 8, 8, 2, chunk_size=4, rngs=nnx.Rngs(0))
+    model.embedding[...] *= 4.0
+    return model, None
+
+
+@pytest.mark.parametrize("build", [transformer, on_lstm])
+def test_beams_over_a_model_are_its_likeliest_texts(build):
+    """Eight tokens of which three are allowed: eight beams are all beginnings of four tokens.
+
+    The texts are scored without a cache, so beams that were handed the wrong state are found out.
+    """
+    model, condition = build()
+    banned, size = (2, 4, 5, 6, 7), 8
+    conditions = {} if condition is None else {"condition": jnp.repeat(condition, 31, axis=0)}
+    every = np.array([text + (0,) * (4 - len(text)) for text in texts(3 + 1, 4) if 2 not in text])
+    lengths = np.array([len(text) for text in texts(3 + 1, 4) if 2 not in text])
+
+    @quick_jit
+    def both(model):
+        read = prefill(model, jnp.asarray(PROMPT), max_length=4, condition=condition)
+        found = beam_search(
+            read.step_fn,
+            read.state,
+            start=read.start,
+            state_axes=read.state_axes,
+            beam_size=size,
+            max_length=4,
+            banned=banned,
+            end_id=END,
+        )
+        rows = jnp.concatenate(
+            [jnp.repeat(PROMPT, 31, axis=0), jnp.tile(every[:, :-1], (2, 1))], axis=1
+        )
+        output = model(rows, **conditions)
+        logits = getattr(output, "logits", output)[:, 2:]
+        return found, jax.nn.log_softmax(logits.at[..., jnp.array(banned)].set(-jnp.inf))
+
+    found, log_p = both(model)
+    assert len(every) == 31
+    each = np.take_along_axis(np.asarray(log_p), np.tile(every, (2, 1))[..., None], axis=-1)[..., 0]
+    sums = np.where(np.arange(4) < np.tile(lengths, 2)[:, None], each, 0).sum(axis=1).reshape(2, 31)
+    np.testing.assert_allclose(np.exp(sums).sum(axis=1), 1, rtol=1e-5)  # these are all texts
+    for row in range(2):
+        best = np.argsort(-sums[row])[:size]
+        np.testing.assert_allclose(found.scores[row], sums[row, best], rtol=1e-5)
+        np.testing.assert_array_equal(found.tokens[row], every[best])
+
+
+def test_guidance():
+    np.testing.assert_allclose(
+        guide_logits(jnp.array([1.0, -jnp.inf, 2.0]), jnp.array([0.5, 1.0, 3.0]), scale=3.0),
+        [2.0, -np.inf, 0.0],
+    )
+    # The two most likely tokens of p (p/q)² are not those of p or q.
+    p, q = (jax.nn.log_softmax(random_table(4, seed)[:1].repeat(4, axis=0)) for seed in (1, 2))
+    read = [Prefilled(markov, table, jnp.array([0, 0]), None) for table in (p, q)]
+    for scale, expected in ((0.0, q), (1.0, p), (3.0, 3 * p - 2 * q)):
+        both = guide(*read, scale=scale)
+        found = sample(
+            jax.random.key(0), both.step_fn, both.state, start=both.start, max_length=1,
+            temperature=0,
+        )  # fmt: skip
+        assert (found.tokens == jnp.argmax(expected[0])).all()
+        beams = beam_search(
+            both.step_fn,
+            both.state,
+            start=both.start,
+            state_axes=both.state_axes,
+            beam_size=4,
+            max_length=1,
+        )
+        np.testing.assert_allclose(
+            beams.scores[0], np.sort(jax.nn.log_softmax(expected[0]))[::-1], rtol=1e-5
+        )
+
+
+def test_the_cache_lies_on_the_mesh_like_the_model():
+    """Rows over data, heads over model; the same texts as on one device."""
+    config = dataclasses.replace(CONFIG, num_layers=1)
+    init, rebuild = functional(lambda rngs: Transformer(config, rngs=rngs))
+
+    @quick_jit
+    def write(parameters, prompt):
+        read = prefill(rebuild(parameters), prompt, max_length=2)
+        found = beam_search(
+            read.step_fn,
+            read.state,
+            start=read.start,
+            state_axes=read.state_axes,
+            beam_size=2,
+            max_length=2,
+        )
+        return found, read.step_fn(read.start, read.state)[1].memory
+
+    prompt = np.random.default_rng(0).integers(8, size=(4, 3)).astype(np.int32)
+    parameters = init(jax.random.key(0))
+    expected, _ = write(parameters, prompt)
+    mesh = make_mesh(data=2, model=2, devices=jax.devices()[:4])
+    places = shardings(parameters, mesh, placement_rules(config))
+    with jax.set_mesh(mesh):
+        found, cache = write(jax.device_put(parameters, places), put_batch(prompt, mesh))
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
+    for leaf in (cache.keys, cache.values):  # [L, B, S, N, H]
+        wanted = NamedSharding(mesh, PartitionSpec(None, "data", None, "model"))
+        assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), leaf.sharding
+
+
+def test_mistakes_are_named():
+    table = random_table(4)
+    draw = functools.partial(sample, jax.random.key(0), markov, table, start=[0], max_length=3)
+    search = functools.partial(
+        beam_search, markov, table, start=[0], state_axes=None, beam_size=2, max_length=3
+    )
+    model = nnx.eval_shape(lambda: Transformer(CONFIG, rngs=nnx.Rngs(0)))
+    prompt = jnp.zeros((2, 4), jnp.int32)
+
+    def read(prompt=prompt, **options):
+        return jax.eval_shape(lambda: prefill(model, prompt, **{"max_length": 2} | options).state)
+
+    def growing(tokens, state):
+        return table[tokens], (state, state)
+
+    for error, message, call in (
+        (ValueError, r"top_k must be in 1\.\.4, the size of the voc.*got 5", lambda: draw(top_k=5)),
+        (ValueError, r"top_k must be in 1\.\.4.*got 0", lambda: draw(top_k=0, temperature=0)),
+        (ValueError, r"top_p must be in \(0, 1\].*got 0", lambda: draw(top_p=0.0)),
+        (ValueError, r"top_p must be in \(0, 1\].*got 5", lambda: filter_logits(table, top_p=5)),
+        (ValueError, r"min_p must be in \[0, 1\].*got 2", lambda: draw(min_p=2)),
+        (ValueError, "temperature must be at least 0.*got -1", lambda: draw(temperature=-1)),
+        (ValueError, "temperature must be .*finite.*got nan", lambda: draw(temperature=np.nan)),
+        (TypeError, "logits must be floats, got int32", lambda: filter_logits(prompt)),
+        (ValueError, "penalty must be positive, got 0", lambda: draw(repetition_penalty=0)),
+        (ValueError, "banned must leave a token.*all 4", lambda: draw(banned=range(4))),
+        (ValueError, "banned must leave a token.*all 4", lambda: search(banned=range(4))),
+        (
+            ValueError,
+            "banned must leave.*until min_length",
+            lambda: search(banned=(0, 1, 2), end_id=3, min_length=1),
+        ),
+        (ValueError, r"banned must be in .* 0\.\.3, got \[4\]", lambda: draw(banned=[4])),
+        (ValueError, r"end_id must be in .* 0\.\.3, got \[-1\]", lambda: draw(end_id=-1)),
+        (ValueError, r"pad_id must be in .* 0\.\.3, got \[9\]", lambda: search(pad_id=9)),
+        (ValueError, r"min_length must be in 0\.\.3 .* got 4", lambda: draw(min_length=4)),
+        (ValueError, "max_length must be at least 1, got 0", lambda: draw(max_length=0)),
+        (ValueError, r"beam_size must be in 1\.\.4, the size.*got 5", lambda: search(beam_size=5)),
+        (ValueError, r"num_results must be in 1\.\.2 .*got 3", lambda: search(num_results=3)),
+        (ValueError, "length_penalty must be finite", lambda: search(length_penalty=np.nan)),
+        (TypeError, "start must be integers, got float32", lambda: draw(start=[0.5])),
+        (ValueError, r"start must be \[batch\].*got \(1, 0\)", lambda: draw(start=prompt[:1, :0])),
+        (
+            ValueError,
+            r"step_fn must return logits \[1, vocabulary\].*got \(4,\)",
+            lambda: sample(
+                jax.random.key(0), lambda t, s: (table[0], s), (), start=[0], max_length=1
+            ),
+        ),
+        (
+            TypeError,
+            "step_fn must return a state of the form",
+            lambda: sample(jax.random.key(0), growing, table, start=[0], max_length=1),
+        ),
+        (
+            ValueError,
+            "a prompt of 4 tokens and max_length=4 need a cache of 7: length must be in 1..6",
+            lambda: read(max_length=4),
+        ),
+        (ValueError, "at least one token a row, got .*0", lambda: read(prompt[:, :0])),
+        (TypeError, "prompt must be integers, got float32", lambda: read(prompt * 1.0)),
+        (ValueError, "max_length must be at least 1, got 0", lambda: read(max_length=0)),
+        (ValueError, "2 prompts, got .*3, 5", lambda: read(condition=jnp.ones((3, 5)))),
+        (
+            ValueError,
+            "a recurrent model takes no condition",
+            lambda: prefill(on_lstm, prompt, max_length=1, condition=jnp.ones((2, 3))),
+        ),
+        (ValueError, "one shape, got", lambda: guide_logits(table[0], table, scale=1)),
+        (
+            ValueError,
+            "the same rows, got",
+            lambda: guide(
+                Prefilled(markov, table, jnp.array([0]), None),
+                Prefilled(markov, table, jnp.array([0, 1]), None),
+                scale=1,
+            ),
+        ),
+        (
+            TypeError,
+            "tokens must be integers",
+            lambda: penalize_repetition(table, table, penalty=2.0),
+        ),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            call()

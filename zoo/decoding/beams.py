@@ -15,6 +15,7 @@ and not best; Yonghui Wu et al., «Google's Neural Machine Translation System»,
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ def beam_search(
     start: ArrayLike,
     beam_size: int,
     max_length: int,
-    length_penalty: float = 0.0,
+    length_penalty: float | jax.Array = 0.0,
     state_axes: Any = 0,
     num_results: int | None = None,
     repetition_penalty: float = 1.0,
@@ -106,6 +107,8 @@ def beam_search(
     [[0.30, 0.20, 0.18]]
     """
     start = check_start("beam_search", start)
+    if not isinstance(length_penalty, jax.Array) and not math.isfinite(length_penalty):
+        raise ValueError(f"beam_search: length_penalty must be finite, got {length_penalty}")
     rules = Rules(end_id, pad_id, min_length, tuple(banned), repetition_penalty)
     axes, tree = jax.tree.flatten(state_axes, is_leaf=lambda axis: axis is None)
     return _beam_search(
@@ -125,7 +128,7 @@ def beam_search(
 def _beam_search(
     state: Any,
     start: jax.Array,
-    length_penalty: jax.Array,
+    length_penalty: float | jax.Array,
     step_fn: StepFunction,
     flat_axes: Any,
     beam_size: int,
@@ -169,7 +172,7 @@ def _beam_search(
             ended = score(sums[..., rules.end_id], step + 1)
             finished = _best(finished, Beams(texts, jnp.full_like(ended, step, jnp.int32), ended))
             sums = sums.at[..., rules.end_id].set(-jnp.inf)
-        live_sums, places = lax.top_k(sums.reshape(rows, -1), beam_size)
+        live_sums, places = lax.top_k(sums.reshape(rows, beam_size * size), beam_size)
         beam, token = places // size, places % size
         # A sum that is NaN is first from here on: nothing is greater, so the search ends.
         broken = jnp.isnan(sums).any(axis=(1, 2))[:, None]
@@ -183,20 +186,23 @@ def _beam_search(
         )
 
     state, last = read_start(step_fn, state, start)
+    # Made of `last`, so that under shard_map they vary over devices as it does.
+    zeros = jnp.zeros_like(last)[:, None]
+    room = jnp.broadcast_to(zeros[..., None] + rules.pad_id, (rows, beam_size, max_length))
+    none = jnp.broadcast_to(zeros - jnp.inf, (rows, beam_size)).astype(dtype)
     search = lax.while_loop(
         may_improve,
         extend,
         _Search(
-            jnp.int32(0),
-            jnp.repeat(last[:, None], beam_size, axis=1),
-            map_rows(lambda leaf, axis: jnp.repeat(leaf, beam_size, axis=axis), axes, state),
-            jnp.full((rows, beam_size, max_length), rules.pad_id, jnp.int32),
-            # All beams are the same text yet: one counts.
-            jnp.where(jnp.arange(beam_size) == 0, 0, jnp.full((rows, beam_size), -jnp.inf, dtype)),
-            Beams(
-                jnp.full((rows, num_results, max_length), rules.pad_id, jnp.int32),
-                jnp.zeros((rows, num_results), jnp.int32),
-                jnp.full((rows, num_results), -jnp.inf, dtype),
+            step=jnp.int32(0),
+            last=jnp.repeat(last[:, None], beam_size, axis=1),
+            state=map_rows(lambda leaf, axis: jnp.repeat(leaf, beam_size, axis=axis), axes, state),
+            live_tokens=room,
+            live_sums=none.at[:, 0].set(0),  # all beams are the same text yet: one counts
+            finished=Beams(
+                room[:, :num_results],
+                jnp.broadcast_to(zeros, (rows, num_results)),
+                none[:, :num_results],
             ),
         ),
     )

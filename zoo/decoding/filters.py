@@ -55,8 +55,9 @@ def filter_logits(
     check_numbers(temperature=temperature, top_p=top_p, min_p=min_p)
     z = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if is_zero(temperature):
-        first = jnp.arange(z.shape[-1]) == jnp.argmax(z, axis=-1, keepdims=True)
-        return jnp.where(first & (z > -jnp.inf), 0, -jnp.inf).astype(logits.dtype)
+        place = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)
+        first = place == jnp.argmax(z, axis=-1, keepdims=True)
+        return jnp.where(first & ~jnp.isneginf(z), 0 * z, -jnp.inf).astype(logits.dtype)
     z /= _nan_unless(jnp.asarray(temperature) > 0, temperature, z.dtype)
     # What stays is «not less» instead of «at least»: NaN stays NaN.
     if top_k is not None and top_k < z.shape[-1]:

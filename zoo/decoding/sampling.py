@@ -118,7 +118,6 @@ def _sample(
     check_rules("sample", rules, logits.shape[1], max_length)
     check_top_k(top_k, logits.shape[1])
     state, last = read_start(step_fn, state, start)
-    rows = len(last)
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
 
     def go_on(carry: Any) -> jax.Array:
@@ -150,12 +149,11 @@ def _sample(
         )
         return step + 1, finished, token, state, out
 
-    out = Samples(
-        jnp.full((rows, max_length), rules.pad_id, jnp.int32),
-        jnp.zeros(rows, jnp.int32),
-        jnp.zeros((rows, max_length), dtype),
-    )
-    carry = (jnp.int32(0), jnp.zeros(rows, bool), last, state, out)
+    # Made of `last`, so that under shard_map they vary over devices as it does.
+    zeros = jnp.zeros_like(last)
+    room = jnp.broadcast_to(zeros[:, None], (len(last), max_length))
+    out = Samples(room + rules.pad_id, zeros, room.astype(dtype))
+    carry = (jnp.int32(0), zeros != 0, last, state, out)
     *_, out = lax.while_loop(go_on, write, carry)
     broken = jnp.cumsum(jnp.isnan(out.log_probabilities), axis=1) > 0
     return Samples(
