@@ -1,0 +1,114 @@
+"""Cases of `zoo.decoding`: greedy generation with a key/value cache, the prompt included.
+
+Float32, the weights of one BERT that looks back alone, drawn wide enough that no two logits are
+nearly equal: all programs must write the same tokens.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from benchmarks.case import Case, Floor, Program
+from zoo.decoding import prefill, sample
+from zoo.extras import require
+from zoo.transformer import Transformer, TransformerConfig, bert_state_dict
+
+TINY = {"prompt": 4, "new": 6, "vocabulary": 500, "units": 64, "depth": 2, "heads": 2}
+MINI_LM = {"prompt": 16, "new": 64, "vocabulary": 30522, "units": 384, "depth": 6, "heads": 12}
+BERT_BASE = {"prompt": 16, "new": 32, "vocabulary": 30522, "units": 768, "depth": 12, "heads": 12}
+SIZES = {
+    "tiny": {"batch": 2, **TINY},
+    "MiniLM, batch 1": {"batch": 1, **MINI_LM},
+    "MiniLM, batch 64": {"batch": 64, **MINI_LM},
+    "BERT-base, batch 1": {"batch": 1, **BERT_BASE},
+    "BERT-base, batch 64": {"batch": 64, **BERT_BASE},
+}
+
+
+def rival() -> Any:
+    """The PyTorch program, or an ImportError that says what to install."""
+    require("torch", "bench")
+    require("transformers", "bench")
+    from benchmarks.cases import torch_generate
+
+    return torch_generate
+
+
+@functools.lru_cache(maxsize=1)
+def model(
+    *, prompt: int, new: int, vocabulary: int, units: int, depth: int, heads: int
+) -> Transformer:
+    config = TransformerConfig(
+        vocab_size=vocabulary,
+        features=units,
+        num_layers=depth,
+        num_heads=heads,
+        feedforward_features=4 * units,
+        max_positions=prompt + new,
+        mask="causal",
+        dropout=0.0,
+        initial_scale=0.1,
+    )
+    return Transformer(config, rngs=nnx.Rngs(0))
+
+
+def prompts(*, batch: int, prompt: int, vocabulary: int, **_: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(vocabulary, size=(batch, prompt)).astype(np.int32)
+
+
+def greedy(*, batch: int, **size: int) -> Program:
+    def generate(model: Transformer, prompt: jax.Array) -> jax.Array:
+        read = prefill(model, prompt, max_length=size["new"])
+        return sample(
+            jax.random.key(0),
+            read.step_fn,
+            read.state,
+            start=read.start,
+            max_length=size["new"],
+            temperature=0,
+        ).tokens
+
+    return generate, (model(**size), prompts(batch=batch, **size))
+
+
+def hugging_face(*, batch: int, **size: int) -> Program:
+    return rival().greedy(
+        bert_state_dict(model(**size)),
+        prompts(batch=batch, **size),
+        new_tokens=size["new"],
+        vocab_size=size["vocabulary"],
+        hidden_size=size["units"],
+        num_hidden_layers=size["depth"],
+        num_attention_heads=size["heads"],
+        intermediate_size=4 * size["units"],
+        max_position_embeddings=size["prompt"] + size["new"],
+        layer_norm_eps=1e-12,
+    )
+
+
+def floor(*, batch: int, prompt: int, new: int, vocabulary: int, **size: int) -> Floor:
+    """Matrix products for every token; the parameters are read once, then once a token."""
+    units, depth = size["units"], size["depth"]
+    length = prompt + new
+    layers, head = 12 * units**2 * depth, units * (units + vocabulary)
+    pairs = 4 * units * depth * length**2 // 2
+    operations = batch * (2 * (length - 1) * layers + pairs + 2 * new * head)
+    return Floor(operations, 4 * (new + (prompt > 1)) * layers + 4 * new * head)
+
+
+CASES = [
+    Case(
+        name="decoding.sample, greedy",
+        sizes=SIZES,
+        small=("tiny",),
+        build=greedy,
+        rivals={"Hugging Face": hugging_face},
+        equal=("Hugging Face",),
+        count=lambda batch, new, **_: batch * new,
+        unit="tokens",
+        floor=floor,
+    ),
+]
