@@ -3,9 +3,17 @@
 from zoo.energy.clipped_adam import ClipBySecondMomentState, clip_by_second_moment, clipped_adam
 from zoo.energy.composition import clamped_energy, mixture_energy, product_energy
 from zoo.energy.diagnostics import effective_sample_size, r_hat
+from zoo.energy.divergence import ChainHealth, Rollback, chain_health
 from zoo.energy.langevin import LangevinState, MetropolisState, langevin, metropolis_langevin
 from zoo.energy.likelihood import LogNormalizer, annealed_log_normalizer
-from zoo.energy.networks import RESNET, RESNET_LARGE, MnistEnergy, ResidualBlock, ResNetEnergy
+from zoo.energy.networks import (
+    RESNET,
+    RESNET_LARGE,
+    MnistEnergy,
+    MultiscaleEnergy,
+    ResidualBlock,
+    ResNetEnergy,
+)
 from zoo.energy.objectives import (
     classifier_energy,
     contrastive_loss,
@@ -31,21 +39,25 @@ from zoo.energy.underdamped import UnderdampedState, underdamped_langevin
 __all__ = [
     "RESNET",
     "RESNET_LARGE",
+    "ChainHealth",
     "ClipBySecondMomentState",
     "LangevinState",
     "LogNormalizer",
     "MetropolisState",
     "MnistEnergy",
+    "MultiscaleEnergy",
     "ReplayBuffer",
     "ReplayDraw",
     "ResNetEnergy",
     "ResidualBlock",
+    "Rollback",
     "Sampler",
     "SamplerInfo",
     "SpectralKernel",
     "SpectralState",
     "UnderdampedState",
     "annealed_log_normalizer",
+    "chain_health",
     "clamped_energy",
     "classifier_energy",
     "clip_by_second_moment",

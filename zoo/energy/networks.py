@@ -31,6 +31,13 @@ RESNET_LARGE: tuple[Block, ...] = (
     *((2, True), (2, False), (2, False)),
     *((4, True), (4, False), (4, False)),
 )
+# The full-size part of the multi-scale network; each coarser part lacks the last stage of two.
+MULTISCALE: tuple[Block, ...] = (
+    *((1, False), (1, True)),
+    *((1, False), (2, True)),
+    *((2, False), (4, True)),
+    *((4, False), (8, True)),
+)
 
 
 class MnistEnergy(nnx.Module):
@@ -173,6 +180,7 @@ class ResNetEnergy(nnx.Module):
             rngs: streams ``params`` and, for dropout, ``dropout``.
         """
         self.num_classes = num_classes
+        self.least_size = 2 ** sum(halve for _, halve in blocks)
         self.stem = SpectralKernel(3, 3, channels, features, rngs=rngs)
         widths = [features, *(features * units for units, _ in blocks)]
         self.blocks = nnx.List(
@@ -203,11 +211,17 @@ class ResNetEnergy(nnx.Module):
             ``[B]``. A label out of range gives NaN.
 
         Raises:
-            ValueError: labels missing, not wanted or of another batch; images without their axes.
+            ValueError: labels missing, not wanted or of another batch; images without their axes or
+                too small.
         """
         if images.ndim != 4:
             raise ValueError(
                 f"images: expected [B, height, width, channels], got {list(images.shape)}"
+            )
+        if min(images.shape[1:3]) < self.least_size:
+            raise ValueError(
+                f"images: this network halves them to 1/{self.least_size}, so height and width "
+                f"must be at least {self.least_size}, got {list(images.shape[1:3])}"
             )
         if (labels is None) != (self.num_classes is None):
             raise ValueError(
@@ -223,6 +237,75 @@ class ResNetEnergy(nnx.Module):
         if labels is None or self.num_classes is None:
             return energy
         return jnp.where((labels >= 0) & (labels < self.num_classes), energy, jnp.nan)
+
+
+class MultiscaleEnergy(nnx.Module):
+    """The mean energy of the image, of its half and of its quarter, each seen by its own network.
+
+        E(x) = mean_s E_s(pool^s(x)),   pool: means of 3 × 3 pixels, every second one
+
+    The coarse networks see the whole picture, the fine one its strokes. The pools, the stages and
+    their widths are those of improved contrastive divergence; the parts are ``ResNetEnergy`` with
+    its spectral normalisation, where that code has instance norm, weight standardisation and, at
+    one place, attention.
+
+    Reference: Du, Li, Tenenbaum, Mordatch, 2021, arXiv 2012.01316, and its code.
+    """
+
+    def __init__(
+        self,
+        features: int = 128,
+        *,
+        channels: int = 3,
+        num_scales: int = 3,
+        num_classes: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Draws the parameters.
+
+        Args:
+            features: channels of the first convolution of each network.
+            channels: of the images.
+            num_scales: 1 to 4.
+            num_classes: K, or None for an energy of the image alone.
+            rngs: stream ``params``.
+
+        Raises:
+            ValueError: num_scales outside 1…4.
+        """
+        if not 1 <= num_scales <= len(MULTISCALE) // 2:
+            raise ValueError(f"num_scales must be in 1..{len(MULTISCALE) // 2}, got {num_scales}")
+        self.parts = nnx.List(
+            [
+                ResNetEnergy(
+                    features,
+                    channels=channels,
+                    blocks=MULTISCALE[: len(MULTISCALE) - 2 * scale],
+                    num_classes=num_classes,
+                    rngs=rngs,
+                )
+                for scale in range(num_scales)
+            ]
+        )
+
+    def __call__(self, images: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+        """The energies.
+
+        Args:
+            images: ``[B, height, width, channels]`` in 0..1, at least 16 pixels high and wide.
+            labels: integers ``[B]``, just when the network has classes.
+
+        Returns:
+            ``[B]``. A label out of range gives NaN.
+
+        Raises:
+            ValueError: as ``ResNetEnergy``.
+        """
+        energies = []
+        for part in self.parts:
+            energies.append(part(images, labels))
+            images = nnx.avg_pool(images, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        return jnp.stack(energies).mean(axis=0)
 
 
 def convolution(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:

@@ -1,0 +1,248 @@
+"""Settings of the energy-model experiment.
+
+Source: Du, Mordatch, «Implicit Generation and Modeling with Energy-Based Models», arXiv 1903.08689,
+as read by https://kexue.fm/archives/6612.
+
+    small            the default: the builtin digits, 8 × 8, minutes on two CPU cores
+    smoke            a narrower and shorter one, seconds
+    mnist            MNIST against Fashion-MNIST with a network that two CPU cores can sample
+    paper            CIFAR-10 with the published network and numbers, on an accelerator
+    two_dimensional  rings and a Gaussian mixture, where the learned density can be compared with
+                     the exact one; a minute or two
+
+The published sampler (``paper``) is a noisy descent at the temperature 0.005²/(2·10) = 10⁻⁶. The
+other presets sample exp(-E/T) of images with a little noise: steps of the size of that noise, and a
+temperature T that only sets the unit of the energy.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+from experiments.command_line import (
+    DistributedConfig,
+    LoopConfig,
+    MeshConfig,
+    at_least,
+    in_unit_interval,
+)
+
+
+def check(section: str, config: Any, **bounds: float) -> None:
+    """Raises a ValueError that names the first field below its bound."""
+    for name, bound in bounds.items():
+        at_least(bound, f"{section}.{name}", getattr(config, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Labelled images, and others that the energy must tell from them."""
+
+    uri: str = "builtin:digits"
+    """builtin:digits (every fifth image is for the test), or file:PATH.npz, or a folder of idx
+    files, or tfds:NAME, with splits train and test."""
+    outliers: str = "builtin:photographs"
+    """Images of another kind and the same size: builtin:photographs are grey patches of the two
+    photographs that scikit-learn brings along; else as uri."""
+    levels: int = 17
+    """Distinct values of a pixel as stored; each is spread evenly over its share of 0..1."""
+    noise: float = 0.05
+    """Standard deviation of Gaussian noise added to the images, in 0..1."""
+
+    def __post_init__(self) -> None:
+        check("data", self, levels=2, noise=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The energy."""
+
+    network: Literal["dense", "mnist", "resnet", "resnet_large", "multiscale"] = "dense"
+    features: int = 192
+    """Units of the narrowest layer."""
+
+    def __post_init__(self) -> None:
+        check("model", self, features=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """Langevin dynamics in the box 0..1, with replay."""
+
+    num_steps: int = 20
+    """Of every chain in a training step."""
+    step_size: float = 1.25e-3
+    noise_scale: float | None = None
+    """None: the Langevin law at temperature 1."""
+    noise_first: bool = False
+    gradient_clip: float = 80.0
+    """Bound of each component of the gradient."""
+    replay_capacity: int = 2048
+    replay_bytes: bool = False
+    """Keep the chains in a byte a pixel, as published; else as floats."""
+    fresh_rate: float = 0.03
+    """Share of the chains that start from noise, the others from the replay buffer."""
+
+    def __post_init__(self) -> None:
+        check("sampler", self, num_steps=1, replay_capacity=1)
+        in_unit_interval("sampler.fresh_rate", self.fresh_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Contrastive divergence with the original's Adam."""
+
+    steps: int = 9000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    """Halves of a cosine take it to a tenth."""
+    l2: float = 1e-3
+    """Strength of the squared energies in the loss."""
+    evaluate_every: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check("training", self, steps=1, batch_size=1, evaluate_every=1, learning_rate=0, l2=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RollbackConfig:
+    """What counts as diverging; the run then goes back to its last good state, and on slower."""
+
+    max_energy_gap: float = 200.0
+    max_gradient_norm: float = 2000.0
+    max_excess_saturation: float = 0.5
+    factor: float = 0.5
+    """Of the learning rate, at each return."""
+
+    def __post_init__(self) -> None:
+        check("rollback", self, max_energy_gap=0, max_gradient_norm=0, max_excess_saturation=0)
+        in_unit_interval("rollback.factor", self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Samples from noise, and the classifier that judges them."""
+
+    num_samples: int = 500
+    num_steps: int = 2000
+    """Of the chains from noise to a sample; in the last tenth the temperature falls to 0."""
+    test_images: int | None = None
+    """Test images and outliers of each kind; all there are if None."""
+    classifier_features: int = 128
+    classifier_epochs: int = 30
+
+    def __post_init__(self) -> None:
+        check("evaluation", self, num_samples=10, num_steps=1)
+        check("evaluation", self, classifier_features=1, classifier_epochs=1)
+        if self.test_images is not None:
+            check("evaluation", self, test_images=10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """An energy of images."""
+
+    workdir: str = "runs/energy_model"
+    """Folder of the run; the same command continues it."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    training: TrainingConfig = TrainingConfig()
+    rollback: RollbackConfig = RollbackConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    loop: LoopConfig = LoopConfig(log_every=100, checkpoint_every=1000)
+    mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaneConfig:
+    """An energy of points in the plane, beside the exact one."""
+
+    workdir: str = "runs/energy_model_two_dimensional"
+    features: int = 64
+    steps: int = 2000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    step_size: float = 0.003
+    """Of chains at temperature 1, in a plane from -2 to 2 with details of size 0.12."""
+    short: int = 10
+    """Steps of a short and of a persistent chain."""
+    long: int = 150
+    """Steps of a long chain."""
+    temperatures: tuple[float, ...] = (1.0, 0.5, 0.25)
+    """Of the persistent chains whose energies are compared."""
+    cells: int = 100
+    """Of the grid, along each side."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"features": 1, "steps": 1, "batch_size": 1, "short": 1, "long": 1, "cells": 2}
+        for name, bound in least.items():
+            at_least(bound, name, getattr(self, name))
+
+
+# Langevin steps as large as the noise in the images, at the temperature 1e-4: the networks of the
+# original are spectrally normalised, with energies around 1.
+MNIST_SAMPLER = SamplerConfig(
+    num_steps=30,
+    step_size=4.5,
+    noise_scale=0.03,
+    gradient_clip=0.02,
+    replay_capacity=8192,
+    fresh_rate=0.03,
+)
+
+PRESETS: dict[str, Config | PlaneConfig] = {
+    "small": Config(),
+    "smoke": Config(
+        workdir="runs/energy_model_smoke",
+        model=ModelConfig(features=64),
+        training=TrainingConfig(steps=300, learning_rate=2e-3, evaluate_every=100),
+        evaluation=EvaluationConfig(
+            num_samples=60, num_steps=300, classifier_features=32, classifier_epochs=10
+        ),
+        loop=LoopConfig(log_every=50, checkpoint_every=100),
+    ),
+    "mnist": Config(
+        workdir="runs/energy_model_mnist",
+        data=DataConfig(
+            uri="file:$ZOO_DATA/mnist",
+            outliers="file:$ZOO_DATA/fashion_mnist",
+            levels=256,
+            noise=0.03,
+        ),
+        model=ModelConfig(network="mnist", features=16),
+        sampler=MNIST_SAMPLER,
+        training=TrainingConfig(
+            steps=3000, batch_size=64, learning_rate=3e-4, l2=1.0, evaluate_every=500
+        ),
+        rollback=RollbackConfig(max_energy_gap=2.0, max_gradient_norm=10.0),
+        evaluation=EvaluationConfig(
+            num_samples=200, num_steps=600, test_images=2000, classifier_epochs=3
+        ),
+        loop=LoopConfig(log_every=50, checkpoint_every=500),
+    ),
+    "paper": Config(
+        workdir="runs/energy_model_paper",
+        data=DataConfig(uri="tfds:cifar10", outliers="tfds:svhn_cropped", levels=256, noise=0.0),
+        model=ModelConfig(network="resnet_large", features=128),
+        sampler=SamplerConfig(
+            num_steps=60,
+            step_size=10.0,
+            noise_scale=0.005,
+            noise_first=True,
+            gradient_clip=0.01,
+            replay_capacity=10_000,
+            replay_bytes=True,
+            fresh_rate=0.05,
+        ),
+        training=TrainingConfig(
+            steps=120_000, batch_size=128, learning_rate=3e-4, l2=1.0, evaluate_every=2000
+        ),
+        rollback=RollbackConfig(max_energy_gap=2.0, max_gradient_norm=10.0),
+        evaluation=EvaluationConfig(num_samples=1000, test_images=2000, classifier_epochs=10),
+        loop=LoopConfig(checkpoint_every=2000),
+    ),
+    "two_dimensional": PlaneConfig(),
+}

@@ -1,0 +1,324 @@
+"""Trains the energy; looks at its chains along the way and at samples from noise at the end."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.command_line import MAY_CHANGE
+from experiments.energy_model import figures, two_dimensional
+from experiments.energy_model.config import Config, PlaneConfig, SamplerConfig, TrainingConfig
+from experiments.energy_model.data import head, open_splits, outliers
+from experiments.energy_model.judge import auroc, train_judge
+from experiments.energy_model.model import make_network
+from zoo.data import Pipeline, image_arrays
+from zoo.energy import (
+    Rollback,
+    Sampler,
+    chain_health,
+    clipped_adam,
+    contrastive_loss,
+    langevin,
+    replay_draw,
+    replay_init,
+    replay_insert,
+    run_chain,
+)
+from zoo.training import (
+    Checkpointer,
+    Functional,
+    LossOutput,
+    MetricsLog,
+    TrainState,
+    fit,
+    functional_with_state,
+    init_state,
+    initialize_distributed,
+    make_mesh,
+    make_train_step,
+    open_workdir,
+    results_table,
+    write_summary,
+)
+
+BOX = (0.0, 1.0)
+ROWS = 256  # images and chains that are looked at along the way
+WATCHED = 16  # chains from noise whose samples are kept at every evaluation
+PIECE = 250  # images whose energies are computed at once
+
+
+def run(config: Config | PlaneConfig) -> None:
+    """Runs the experiment; continues where an earlier run in the same folder stopped."""
+    if isinstance(config, PlaneConfig):
+        two_dimensional.run(config)
+        return
+    initialize_distributed(**dataclasses.asdict(config.distributed))
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    training = config.training
+    train_source, test_source = open_splits(config.data)
+    train, labels = image_arrays(train_source)
+    test = head(image_arrays(test_source)[0], config.evaluation.test_images)
+    others = outliers(config.data, test)
+    parts = functional_with_state(make_network(config.model, train.shape[1:]))
+    optimizer = make_optimizer(training)
+    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
+    batches = Pipeline(
+        train_source, batch_size=training.batch_size, seed=training.seed, remainder="drop"
+    )
+    state = init_state(
+        parts.init_parameters,
+        optimizer,
+        key=jax.random.key(training.seed),
+        mesh=mesh,
+        init_model_state=lambda key: {
+            "network": parts.init_model_state(key),
+            "replay": replay_init(
+                jnp.zeros(train.shape[1:]),
+                capacity=config.sampler.replay_capacity,
+                storage_dtype=jnp.uint8 if config.sampler.replay_bytes else None,
+            ),
+        },
+    )
+    step = make_train_step(make_loss(parts, config), optimizer, shardings=state.shardings)
+    generate = make_generator(parts, config, train.shape[1:])
+    evaluate = Evaluation(parts, config, head(test, ROWS), generate, workdir / "watched")
+    if jax.process_index() == 0:
+        size = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+        print(
+            f"{config.data.uri}: {len(train):,} images to train on, {len(test):,} to test; "
+            f"{config.model.network} energy with {size:,} parameters; {training.steps:,} steps of "
+            f"{config.sampler.num_steps} on {mesh.size} {jax.devices()[0].device_kind} device(s)"
+        )
+    with (
+        Checkpointer(workdir / "checkpoints", keep=config.loop.keep_checkpoints) as checkpointer,
+        Checkpointer(workdir / "good", keep=1) as good,
+        MetricsLog(workdir / "metrics.jsonl") as log,
+    ):
+        rollback = Rollback(
+            good,
+            state,
+            limits={
+                "energy_gap": config.rollback.max_energy_gap,
+                "gradient_norm_of_chains": config.rollback.max_gradient_norm,
+                "excess_saturation": config.rollback.max_excess_saturation,
+            },
+            factor=config.rollback.factor,
+        )
+        state = fit(
+            step,
+            state,
+            batches,
+            num_steps=training.steps,
+            mesh=mesh,
+            checkpointer=checkpointer,
+            log=log,
+            evaluate=evaluate,
+            evaluate_every=training.evaluate_every,
+            after_evaluation=rollback,
+            checkpoint_every=config.loop.checkpoint_every,
+            log_every=config.loop.log_every,
+            rate_unit="images",
+            # The rollback sees refused steps at the next evaluation.
+            max_nonfinite_steps=2 * training.evaluate_every,
+            progress=config.loop.progress,
+        )
+    if jax.process_index() == 0:
+        samples = np.asarray(
+            generate(state, jax.random.key(training.seed), count=config.evaluation.num_samples)
+        )
+        energy = functools.partial(energies, parts, state)
+        report(workdir, config, samples, (train, labels), test, others, energy)
+
+
+def make_optimizer(training: TrainingConfig) -> optax.GradientTransformation:
+    """The original's Adam; its rate is a part of the state, where ``Rollback`` finds it."""
+    adam = optax.inject_hyperparams(clipped_adam, static_args=("b1", "b2", "eps"))
+    decay = optax.cosine_decay_schedule(1.0, training.steps, alpha=0.1)
+    return optax.chain(adam(learning_rate=training.learning_rate), optax.scale_by_schedule(decay))
+
+
+def make_sampler(
+    energy_fn: Callable[[jax.Array], jax.Array], sampler: SamplerConfig, **changes: Any
+) -> Sampler:
+    """The chains of the training, or with changes those of the generation."""
+    options = {
+        "step_size": sampler.step_size,
+        "noise_scale": sampler.noise_scale,
+        "noise_first": sampler.noise_first,
+        "gradient_clip": sampler.gradient_clip,
+        "bounds": BOX,
+    }
+    return langevin(energy_fn, **(options | changes))
+
+
+def noisy(key: jax.Array, images: jax.Array, levels: int, noise: float) -> jax.Array:
+    """Bytes or numbers in 0..1 -> float32 in 0..1, every level spread, noise added."""
+    spread_key, noise_key = jax.random.split(key)
+    images = images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
+    images = (images * (levels - 1) + jax.random.uniform(spread_key, images.shape)) / levels
+    images = images + noise * jax.random.normal(noise_key, images.shape)
+    return jnp.clip(images, *BOX)
+
+
+def make_loss(parts: Functional, config: Config) -> Callable[..., LossOutput]:
+    """Chains from the replay buffer, and the contrast of their ends with the data."""
+    sampling = config.sampler
+
+    def loss_fn(
+        parameters: Any, batch: Any, *, key: jax.Array, carry: Any, model_state: Any
+    ) -> LossOutput:
+        del carry
+        keys = jax.random.split(key, 6)
+        data = noisy(keys[0], batch["image"], config.data.levels, config.data.noise)
+        rows = len(data)
+        network, replay = model_state["network"], model_state["replay"]
+
+        fresh = jax.random.uniform(keys[1], data.shape)
+        start = replay_draw(keys[2], replay, fresh, fresh_rate=sampling.fresh_rate)
+        # In evaluation mode: neither dropout nor the vectors of spectral normalisation move while
+        # the chain runs, and the loss below sees the same normalised kernels.
+        frozen = parts.rebuild(jax.lax.stop_gradient(parameters), model_state=network)
+        sampler = make_sampler(frozen, sampling)
+        chain, info = run_chain(keys[3], sampler, sampler.init(start.samples), sampling.num_steps)
+        samples = jax.lax.stop_gradient(chain.position)
+
+        module = parts.rebuild(parameters, keys[4], model_state=network)
+        both = module(jnp.concatenate([data, samples]))
+        of_data, of_samples = both[:rows], both[rows:]
+        loss = contrastive_loss(of_data, of_samples, l2=config.training.l2)
+        weight = jnp.float32(rows)
+        return LossOutput(
+            total=loss * weight,
+            weight=weight,
+            metrics={
+                "energy_data": (of_data.sum(), weight),
+                "energy_samples": (of_samples.sum(), weight),
+                "gradient_norm_of_chains": (info.gradient_norm[-1].sum(), weight),
+            },
+            model_state={
+                "network": parts.model_state(module),
+                "replay": replay_insert(keys[5], replay, samples),
+            },
+        )
+
+    return loss_fn
+
+
+def make_generator(
+    parts: Functional, config: Config, shape: tuple[int, ...]
+) -> Callable[..., jax.Array]:
+    """``(state, key, count=…) -> samples``: chains from uniform noise, quiet at their end."""
+    steps, sampling = config.evaluation.num_steps, config.sampler
+    scale = sampling.noise_scale
+    scale = np.sqrt(2 * sampling.step_size).item() if scale is None else scale
+
+    def noise_scale(step: jax.Array) -> jax.Array:
+        return scale * jnp.clip(10 * (1 - step / steps), 0, 1)
+
+    @functools.partial(jax.jit, static_argnames="count")
+    def generate(state: TrainState, key: jax.Array, *, count: int) -> jax.Array:
+        frozen = parts.rebuild(state.parameters, model_state=state.model_state["network"])
+        sampler = make_sampler(frozen, sampling, noise_scale=noise_scale)
+        start_key, chain_key = jax.random.split(key)
+        start = sampler.init(jax.random.uniform(start_key, (count, *shape)))
+        return run_chain(chain_key, sampler, start, steps)[0].position
+
+    return generate
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def energies(parts: Functional, state: TrainState, images: jax.Array) -> jax.Array:
+    """The energies of any number of images, piece by piece."""
+    frozen = parts.rebuild(state.parameters, model_state=state.model_state["network"])
+    return jax.lax.map(lambda image: frozen(image[None])[0], images, batch_size=PIECE)
+
+
+class Evaluation:
+    """Looks at the chains of the buffer, and at a few from noise, whose samples it keeps.
+
+    Args:
+        parts: the energy.
+        config: of the run.
+        test: ``[N, height, width, channels]``.
+        generate: from ``make_generator``.
+        folder: for the samples, a file an evaluation.
+    """
+
+    def __init__(
+        self,
+        parts: Functional,
+        config: Config,
+        test: np.ndarray,
+        generate: Callable[..., jax.Array],
+        folder: pathlib.Path,
+    ) -> None:
+        self._test, self._generate, self._folder = jnp.asarray(test), generate, folder
+
+        @jax.jit
+        def health(state: TrainState, test: jax.Array) -> dict[str, jax.Array]:
+            draw_key, noise_key = jax.random.split(jax.random.key(0))
+            frozen = parts.rebuild(state.parameters, model_state=state.model_state["network"])
+            noise = jnp.zeros((ROWS, *test.shape[1:]))
+            chains = replay_draw(draw_key, state.model_state["replay"], noise, fresh_rate=0.0)
+            data = noisy(noise_key, test, config.data.levels, config.data.noise)
+            found = chain_health(frozen, data, chains.samples, bounds=BOX)
+            return {
+                "energy_gap": found.energy_gap,
+                "gradient_norm_of_chains": found.gradient_norm,
+                "excess_saturation": found.excess_saturation,
+                "learning_rate": optax.tree.get(state.optimizer_state, "learning_rate"),
+            }
+
+        self._health = health
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """The health of the chains, by name."""
+        watched = np.asarray(self._generate(state, jax.random.key(1), count=WATCHED))
+        if jax.process_index() == 0:
+            self._folder.mkdir(exist_ok=True)
+            np.save(self._folder / f"{int(state.step)}.npy", watched)
+        return {name: float(v) for name, v in self._health(state, self._test).items()}
+
+
+def report(
+    workdir: pathlib.Path,
+    config: Config,
+    samples: np.ndarray,
+    train: tuple[np.ndarray, np.ndarray],
+    test: np.ndarray,
+    others: dict[str, np.ndarray],
+    energy: Callable[[np.ndarray], jax.Array],
+) -> None:
+    """Tables, pictures and summary."""
+    found = {"test images": test, "samples": samples, **others}
+    measured = {name: np.asarray(energy(images)) for name, images in found.items()}
+    ranks = {name: auroc(measured["test images"], measured[name]) for name in others}
+    results_table(
+        [{"told from the test images": name, "AUROC": value} for name, value in ranks.items()],
+        title="Outliers by their energy",
+    )
+    judge = train_judge(*train, config.evaluation, noise=config.data.noise)
+    scores = {name: judge.scores(images) for name, images in found.items()}
+    results_table(
+        [{"images": name} | row for name, row in scores.items()],
+        title="Under a classifier of this run",
+    )
+    sheets = {int(path.stem): np.load(path) for path in (workdir / "watched").glob("*.npy")}
+    pictures = figures.save(workdir, samples, train[0], sheets, measured)
+    summary = write_summary(
+        workdir,
+        {
+            "auroc": ranks,
+            "scores": scores,
+            "energy": {name: values.mean() for name, values in measured.items()},
+            "jax": jax.__version__,
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        },
+    )
+    print("written:", ", ".join(str(path) for path in (*pictures, summary)))
