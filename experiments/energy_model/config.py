@@ -85,6 +85,13 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         check("sampler", self, num_steps=1, replay_capacity=1)
         in_unit_interval("sampler.fresh_rate", self.fresh_rate)
+        for name in ("step_size", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"sampler.{name} must be greater than 0, got {getattr(self, name)}"
+                )
+        if self.noise_scale is not None:
+            check("sampler", self, noise_scale=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,6 +75,10 @@ def neighbors(generator, batch, dtype):
     return normal(generator, (*batch, UNITS), dtype), normal(generator, (5, UNITS), dtype)
 
 
+def data_and_samples(generator, batch, dtype):
+    return normal(generator, (*batch, UNITS), dtype), normal(generator, (*batch, UNITS), dtype)
+
+
 def score_matching(key, x):
     return energy.denoising_score_matching_loss(key, quadratic, x, noise_scale=0.5)
 
@@ -227,6 +231,30 @@ ROWS = [
         ),
     ),
     Row(
+        name="zoo.energy.chain_health",
+        function=functools.partial(energy.chain_health, quadratic, bounds=(-1.0, 1.0)),
+        arguments=data_and_samples,
+        axes=(0, 0),
+        out_axes=None,
+        differentiable=(),
+        extreme_arguments=(0, 1),
+        extreme=1e-20,
+        wide=True,
+        skip={"shard_map_equals_unsharded": BATCH_MEAN, "accepts_empty_batch": BATCH_MEAN},
+        bad=(
+            BadInput(
+                "reversed bounds",
+                lambda: energy.chain_health(
+                    quadratic, jnp.ones((1, 2)), jnp.ones((1, 2)), bounds=(1.0, 0.0)
+                ),
+                ValueError,
+                argument="bounds",
+                expected="low < high",
+                got=r"got \(1.0, 0.0\)",
+            ),
+        ),
+    ),
+    Row(
         name="zoo.energy.classifier_energy",
         function=energy.classifier_energy,
         arguments=logits,
@@ -293,6 +321,7 @@ EXEMPT = {
     "zoo.energy.clamped_energy": FACTORY,
     "zoo.energy.clip_by_second_moment": "an Optax transformation; its update is tested",
     "zoo.energy.clipped_adam": "an Optax transformation; its update is tested",
+    "zoo.energy.energies_by_label": "takes an energy; tested on one that is known",
     "zoo.energy.mixture_energy": FACTORY,
     "zoo.energy.product_energy": FACTORY,
     "zoo.energy.recovery_energy": FACTORY,

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from zoo.energy.networks import RESNET_LARGE, MnistEnergy, ResNetEnergy
+from tests.battery import quick_jit
+from zoo.energy import energies_by_label
+from zoo.energy.networks import RESNET_LARGE, MnistEnergy, MultiscaleEnergy, ResNetEnergy
 from zoo.energy.spectral import SpectralKernel, spectral_normalize
 
 
@@ -175,12 +177,34 @@ def test_labels_matter_where_there_are_classes():
     mixed = network(x, jnp.array([0, 2, 7]))
     np.testing.assert_allclose(mixed[:2], [zero[0], two[1]], rtol=1e-5)
     assert np.isnan(mixed[2])
+    table = energies_by_label(network, x, num_classes=3)
+    assert table.shape == (3, 3)
+    np.testing.assert_allclose(table[:, 0], zero, rtol=1e-5)
+    np.testing.assert_allclose(table[:, 2], two, rtol=1e-5)
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        energies_by_label(network, x, num_classes=0)
     with pytest.raises(ValueError, match="num_classes=3, got no labels"):
         network(x)
     with pytest.raises(ValueError, match=r"labels: expected \(3,\), got \(2,\)"):
         network(x, jnp.zeros(2, int))
     with pytest.raises(ValueError, match="num_classes=None, got labels"):
         ResNetEnergy(4, channels=1, blocks=((1, True),), rngs=nnx.Rngs(0))(x, jnp.zeros(3, int))
+
+
+def test_scales_see_the_image_and_its_half():
+    network = MultiscaleEnergy(2, channels=1, num_scales=2, rngs=nnx.Rngs(0))
+    network.eval()
+    assert [part.least_size for part in network.parts] == [16, 8]
+    x = image(2, 16, 16, 1)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, i : i + 16 : 2, j : j + 16 : 2] for i in range(3) for j in range(3)]
+    fine, coarse = network.parts
+    expected = (quick_jit(fine)(x) + quick_jit(coarse)(np.mean(shifted, axis=0))) / 2
+    np.testing.assert_allclose(quick_jit(network)(x), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"must be at least 16, got \[8, 8\]"):
+        network(image(2, 8, 8, 1))
+    with pytest.raises(ValueError, match=r"num_scales must be in 1..4, got 5"):
+        MultiscaleEnergy(2, num_scales=5, rngs=nnx.Rngs(0))
 
 
 def test_bad_shapes():

@@ -1,7 +1,12 @@
 """Energy-based models: sampling by Langevin dynamics, replay, objectives, composition."""
 
 from zoo.energy.clipped_adam import ClipBySecondMomentState, clip_by_second_moment, clipped_adam
-from zoo.energy.composition import clamped_energy, mixture_energy, product_energy
+from zoo.energy.composition import (
+    clamped_energy,
+    energies_by_label,
+    mixture_energy,
+    product_energy,
+)
 from zoo.energy.diagnostics import effective_sample_size, r_hat
 from zoo.energy.divergence import ChainHealth, Rollback, chain_health
 from zoo.energy.langevin import LangevinState, MetropolisState, langevin, metropolis_langevin
@@ -65,6 +70,7 @@ __all__ = [
     "contrastive_loss",
     "denoising_score_matching_loss",
     "effective_sample_size",
+    "energies_by_label",
     "energy_and_gradient",
     "langevin",
     "metropolis_langevin",

@@ -8,15 +8,18 @@ Densities multiply where energies add, so that concepts learned apart combine wi
 
 Source: Hinton, «Training products of experts by minimizing contrastive divergence», 2002; Du, Li,
 Mordatch, «Compositional visual generation with energy based models», 2020, arXiv 2004.06030.
+
+A conditional energy E(x, y) also classifies: y is the label of least energy, which is right if the
+labels are equally frequent and share one normaliser; min_y E(x, y) tells outliers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from zoo.energy.sampling import EnergyFunction
+from zoo.energy.sampling import EnergyFunction, batch_size
 
 
 def product_energy(
@@ -103,3 +106,33 @@ def clamped_energy(energy_fn: EnergyFunction, known: jax.Array, mask: jax.Array)
     if jnp.result_type(mask) != jnp.bool_:
         raise TypeError(f"mask must be bool, True where known, got {jnp.result_type(mask)}")
     return lambda position: energy_fn(jnp.where(mask, known, position))
+
+
+def energies_by_label(
+    energy_fn: Callable[[Any, jax.Array], jax.Array], position: Any, *, num_classes: int
+) -> jax.Array:
+    """E(x, y) for every label y: ``argmin`` classifies, ``min`` is the energy of any of them.
+
+    Args:
+        energy_fn: ``(position, labels [B]) -> [B]``, such as a ``ResNetEnergy`` with classes in
+            evaluation mode.
+        position: pytree of ``[B, ...]``.
+        num_classes: K, at least 1; the labels are looked at one after the other.
+
+    Returns:
+        ``[B, K]``.
+
+    Raises:
+        ValueError: num_classes < 1.
+
+    >>> energy = lambda x, y: (x[:, 0] - y) ** 2
+    >>> energies_by_label(energy, jnp.array([[0.0], [1.9]]), num_classes=3).argmin(axis=1)
+    Array([0, 2], dtype=int32)
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    rows = batch_size(position)
+    found = jax.lax.map(
+        lambda label: energy_fn(position, jnp.full(rows, label)), jnp.arange(num_classes)
+    )
+    return found.T

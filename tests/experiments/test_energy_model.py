@@ -1,0 +1,200 @@
+"""The experiment as a user runs it, and its parts: data, judge, the plane, pictures."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import command_line
+from experiments.energy_model import figures, two_dimensional
+from experiments.energy_model.config import PRESETS, DataConfig, EvaluationConfig, PlaneConfig
+from experiments.energy_model.data import head, open_splits, outliers
+from experiments.energy_model.judge import auroc, frechet_distance, nearest, train_judge
+from experiments.energy_model.train import noisy, run
+from zoo.data import image_arrays
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Compiling is nearly all of the cost, and the run is short.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def test_smoke_reaches_what_it_must(tmp_path):
+    command = [sys.executable, "-m", "experiments.energy_model", "--preset", "smoke"]
+    done = subprocess.run(
+        [*command, "--workdir", tmp_path],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout
+    expected = json.loads((ROOT / "experiments/energy_model/expected.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for name, least in expected["auroc_at_least"].items():
+        assert summary["auroc"][name] >= least, name
+    scores = summary["scores"]
+    assert scores["samples"]["class entropy"] >= expected["class_entropy_at_least"]
+    distances = {name: row["Fréchet distance"] for name, row in scores.items()}
+    assert distances["test images"] < distances["samples"] < distances["uniform noise"]
+    for name in ("samples.png", "training.png", "energies.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert {path.stem for path in (tmp_path / "watched").iterdir()} == {"100", "200", "300"}
+    assert [path.name for path in (tmp_path / "good").iterdir() if path.is_dir()] == ["300"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data.levels=1"], "data.levels must be at least 2, got 1"),
+        (["--model.network=mnist"], "model.network=mnist takes images of 28 × 28 × 1, got (8, 8"),
+        (["--sampler.step-size=0"], "sampler.step_size must be greater than 0, got 0"),
+        (["--data.outliers=file:/absent/set.npz"], "/absent/set.npz"),
+        (["--preset=two_dimensional", "--cells=1"], "cells must be at least 2, got 1"),
+    ],
+)
+def test_mistakes_end_in_one_line(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main(run, PRESETS, None, [*flags, "--workdir", str(tmp_path)])
+    assert exit_.value.code == 2
+    said = capsys.readouterr()
+    assert message in said.err + said.out
+    assert "Traceback" not in said.err + said.out
+
+
+# Data.
+
+
+def test_outliers_are_what_they_are_called():
+    test = head(image_arrays(open_splits(DataConfig())[1])[0], 40)
+    assert test.shape == (40, 8, 8, 1)
+    others = outliers(DataConfig(), test)
+    assert [*others] == ["uniform noise", "shuffled pixels", "photographs"]
+    for images in others.values():
+        assert images.shape == test.shape
+        assert images.dtype == np.float32
+        assert 0 <= images.min() < images.max() <= 1
+    shuffled = others["shuffled pixels"]
+    assert not np.array_equal(shuffled, test)
+    np.testing.assert_array_equal(np.sort(shuffled.reshape(40, -1)), np.sort(test.reshape(40, -1)))
+    with pytest.raises(ValueError, match=r"photographs are grey, but data\.uri has 3 channels"):
+        outliers(DataConfig(), np.zeros((2, 8, 8, 3), np.float32))
+
+
+def test_another_set_as_outliers(tmp_path):
+    images = np.arange(6, dtype=np.uint8).repeat(64).reshape(6, 8, 8)
+    arrays = {
+        f"{kind}_{split}": x
+        for split in ("train", "test")
+        for kind, x in (("x", images), ("y", np.arange(6)))
+    }
+    np.savez(tmp_path / "other.npz", **arrays)
+    data = DataConfig(outliers=f"file:{tmp_path}/other.npz")
+    others = outliers(data, np.zeros((3, 8, 8, 1), np.float32))
+    np.testing.assert_allclose(others["other.npz"][:, 0, 0, 0] * 255, [0, 2, 5])
+    with pytest.raises(ValueError, match=r"expected images of \(9, 9, 1\) .* got \(8, 8, 1\)"):
+        outliers(data, np.zeros((3, 9, 9, 1), np.float32))
+
+
+def test_levels_are_spread_over_their_shares():
+    images = np.repeat(np.arange(17, dtype=np.float32) / 16, 400).reshape(17, 20, 20, 1)
+    spread = np.asarray(noisy(jax.random.key(0), images, levels=17, noise=0.0))
+    for level, values in enumerate(spread):
+        assert level / 17 <= values.min() < values.max() <= (level + 1) / 17
+        assert values.std() == pytest.approx(1 / 17 / np.sqrt(12), rel=0.1)
+    blurred = np.asarray(noisy(jax.random.key(0), images[8:9], levels=17, noise=0.1))
+    assert blurred.std() == pytest.approx(np.hypot(0.1, 1 / 17 / np.sqrt(12)), rel=0.1)
+
+
+# The judge.
+
+
+def test_frechet_distance_of_known_laws():
+    linalg = pytest.importorskip("scipy.linalg")
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(size=(500, 4)), generator.normal(size=(400, 4)) * 2 + 1
+    first = first @ generator.normal(size=(4, 4))
+    means = first.mean(0) - second.mean(0)
+    c, d = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    expected = means @ means + np.trace(c + d - 2 * linalg.sqrtm(c @ d).real)
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+
+
+def test_distances_and_ranks():
+    points = np.random.default_rng(0).normal(size=(7, 3))
+    references = np.random.default_rng(1).normal(size=(300, 3))
+    brute = np.linalg.norm(points[:, None] - references[None], axis=2).min(axis=1)
+    np.testing.assert_allclose(nearest(points, references), brute, rtol=1e-6)
+    assert auroc(np.array([0.0, 1.0]), np.array([2.0, 3.0])) == 1
+    assert auroc(np.array([0.0, 2.0]), np.array([1.0, 3.0])) == 0.75
+
+
+def test_the_judge_learns_to_tell_classes():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 600)
+    images = np.eye(4)[labels][:, :, None, None] + 0 * generator.normal(size=(600, 4, 1, 1))
+    config = EvaluationConfig(classifier_features=8, classifier_epochs=20)
+    judge = train_judge(images.astype(np.float32), labels, config, noise=0.05)
+    first, mixed = judge.scores(images[labels == 0].astype("f")), judge.scores(images.astype("f"))
+    assert first["class entropy"] == 0
+    assert mixed["class entropy"] == pytest.approx(np.log(3), abs=0.01)
+    assert mixed["nearest neighbour"] < 1e-2
+    assert first["Fréchet distance"] > 10 * max(mixed["Fréchet distance"], 1e-3)
+
+
+# The plane.
+
+
+def test_targets_and_divergence_on_the_grid():
+    cells = two_dimensional.grid(200)
+    radius = np.linalg.norm(cells, axis=2)
+    rings = two_dimensional.rings(cells)
+    assert (rings * (radius < 1.05)).sum() / rings.sum() == pytest.approx(0.5, abs=0.01)
+    mixture = two_dimensional.mixture(cells)
+    right = cells[..., 0] > 0
+    assert (mixture * right).sum() / mixture.sum() == pytest.approx(0.5, abs=1e-6)
+    # A normal law read at another temperature: KL = log τ + 1/τ - 1 in two dimensions.
+    energy = radius**2 / (2 * 0.3**2)
+    exact = two_dimensional.probabilities(-energy)
+    assert two_dimensional.divergence(exact, energy) == pytest.approx(0, abs=1e-12)
+    for temperature in (0.5, 2.0):
+        expected = np.log(temperature) + 1 / temperature - 1
+        found = two_dimensional.divergence(exact, energy, temperature)
+        assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_persistent_chains_learn_a_density_at_their_temperature():
+    """A broad normal law: the energy of chains at a quarter is to be read at a quarter."""
+    config = PlaneConfig(
+        features=16, steps=300, batch_size=128, learning_rate=5e-3, step_size=0.05, cells=40
+    )
+    radius = np.linalg.norm(two_dimensional.grid(config.cells), axis=2)
+    exact = two_dimensional.probabilities(-(radius**2) / (2 * 0.6**2))
+    learn = two_dimensional.make_learner(config, num_steps=5, persistent=True)
+    for temperature in (1.0, 0.25):
+        energy = np.asarray(learn(exact.astype(np.float32), temperature))
+        assert two_dimensional.divergence(exact, energy, temperature) < 0.1
+    assert two_dimensional.divergence(exact, energy) > 0.5
+
+
+# Pictures.
+
+
+def test_pictures_are_drawn():
+    images = np.linspace(0, 1, 12 * 4).reshape(12, 2, 2, 1)
+    sheet = figures.tile(images, 4)
+    assert sheet.shape == (9, 12, 1)
+    np.testing.assert_array_equal(sheet[3:5, 0:2], images[4])
+    assert figures.draw_training({1: images, 2: images}).axes[0].get_yticks().shape == (2,)
+    density = {"exact": np.ones((4, 4)), "short\nKL 1": np.ones((4, 4))}
+    assert len(figures.draw_densities({"rings": density, "mixture": density}).axes) == 4
+    curves = {1.0: np.ones(3), 0.5: np.ones(3)}
+    drawn = figures.draw_temperature(np.array([0.1, 1, 2]), {"rings": curves, "mixture": curves})
+    assert len(drawn.axes[0].lines) == 4
