@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
+from tests.battery import quick_jit
 from zoo import conditional
 from zoo.conditional import ConditionalLayerNorm, conditionalize, conditioned_on
 from zoo.training import functional
@@ -39,7 +40,7 @@ class Generator(nnx.Module):
 init, rebuild = functional(lambda rngs: Generator(rngs=rngs))
 
 
-@jax.jit
+@quick_jit
 def logits(parameters, ids, condition):
     return rebuild(parameters).model(ids, condition=condition)
 
@@ -79,10 +80,11 @@ def test_step_0_is_the_pretrained_model_to_the_last_bit():
 
 
 def test_the_condition_learns_from_the_second_step_on(untrained):
-    @jax.jit
+    @quick_jit
     def gradient(parameters):
         def loss(parameters):
-            scores = logits(parameters, IDS[:, :-1], conditions(parameters))
+            model = rebuild(parameters).model
+            scores = model(IDS[:, :-1], condition=conditions(parameters))
             return optax.softmax_cross_entropy_with_integer_labels(scores, IDS[:, 1:]).mean()
 
         return jax.grad(loss)(parameters)
@@ -114,16 +116,13 @@ def test_no_position_sees_a_later_one(moved):
     """By gradients with respect to the embedded tokens, each of which occurs once."""
     condition = conditions(moved)[:1]
 
-    @jax.jit
+    @quick_jit
     def influence(table):
-        def at(t):
-            def score(table):
-                changed = moved | {"model": moved["model"] | {"token_embedding": table}}
-                return rebuild(changed).model(jnp.arange(6)[None], condition=condition)[0, t, 10]
+        def scores(table):
+            changed = moved | {"model": moved["model"] | {"token_embedding": table}}
+            return rebuild(changed).model(jnp.arange(6)[None], condition=condition)[0, :, 10]
 
-            return jax.grad(score)(table)[:6]
-
-        return jnp.stack([jnp.abs(at(t)).max(axis=-1) for t in range(6)])
+        return jnp.abs(jax.jacrev(scores)(table)[:, :6]).max(axis=-1)
 
     seen = np.asarray(influence(moved["model"]["token_embedding"]))
     np.testing.assert_array_equal(seen > 0, np.tril(np.ones((6, 6), bool)))

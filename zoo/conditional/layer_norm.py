@@ -13,8 +13,8 @@ gives the plain norm at any time, which is what classifier-free guidance wants o
 At the start ∂loss/∂W_scale = (∂loss/∂scale) cᵀ is not 0, but ∂loss/∂c is: what makes the condition
 moves from the second step on.
 
-The derivative is written out. It keeps n in the dtype of x, one number a row, and the gain of every
-condition; neither x nor the centred x nor anything of float32 stays behind for bfloat16 inputs.
+The derivative is written out. It keeps x itself, two numbers a row and the gain of every condition,
+so nothing of the size of x in float32 for bfloat16 inputs.
 
     dx = r (u - mean(u) - n mean(n u)),   u = (scale + c W_scale) · dy,   r = n / (x - mean(x))
 
@@ -159,60 +159,101 @@ def modulated(
 ) -> jax.Array:
     """The last step: gain · n + shift for a LayerNorm; for a RMSNorm there is no shift.
 
-    gain and shift have as many axes as x, some of size 1, and are at least float32.
+    gain and shift have as many axes as x, with size 1 behind those of the conditions, and are at
+    least float32.
     """
-    if shift is None:
-        return _modulated(epsilon, False, x, gain, jnp.zeros_like(gain, shape=(1,) * x.ndim))
-    return _modulated(epsilon, True, x, gain, shift)
+    own = x.ndim - 1
+    while own and gain.shape[own - 1] == 1:
+        own -= 1
+    conditions, positions = math.prod(x.shape[:own]), math.prod(x.shape[own:-1])
+    rows = (conditions, x.shape[-1])
+    zeros = jnp.zeros(rows, gain.dtype)
+    return _modulated(
+        epsilon,
+        shift is not None,
+        x.reshape(conditions, positions, x.shape[-1]),
+        gain.reshape(rows),
+        zeros if shift is None else shift.reshape(rows),
+    ).reshape(x.shape)
+
+
+# From here on x is [G, T, D]: T positions of each of G conditions, whose gain and shift are [G, D].
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _modulated(
     epsilon: float, centre: bool, x: jax.Array, gain: jax.Array, shift: jax.Array
 ) -> jax.Array:
-    normal, _ = _normalised(x, epsilon, centre)
-    return (gain * normal + shift).astype(x.dtype)
+    normal = _normal(x, *_statistics(x, epsilon, centre))
+    return (gain[:, None] * normal + shift[:, None]).astype(x.dtype)
 
 
 @_modulated.defjvp
 def _modulated_jvp(
     epsilon: float, centre: bool, primals: tuple, tangents: tuple
 ) -> tuple[jax.Array, jax.Array]:
-    (x, gain, shift), (dx, dgain, dshift) = primals, tangents
-    normal, rate = _normalised(x, epsilon, centre)
-    y = (gain * normal + shift).astype(x.dtype)
-    return y, _tangent(centre, normal.astype(x.dtype), rate, gain, dx, dgain, dshift)
+    x, gain, shift = primals
+    mean, rate = _statistics(x, epsilon, centre)
+    y = (gain[:, None] * _normal(x, mean, rate) + shift[:, None]).astype(x.dtype)
+    return y, _tangent(x, mean, rate, gain, *tangents)
 
 
 # Of a checkpoint, the gradient keeps the arguments and nothing that is computed from them.
-@functools.partial(jax.checkpoint, static_argnums=0, prevent_cse=False)
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def _tangent(
-    centre: bool,
-    normal: jax.Array,
+    x: jax.Array,
+    mean: jax.Array | None,
     rate: jax.Array,
     gain: jax.Array,
     dx: jax.Array,
     dgain: jax.Array,
     dshift: jax.Array,
 ) -> jax.Array:
-    dtype, mean = dx.dtype, functools.partial(jnp.mean, axis=-1, keepdims=True)
-    normal, dx = normal.astype(rate.dtype), dx.astype(rate.dtype)
-    dnormal = dx - normal * mean(normal * dx)
-    dnormal = rate * (dnormal - mean(dx) if centre else dnormal)
-    return (gain * dnormal + dgain * normal + dshift).astype(dtype)
+    """The directional derivative of gain · n + shift; its transposition is the gradient."""
+    normal = _normal(x, mean, rate)
+    dx = dx.astype(normal.dtype)
+    # Gain and rate are taken apart so that the gradient sums up dy alone and n · dy alone: what is
+    # summed over positions for the gain is summed over units for x.
+    along = -jnp.mean(normal * dx, axis=-1, keepdims=True) * rate
+    dy = rate * (gain[:, None] * dx) + normal * (_outer(gain, along) + dgain[:, None])
+    if mean is not None:
+        dy += _outer(gain, -jnp.mean(dx, axis=-1, keepdims=True) * rate)
+    return (dy + dshift[:, None]).astype(x.dtype)
 
 
-def _normalised(x: jax.Array, epsilon: float, centre: bool) -> tuple[jax.Array, jax.Array]:
-    """The n ``[..., D]`` and r ``[..., 1]`` of the module docstring, in at least float32."""
+def _outer(gain: jax.Array, number: jax.Array) -> jax.Array:
+    """The products gain · number, ``[G, D]`` and ``[G, T, 1]`` to ``[G, T, D]``.
+
+    Its transposition is a sum over units. XLA writes the gain out for every position before it sums
+    on a CPU, unless the sum is that of a matrix product.
+    """
+    return lax.platform_dependent(
+        gain,
+        number,
+        cpu=lambda gain, number: jnp.einsum("gd,gt->gtd", gain, number[..., 0]),
+        default=lambda gain, number: gain[:, None] * number,
+    )
+
+
+def _statistics(x: jax.Array, epsilon: float, centre: bool) -> tuple[jax.Array | None, jax.Array]:
+    """Mean (None for a RMSNorm) and r of every row, ``[G, T, 1]`` in at least float32."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = None
     if centre:
         # The mean of equal numbers need not be that number: epsilon 1e-12 is no match for what
         # rounding leaves of a constant row.
-        constant = jnp.all(wide == wide[..., :1], axis=-1, keepdims=True)
+        first = wide[..., :1]
+        constant = jnp.all(wide == first, axis=-1, keepdims=True)
+        mean = jnp.where(constant, first, wide.mean(axis=-1, keepdims=True))
         # Centred before squaring: E[x²] - E[x]² loses all digits when the mean is large.
-        wide = jnp.where(constant, 0, wide - wide.mean(axis=-1, keepdims=True))
-    rate = lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
-    return wide * rate, rate
+        wide -= mean
+    return mean, lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
+
+
+def _normal(x: jax.Array, mean: jax.Array | None, rate: jax.Array) -> jax.Array:
+    """The n of the module docstring, ``[G, T, D]``."""
+    wide = x.astype(rate.dtype)
+    return (wide if mean is None else wide - mean) * rate
 
 
 def shifted(
