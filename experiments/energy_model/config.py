@@ -130,7 +130,9 @@ class RollbackConfig:
 class EvaluationConfig:
     """Samples from noise, and the classifier that judges them."""
 
-    num_samples: int = 500
+    num_samples: int = 400
+    watched: int = 20
+    """Chains from the same noise at every evaluation, for the picture of the training."""
     num_steps: int = 2000
     """Of the chains from noise to a sample; in the last tenth the temperature falls to 0."""
     test_images: int | None = None
@@ -139,7 +141,7 @@ class EvaluationConfig:
     classifier_epochs: int = 30
 
     def __post_init__(self) -> None:
-        check("evaluation", self, num_samples=10, num_steps=1)
+        check("evaluation", self, num_samples=10, num_steps=1, watched=1)
         check("evaluation", self, classifier_features=1, classifier_epochs=1)
         if self.test_images is not None:
             check("evaluation", self, test_images=10)
@@ -205,9 +207,15 @@ PRESETS: dict[str, Config | PlaneConfig] = {
     "smoke": Config(
         workdir="runs/energy_model_smoke",
         model=ModelConfig(features=64),
-        training=TrainingConfig(steps=300, learning_rate=2e-3, evaluate_every=100),
+        training=TrainingConfig(steps=200, learning_rate=2e-3, evaluate_every=100),
+        # One number of images everywhere: every number compiles its own programs.
         evaluation=EvaluationConfig(
-            num_samples=60, num_steps=300, classifier_features=32, classifier_epochs=10
+            num_samples=40,
+            watched=40,
+            num_steps=200,
+            test_images=40,
+            classifier_features=32,
+            classifier_epochs=10,
         ),
         loop=LoopConfig(log_every=50, checkpoint_every=100),
     ),

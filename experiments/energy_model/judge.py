@@ -4,7 +4,6 @@ Nothing here is a published score: the classifier is trained in the same run, an
 distances that can be compared within one run only.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -31,8 +30,9 @@ class Classifier(nnx.Module):
 
     def __init__(self, pixels: int, num_classes: int, features: int, *, rngs: nnx.Rngs):
         """Draws the parameters."""
-        self.hidden = nnx.Linear(pixels, features, rngs=rngs)
-        self.output = nnx.Linear(features, num_classes, rngs=rngs)
+        uniform = nnx.initializers.glorot_uniform()
+        self.hidden = nnx.Linear(pixels, features, kernel_init=uniform, rngs=rngs)
+        self.output = nnx.Linear(features, num_classes, kernel_init=uniform, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Images to logits ``[B, K]`` and features ``[B, D]``."""
@@ -40,16 +40,21 @@ class Classifier(nnx.Module):
         return self.output(features), features
 
 
-@dataclasses.dataclass
 class Judge:
     """A trained classifier and the training set as it sees it."""
 
-    network: Any
-    train: Seen
+    def __init__(self, network: Classifier, train: np.ndarray) -> None:
+        @jax.jit
+        def see(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits, features = network(images)
+            return jax.nn.softmax(logits), features
+
+        self._see = see
+        self.train = self(train)
 
     def __call__(self, images: np.ndarray) -> Seen:
         """Class probabilities and features."""
-        return _see(self.network, images)
+        return Seen(*map(np.asarray, self._see(images)))
 
     def scores(self, images: np.ndarray) -> dict[str, float]:
         """Diversity, certainty, and distances to the training set in features."""
@@ -97,13 +102,7 @@ def train_judge(
         start = (parameters, optimizer.init(parameters), jax.random.key(0))
         return jax.lax.scan(step, start, jnp.asarray(rows))[0][0]
 
-    trained = nnx.merge(graph, train(parameters, images, labels))
-    return Judge(trained, _see(trained, images))
-
-
-def _see(network: Classifier, images: np.ndarray) -> Seen:
-    logits, features = network(jnp.asarray(images))
-    return Seen(np.asarray(jax.nn.softmax(logits)), np.asarray(features))
+    return Judge(nnx.merge(graph, train(parameters, images, labels)), images)
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:

@@ -49,7 +49,6 @@ from zoo.training import (
 
 BOX = (0.0, 1.0)
 ROWS = 256  # images and chains that are looked at along the way
-WATCHED = 16  # chains from noise whose samples are kept at every evaluation
 PIECE = 250  # images whose energies are computed at once
 
 
@@ -258,7 +257,8 @@ class Evaluation:
         generate: Callable[..., jax.Array],
         folder: pathlib.Path,
     ) -> None:
-        self._test, self._generate, self._folder = jnp.asarray(test), generate, folder
+        self._test, self._folder = jnp.asarray(test), folder
+        self._generate = functools.partial(generate, count=config.evaluation.watched)
 
         @jax.jit
         def health(state: TrainState, test: jax.Array) -> dict[str, jax.Array]:
@@ -279,7 +279,7 @@ class Evaluation:
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """The health of the chains, by name."""
-        watched = np.asarray(self._generate(state, jax.random.key(1), count=WATCHED))
+        watched = np.asarray(self._generate(state, jax.random.key(1)))
         if jax.process_index() == 0:
             self._folder.mkdir(exist_ok=True)
             np.save(self._folder / f"{int(state.step)}.npy", watched)

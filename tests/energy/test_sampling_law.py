@@ -183,3 +183,47 @@ def test_minibatch_langevin_samples_the_posterior():
     gradient_noise = (step * 20) ** 2 * float(data.var()) / 10
     expected = (2 * step + gradient_noise) / (1 - shrink)
     assert x.var() == pytest.approx(expected, rel=0.05)
+
+
+def test_kernels_agree_with_blackjax():
+    """Early in the chain, where both laws still depend on the start: two samples of one law."""
+    blackjax = pytest.importorskip("blackjax", reason="needs blackjax")
+    chains, num_steps, step_size = 2048, 5, 0.3
+
+    def log_density(x):
+        return -quadratic(x[None])[0]
+
+    adjusted = blackjax.mala(log_density, step_size)
+    unadjusted = blackjax.sgld(lambda x, batch: jax.grad(log_density)(x))
+
+    @jax.jit
+    def theirs(start):
+        def step(carry, key):
+            state, x = carry
+            keys = jax.random.split(key, chains)
+            state, info = jax.vmap(adjusted.step)(keys, state)
+            x = jax.vmap(lambda k, x: unadjusted.step(k, x, (), step_size))(keys, x)
+            return (state, x), info.acceptance_rate
+
+        carry = (jax.vmap(adjusted.init)(start), start)
+        keys = jax.random.split(jax.random.key(5), num_steps)
+        (state, x), accepted = jax.lax.scan(step, carry, keys)
+        return state.position, x, accepted
+
+    start = jnp.full((chains, 2), 1.5)
+    their_adjusted, their_unadjusted, their_acceptance = map(np.asarray, theirs(start))
+    mala = metropolis_langevin(quadratic, step_size=step_size)
+    state, info = run_chain(jax.random.key(0), mala, mala.init(start), num_steps)
+    pairs = [
+        (np.asarray(state.position), their_adjusted),
+        (
+            ends(langevin(quadratic, step_size=step_size), num_steps=num_steps, start=start),
+            their_unadjusted,
+        ),
+    ]
+    for ours, others in pairs:
+        for column in range(2):
+            assert stats.ks_2samp(ours[:, column], others[:, column]).pvalue > LEAST
+    for ours, others in zip(np.asarray(info.acceptance_probability), their_acceptance, strict=True):
+        spread = np.hypot(ours.std(), others.std()) / np.sqrt(chains)
+        assert abs(ours.mean() - others.mean()) < 4 * spread + 1e-6

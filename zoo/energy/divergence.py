@@ -169,7 +169,10 @@ class Rollback:
         assert restored is not None  # the constructor saved one
         good = restored[0]
         logger.warning(
-            "%s; back to the state of step %d, learning rate %.3g", text, int(good.step), rate
+            "%s; back to the state of step %d, learning rate %.3g",
+            text,
+            int(good.step),
+            float(rate),
         )
         return good._replace(
             step=state.step,
