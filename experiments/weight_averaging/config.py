@@ -81,6 +81,7 @@ class TrainingConfig:
     """Adam at a constant rate."""
 
     steps: int = 800
+    """A finished run goes on if there are more."""
     batch_size: int = 32
     learning_rate: float = 1e-3
     evaluate_every: int = 40

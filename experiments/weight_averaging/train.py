@@ -66,7 +66,8 @@ def run(config: Config) -> None:
         )
     )
     optimizer = make_optimizer(averaging, training.learning_rate)
-    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
+    # The rate is constant: a longer run is the same run, going on.
+    workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "training.steps"))
     state = init_state(
         parts.init_parameters,
         optimizer,

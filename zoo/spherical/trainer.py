@@ -362,15 +362,12 @@ def _move(
     for places, values in parts:
         flat = values.reshape(-1, size)
         total = total.at[places.reshape(-1)].add(flat, mode="promise_in_bounds")
-    # Products with ones: sums along rows, which CPUs do not vectorise.
-    ones = jnp.ones((size, 1), x.dtype)
-    radial = (x * total) @ ones
+    radial = jnp.sum(x * total, axis=-1, keepdims=True)
+    square = jnp.sum(total * total, axis=-1, keepdims=True)
+    touched = square > 0
     step = total - radial * x
     if angular:
-        square = (total * total) @ ones
-        step = (1 - radial * jax.lax.rsqrt(jnp.where(square > 0, square, 1))) * step
+        step = (1 - radial * jax.lax.rsqrt(jnp.where(touched, square, 1))) * step
     moved = x + rate * step
-    square = (moved * moved) @ ones
-    new = moved * jax.lax.rsqrt(jnp.where(square > 0, square, 1))
-    touched = (total * total) @ ones > 0
-    return jnp.where(touched, new, x)
+    length = jax.lax.rsqrt(jnp.where(touched, jnp.sum(moved * moved, axis=-1, keepdims=True), 1))
+    return jnp.where(touched, moved * length, x)
