@@ -1,0 +1,169 @@
+"""Settings of the captioner.
+
+Article: https://kexue.fm/archives/7124, section on image captions.
+
+    small     the default: scikit-learn's digits with captions from templates. A smoke test of two
+              minutes, no measurement of captions
+    smoke     the same in seconds
+    flickr8k  Flickr8k at 64 pixels and EfficientNet-Lite0, a quarter of an hour on two CPU cores
+    paper     the article's shape (a 12-layer Transformer), for an accelerator
+"""
+
+import dataclasses
+
+from experiments.command_line import (
+    DistributedConfig,
+    LoopConfig,
+    MeshConfig,
+    at_least,
+    in_unit_interval,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Pictures, captions, and how both are read."""
+
+    uri: str = "builtin:digits"
+    """builtin:digits with captions from templates, or file:FOLDER of Flickr8k (see README)."""
+    encoder: str = ""
+    """file:PATH of the weights of EfficientNet-Lite0, frozen; empty: the pixels are the vector."""
+    image_size: int = 224
+    """Pixels to which pictures are enlarged for the encoder."""
+    min_count: int = 3
+    """Rarer words become <unk>, which is never written."""
+    max_words: int = 16
+    """Longer captions are cut for training; references never are."""
+
+    def __post_init__(self) -> None:
+        at_least(32, "data.image_size", self.image_size)
+        at_least(1, "data.min_count", self.min_count)
+        at_least(1, "data.max_words", self.max_words)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and dropout of the Transformer."""
+
+    features: int = 64
+    num_layers: int = 2
+    num_heads: int = 4
+    feedforward_features: int = 256
+    hidden_features: int = 64
+    """Bottleneck between the image vector and each LayerNorm."""
+    dropout: float = 0.1
+    image_dropout: float = 0.0
+    """Share of the image vector's entries set to 0 in training."""
+
+    def __post_init__(self) -> None:
+        for name in ("features", "num_layers", "num_heads", "feedforward_features"):
+            at_least(1, f"model.{name}", getattr(self, name))
+        at_least(1, "model.hidden_features", self.hidden_features)
+        in_unit_interval("model.dropout", self.dropout)
+        in_unit_interval("model.image_dropout", self.image_dropout)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation."""
+
+    epochs: int = 6
+    batch_size: int = 64
+    """Captions of a step, over all devices."""
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.0
+    gradient_clip: float = 1.0
+    bfloat16: bool = False
+    """Compute in bfloat16; parameters and sums stay float32."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, "training.epochs", self.epochs)
+        at_least(1, "training.batch_size", self.batch_size)
+        at_least(0, "training.learning_rate", self.learning_rate)
+        at_least(0, "training.weight_decay", self.weight_decay)
+        at_least(0, "training.gradient_clip", self.gradient_clip)
+        in_unit_interval("training.label_smoothing", self.label_smoothing)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """How captions are written."""
+
+    beam_size: int = 3
+    length_penalties: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """Tried on the held-out pictures; the best BLEU-4 there is used for the test."""
+    batch_size: int = 100
+    """Pictures captioned at once."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "search.beam_size", self.beam_size)
+        at_least(1, "search.batch_size", self.batch_size)
+        at_least(1, "number of search.length_penalties", len(self.length_penalties))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Image captions."""
+
+    workdir: str = "runs/image_captioning"
+    """Folder of the run; the same command continues it."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    search: SearchConfig = SearchConfig()
+    loop: LoopConfig = LoopConfig()
+    mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
+
+
+FLICKR8K = DataConfig(
+    uri="file:$ZOO_DATA/flickr8k",
+    encoder="file:$ZOO_DATA/efficientnet_lite0/efficientnet_lite0_fp16conv.npz",
+    min_count=5,
+    max_words=14,
+)
+
+PRESETS = {
+    "small": Config(),
+    "smoke": Config(
+        workdir="runs/image_captioning_smoke",
+        data=DataConfig(max_words=8),
+        model=ModelConfig(num_layers=1),
+        training=TrainingConfig(epochs=1, learning_rate=4e-3),
+        search=SearchConfig(length_penalties=(1.0,)),
+        loop=LoopConfig(log_every=20, checkpoint_every=100),
+    ),
+    "flickr8k": Config(
+        workdir="runs/image_captioning_flickr8k",
+        data=FLICKR8K,
+        model=ModelConfig(
+            features=192,
+            num_layers=2,
+            num_heads=6,
+            feedforward_features=768,
+            hidden_features=128,
+            dropout=0.2,
+            image_dropout=0.25,
+        ),
+        training=TrainingConfig(
+            epochs=6, batch_size=64, learning_rate=1.5e-3, weight_decay=0.05, label_smoothing=0.1
+        ),
+        loop=LoopConfig(checkpoint_every=400),
+    ),
+    "paper": Config(
+        workdir="runs/image_captioning_paper",
+        data=FLICKR8K,
+        model=ModelConfig(
+            features=768,
+            num_layers=12,
+            num_heads=12,
+            feedforward_features=3072,
+            hidden_features=128,
+            image_dropout=0.1,
+        ),
+        training=TrainingConfig(epochs=20, batch_size=32, learning_rate=1e-4, bfloat16=True),
+        loop=LoopConfig(checkpoint_every=1000),
+    ),
+}

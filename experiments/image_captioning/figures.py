@@ -1,0 +1,43 @@
+"""The sheet of pictures with their captions."""
+
+import pathlib
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+
+from zoo.extras import require
+
+COLUMNS = 6
+
+
+def sheet(
+    path: pathlib.Path,
+    images: np.ndarray,
+    captions: Sequence[Sequence[str]],
+    references: Sequence[Sequence[Sequence[str]]],
+    scores: np.ndarray,
+) -> pathlib.Path:
+    """The best and the worst of the given captions, with a reference below each."""
+    figure_module = require("matplotlib.figure", "plot")
+    order = np.argsort(-scores, kind="stable")
+    rows = (("best", order[:COLUMNS]), ("worst", order[-COLUMNS:]))
+    figure = figure_module.Figure(figsize=(2.1 * COLUMNS, 6.6), layout="constrained")
+    parts = figure.subfigures(len(rows), 1)
+    for part, (name, chosen) in zip(parts, rows, strict=True):
+        part.suptitle(f"The {name} {len(chosen)} of {len(captions)} captions", fontsize=11)
+        for axes, index in zip(part.subplots(1, COLUMNS), chosen, strict=False):
+            image = images[index]
+            axes.imshow(image.squeeze(), cmap="gray", interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+            axes.set_title(_wrapped(captions[index]), fontsize=8.5, fontweight="bold")
+            axes.set_xlabel(_wrapped(references[index][0]), fontsize=7.5, color="0.35")
+    figure.savefig(path, dpi=80)
+    return path
+
+
+def _wrapped(words: Sequence[str]) -> str:
+    return "\n".join(textwrap.wrap(" ".join(words) or "(nothing)", 27)[:4])

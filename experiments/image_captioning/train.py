@@ -1,0 +1,312 @@
+"""Trains the captioner, writes captions by greedy and beam search, and scores them."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+from experiments.command_line import MAY_CHANGE
+from experiments.image_captioning import data, figures, scores
+from experiments.image_captioning.config import Config
+from zoo.conditional import ConditionalLayerNorm
+from zoo.data import Pipeline, Vocabulary, build_word_vocabulary
+from zoo.decoding import beam_search, prefill, sample
+from zoo.training import (
+    Checkpointer,
+    LossOutput,
+    MetricsLog,
+    TrainState,
+    fit,
+    functional,
+    init_state,
+    initialize_distributed,
+    make_mesh,
+    make_train_step,
+    open_workdir,
+    path_name,
+    put_batch,
+    results_table,
+    write_summary,
+)
+from zoo.transformer import Transformer, TransformerConfig, placement_rules
+
+SHOWN = 300  # pictures of the test from which the sheet takes the best and the worst
+
+Writer = Callable[..., list[list[str]]]
+
+
+def run(config: Config) -> None:
+    """Runs the experiment; continues where an earlier run in the same folder stopped."""
+    initialize_distributed(**dataclasses.asdict(config.distributed))
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    sets = data.read(config.data.uri)
+    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
+    vectors = data.vectors_of(config.data, sets, workdir / "features.npz")
+    lines = [" ".join(words) for own in sets["train"].captions for words in own]
+    vocabulary = build_word_vocabulary(
+        lines, min_count=config.data.min_count, lowercase=False, split="whitespace"
+    )
+    examples = {
+        split: data.examples(vectors[split], sets[split], vocabulary, config.data.max_words)
+        for split in ("train", "valid")
+    }
+    training = config.training
+    batches = Pipeline(examples["train"], batch_size=training.batch_size, seed=training.seed)
+    num_steps = training.epochs * batches.batches_per_epoch
+    transformer = transformer_config(config, len(vocabulary))
+    make_norm = functools.partial(
+        ConditionalLayerNorm,
+        condition_features=vectors["train"].shape[1],
+        hidden_features=config.model.hidden_features,
+    )
+    init_parameters, rebuild = functional(
+        lambda rngs: Transformer(transformer, make_norm=make_norm, rngs=rngs)
+    )
+    optimizer = make_optimizer(config, num_steps)
+    state = init_state(
+        init_parameters,
+        optimizer,
+        key=jax.random.key(training.seed),
+        mesh=mesh,
+        rules=placement_rules(transformer),
+    )
+    step = make_train_step(
+        make_loss(rebuild, config),
+        optimizer,
+        compute_dtype=jnp.bfloat16 if training.bfloat16 else None,
+        shardings=state.shardings,
+    )
+    evaluation_loss = jax.jit(make_loss(rebuild))
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        held_out = Pipeline(
+            examples["valid"], batch_size=training.batch_size, seed=0, num_epochs=1, shuffle=False
+        )
+        total = weight = 0.0
+        for batch in held_out:
+            output = evaluation_loss(
+                state.parameters, put_batch(batch, mesh), key=state.key, carry=None
+            )
+            total, weight = total + float(output.total), weight + float(output.weight)
+        return {"valid_perplexity": float(np.exp(total / weight))}
+
+    if jax.process_index() == 0:
+        size = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+        print(
+            f"{config.data.uri}: {len(vectors['train']):,} pictures with {len(lines):,} captions, "
+            f"{len(vocabulary):,} words; {size:,} parameters; {num_steps:,} steps on {mesh.size} "
+            f"{jax.devices()[0].device_kind} device(s)"
+        )
+        if config.data.uri == "builtin:digits":
+            print("Digits with captions from templates: a smoke test, no measurement of captions.")
+    with (
+        Checkpointer(workdir / "checkpoints", keep=config.loop.keep_checkpoints) as checkpointer,
+        MetricsLog(workdir / "metrics.jsonl") as log,
+    ):
+        state = fit(
+            step,
+            state,
+            batches,
+            num_steps=num_steps,
+            mesh=mesh,
+            checkpointer=checkpointer,
+            log=log,
+            evaluate=evaluate,
+            evaluate_every=batches.batches_per_epoch,
+            checkpoint_every=config.loop.checkpoint_every,
+            log_every=config.loop.log_every,
+            rate_unit="words",
+            progress=config.loop.progress,
+        )
+    perplexity = evaluate(state)["valid_perplexity"]
+    parameters = state.parameters
+    if jax.process_count() > 1:
+        parameters = multihost_utils.process_allgather(parameters, tiled=True)
+    write = make_writer(rebuild, jax.device_get(parameters), vocabulary, config)
+    if jax.process_index() == 0:
+        report(workdir, config, sets, vectors, write, perplexity)
+
+
+def transformer_config(config: Config, vocab_size: int) -> TransformerConfig:
+    """The Transformer; it reads the end token, then the words."""
+    model = config.model
+    return TransformerConfig(
+        vocab_size=vocab_size,
+        features=model.features,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        feedforward_features=model.feedforward_features,
+        max_positions=config.data.max_words + 1,
+        num_segments=0,
+        mask="causal",
+        norm_position="pre",
+        head="tied",
+        dropout=model.dropout,
+    )
+
+
+def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
+    """Clipping, then AdamW with warm-up and cosine decay; kernels and embeddings decay."""
+    training = config.training
+
+    def decays(parameters: Any) -> Any:
+        return jax.tree.map_with_path(
+            lambda path, _: path_name(path).endswith(("kernel", "embedding")), parameters
+        )
+
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, training.learning_rate, max(1, num_steps // 10), num_steps
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(training.gradient_clip),
+        optax.adamw(schedule, b2=0.99, weight_decay=training.weight_decay, mask=decays),
+    )
+
+
+def make_loss(rebuild: Callable[..., Transformer], config: Config | None = None) -> Callable:
+    """Sum of the negative log probabilities of the next words, in nats.
+
+    With a config there are dropout and label smoothing, as in training; without this is the loss of
+    an evaluation.
+    """
+
+    def loss_fn(parameters: Any, batch: Any, *, key: jax.Array, carry: Any) -> LossOutput:
+        image, smoothing = batch["image"], 0.0
+        if config is None:
+            key = None
+        else:
+            key, image_key = jax.random.split(key)
+            kept = 1 - config.model.image_dropout
+            mask = jax.random.bernoulli(image_key, kept, image.shape)
+            image = jnp.where(mask, image / kept, 0)
+            smoothing = config.training.label_smoothing
+        logits = rebuild(parameters)(batch["inputs"], condition=image, key=key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        if smoothing:
+            # Against the uniform distribution: mean_v of -log p_v.
+            even = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
+            losses = (1 - smoothing) * losses + smoothing * even
+        place = jnp.arange(losses.shape[1])[None]
+        counted = (place < batch["length"][:, None]) & batch["valid"][:, None]
+        return LossOutput(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted))
+
+    return loss_fn
+
+
+def make_writer(
+    rebuild: Callable[..., Transformer], parameters: Any, vocabulary: Vocabulary, config: Config
+) -> Writer:
+    """Makes ``write(vectors, beam_size=…, length_penalty=…)``, captions of pictures as words."""
+    longest = config.data.max_words + 1  # with the end token
+    rules = {
+        "max_length": longest,
+        "end_id": vocabulary.end,
+        "pad_id": vocabulary.end,
+        "banned": (vocabulary.unknown,),
+    }
+
+    @functools.partial(jax.jit, static_argnames="beam_size")
+    def search(
+        parameters: Any, vectors: jax.Array, length_penalty: jax.Array, *, beam_size: int
+    ) -> jax.Array:
+        prompt = jnp.full((len(vectors), 1), vocabulary.end)
+        read = prefill(rebuild(parameters), prompt, max_length=longest, condition=vectors)
+        if beam_size == 1:
+            greedy = sample(
+                jax.random.key(0),
+                read.step_fn,
+                read.state,
+                start=read.start,
+                temperature=0,
+                **rules,
+            )
+            return greedy.tokens
+        found = beam_search(
+            read.step_fn,
+            read.state,
+            start=read.start,
+            state_axes=read.state_axes,
+            beam_size=beam_size,
+            num_results=1,
+            length_penalty=length_penalty,
+            **rules,
+        )
+        return found.tokens[:, 0]
+
+    def write(
+        vectors: np.ndarray, *, beam_size: int = 1, length_penalty: float = 0.0
+    ) -> list[list[str]]:
+        rows = config.search.batch_size
+        padded = np.concatenate([vectors, np.repeat(vectors[-1:], -len(vectors) % rows, axis=0)])
+        penalty = jnp.float32(length_penalty)
+        tokens = np.concatenate(
+            [
+                search(parameters, padded[i : i + rows], penalty, beam_size=beam_size)
+                for i in range(0, len(padded), rows)
+            ]
+        )[: len(vectors)]
+        return [
+            [vocabulary.tokens[token] for token in row if token != vocabulary.end] for row in tokens
+        ]
+
+    return write
+
+
+def report(
+    workdir: pathlib.Path,
+    config: Config,
+    sets: dict[str, data.Captioned],
+    vectors: dict[str, np.ndarray],
+    write: Writer,
+    perplexity: float,
+) -> None:
+    """Writes captions of the test pictures, scores them, and draws the sheet."""
+    references = {split: part.captions for split, part in sets.items()}
+    size = config.search.beam_size
+    tried = {
+        penalty: scores.bleu(
+            write(vectors["valid"], beam_size=size, length_penalty=penalty), references["valid"]
+        )
+        for penalty in config.search.length_penalties
+    }
+    penalty = max(tried, key=lambda value: tried[value]["BLEU-4"])
+    greedy = write(vectors["test"])
+    beams = write(vectors["test"], beam_size=size, length_penalty=penalty)
+    test = references["test"]
+    table = {
+        "greedy": scores.bleu(greedy, test),
+        f"beam {size}, length penalty {penalty:g}": scores.bleu(beams, test),
+        "the same captions, each for the next picture": scores.bleu(beams[-1:] + beams[:-1], test),
+        **scores.baselines(test, references["train"], vectors["test"], vectors["train"]),
+    }
+    results_table(
+        [{"captions": name} | values for name, values in table.items()],
+        title=f"{len(test):,} test pictures, BLEU in percent",
+    )
+    summary: dict[str, Any] = {
+        "test": table,
+        "length_penalties_on_valid": {str(value): found for value, found in tried.items()},
+        "valid_perplexity": perplexity,
+        "variety": scores.variety(beams, references["train"]),
+        "jax": jax.__version__,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    if config.data.uri == "builtin:digits":
+        summary["digits_named"] = data.digits_named(beams, test)
+        print(f"{summary['digits_named']:.1%} of the captions name the digit that is there.")
+    for words, own in list(zip(beams, test, strict=True))[:5]:
+        print(f"  {' '.join(words)}   ({' '.join(own[0])})")
+    each = scores.each_bleu(beams[:SHOWN], test[:SHOWN])
+    picture = figures.sheet(
+        workdir / "captions.png", sets["test"].images[:SHOWN], beams[:SHOWN], test[:SHOWN], each
+    )
+    with (workdir / "captions.txt").open("w", encoding="utf-8") as lines:
+        lines.writelines(" ".join(words) + "\n" for words in beams)
+    print("written:", picture, write_summary(workdir, summary))
