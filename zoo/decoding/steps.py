@@ -112,6 +112,8 @@ def prefill(
             f"{condition.shape}"
         )
     cached = hasattr(model, "init_cache")
+    if hasattr(model, "unstacked"):
+        model = model.unstacked()
     if not cached and condition is not None:
         raise ValueError("prefill: a recurrent model takes no condition, got one")
     length = prompt.shape[1] + max_length - 1  # the last token is written, not read

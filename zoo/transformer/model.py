@@ -40,6 +40,8 @@ from zoo.transformer.layers import (
     rows_of,
 )
 
+Cache = KeyValueCache | tuple[KeyValueCache, ...]  # all layers stacked, or one a layer
+
 
 class Transformer(nnx.Module):
     """The model of the module docstring.
@@ -160,7 +162,25 @@ class Transformer(nnx.Module):
         x, _ = self._through_layers(x, visible, condition, keys, None, causal=causal)
         return x if config.norm_position == "post" else normed(self.final_norm, x, condition)
 
-    def init_cache(self, batch_size: int, length: int | None = None) -> KeyValueCache:
+    def unstacked(self) -> "Transformer":
+        """The same model with each layer by itself, for reading token by token.
+
+        A loop over stacked layers takes every layer's weights and cache out of the stack and puts
+        the cache back: nothing beside a long row, but most of the time for one token. Here a loop
+        over tokens reads both where they are.
+
+        Returns:
+            A model for :meth:`init_cache` and :meth:`decode`; its cache is a tuple, one a layer.
+        """
+        if isinstance(self.layers, nnx.List):
+            return self
+        model = nnx.merge(*nnx.split(self))
+        graph, parameters = nnx.split(self.layers)
+        parts = _unstacked(parameters, self.config.num_layers)
+        model.layers = nnx.List([nnx.merge(graph, part) for part in parts])
+        return model
+
+    def init_cache(self, batch_size: int, length: int | None = None) -> Cache:
         """An empty cache for ``batch_size`` rows of at most ``length`` tokens.
 
         Args:
@@ -180,19 +200,24 @@ class Transformer(nnx.Module):
                 f"length must be in 1..{config.max_positions} (max_positions), got {length}"
             )
         heads = (config.num_heads, config.features // config.num_heads)
-        room = jnp.zeros(
-            (config.num_layers, batch_size, length, *heads), self.token_embedding[...].dtype
-        )
-        return KeyValueCache(room, room, jnp.zeros(config.num_layers, jnp.int32))
+        dtype = self.token_embedding[...].dtype
+
+        def empty(*layers: int) -> KeyValueCache:
+            room = jnp.zeros((*layers, batch_size, length, *heads), dtype)
+            return KeyValueCache(room, room, jnp.zeros(layers, jnp.int32))
+
+        if isinstance(self.layers, nnx.List):
+            return tuple(empty() for _ in self.layers)
+        return empty(config.num_layers)
 
     def decode(
         self,
         ids: jax.Array,
-        cache: KeyValueCache,
+        cache: Cache,
         *,
         segment_ids: jax.Array | None = None,
         condition: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeyValueCache]:
+    ) -> tuple[jax.Array, Cache]:
         """Reads more tokens of rows whose beginning is in the cache.
 
         The logits are those that a call with the whole rows gives at these positions. Give a prompt
@@ -219,8 +244,9 @@ class Transformer(nnx.Module):
                 "have to be read again with every token"
             )
         check_inputs(config, ids, segment_ids, None, None)
-        length, room = ids.shape[1], cache.keys.shape[2]
-        start = cache.length[0]
+        whole = isinstance(cache, KeyValueCache)
+        start = cache.length[0] if whole else cache[0].length
+        length, room = ids.shape[1], (cache if whole else cache[0]).keys.shape[-3]
         positions = start + jnp.arange(length)
         x = self._embed(ids, segment_ids, None, condition, positions)
         x = jnp.where(start + length <= room, x, jnp.nan)
@@ -240,11 +266,17 @@ class Transformer(nnx.Module):
         visible: jax.Array | None,
         condition: jax.Array | None,
         keys: jax.Array | None,
-        cache: KeyValueCache | None,
+        cache: Any,
         *,
         causal: bool,
     ) -> tuple[jax.Array, Any]:
         config = self.config
+        if isinstance(self.layers, nnx.List):
+            after = []
+            for one, before in zip(self.layers, cache, strict=True):
+                x, its = one(x, visible, condition, None, before, causal=causal)
+                after.append(its)
+            return x, tuple(after)
         graph, parameters = nnx.split(self.layers)
 
         def layer(x: jax.Array, inputs: Any) -> tuple[jax.Array, KeyValueCache | None]:
