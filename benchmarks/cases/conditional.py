@@ -70,8 +70,8 @@ def naive(
     bias_kernel: jax.Array,
 ) -> jax.Array:
     """The formula, differentiated by JAX."""
-    gain = (scale + condition @ scale_kernel)[:, None]
-    shift = (bias + condition @ bias_kernel)[:, None]
+    gain = (scale[None] + condition @ scale_kernel)[:, None]
+    shift = (bias[None] + condition @ bias_kernel)[:, None]
     variance = x.var(axis=-1, keepdims=True)
     normal = (x - x.mean(axis=-1, keepdims=True)) * lax.rsqrt(variance + 1e-12)
     return gain * normal + shift
@@ -80,7 +80,7 @@ def naive(
 def naive_rms(
     x: jax.Array, condition: jax.Array, scale: jax.Array, scale_kernel: jax.Array
 ) -> jax.Array:
-    gain = (scale + condition @ scale_kernel)[:, None]
+    gain = (scale[None] + condition @ scale_kernel)[:, None]
     return gain * (x * lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-6))
 
 
