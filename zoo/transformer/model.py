@@ -80,7 +80,7 @@ class Transformer(nnx.Module):
         def layers(key: jax.Array) -> Layer:
             return Layer(config, make_norm, rngs=nnx.Rngs(key))
 
-        self.layers = layers(jax.random.split(rngs.params(), config.num_layers))
+        self.layers: Any = layers(jax.random.split(rngs.params(), config.num_layers))
         if config.head == "mlm":
             self.head_kernel = nnx.Param(draw(config.features, config.features))
             self.head_bias = nnx.Param(jnp.zeros(config.features))
@@ -244,9 +244,9 @@ class Transformer(nnx.Module):
                 "have to be read again with every token"
             )
         check_inputs(config, ids, segment_ids, None, None)
-        whole = isinstance(cache, KeyValueCache)
-        start = cache.length[0] if whole else cache[0].length
-        length, room = ids.shape[1], (cache if whole else cache[0]).keys.shape[-3]
+        first = cache if isinstance(cache, KeyValueCache) else cache[0]
+        start = jnp.ravel(first.length)[0]
+        length, room = ids.shape[1], first.keys.shape[-3]
         positions = start + jnp.arange(length)
         x = self._embed(ids, segment_ids, None, condition, positions)
         x = jnp.where(start + length <= room, x, jnp.nan)
