@@ -1,12 +1,13 @@
 """The original's networks, by numbers computed with its code, and spectral normalisation."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from tests.battery import quick_jit
 from zoo.energy import energies_by_label
 from zoo.energy.networks import RESNET_LARGE, MnistEnergy, MultiscaleEnergy, ResNetEnergy
 from zoo.energy.spectral import SpectralKernel, spectral_normalize
@@ -191,20 +192,28 @@ def test_labels_matter_where_there_are_classes():
         ResNetEnergy(4, channels=1, blocks=((1, True),), rngs=nnx.Rngs(0))(x, jnp.zeros(3, int))
 
 
-def test_scales_see_the_image_and_its_half():
-    network = MultiscaleEnergy(2, channels=1, num_scales=2, rngs=nnx.Rngs(0))
-    network.eval()
-    assert [part.least_size for part in network.parts] == [16, 8]
-    x = image(2, 16, 16, 1)
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [padded[:, i : i + 16 : 2, j : j + 16 : 2] for i in range(3) for j in range(3)]
-    fine, coarse = network.parts
-    expected = (quick_jit(fine)(x) + quick_jit(coarse)(np.mean(shifted, axis=0))) / 2
-    np.testing.assert_allclose(quick_jit(network)(x), expected, rtol=1e-5)
+def test_scales_see_the_image_its_half_and_its_quarter():
+    def energies(size):
+        return MultiscaleEnergy(4, channels=1, rngs=nnx.Rngs(0))(jnp.zeros((2, size, size, 1)))
+
+    network = nnx.eval_shape(lambda: MultiscaleEnergy(4, channels=1, rngs=nnx.Rngs(0)))
+    assert [part.least_size for part in network.parts] == [16, 8, 4]
+    assert nnx.eval_shape(lambda: energies(16)).shape == (2,)
     with pytest.raises(ValueError, match=r"must be at least 16, got \[8, 8\]"):
-        network(image(2, 8, 8, 1))
+        nnx.eval_shape(lambda: energies(8))
     with pytest.raises(ValueError, match=r"num_scales must be in 1..4, got 5"):
         MultiscaleEnergy(2, num_scales=5, rngs=nnx.Rngs(0))
+
+    # The same call with parts that are known: the sum of the image and the largest of its half.
+    x = image(2, 16, 16, 1)
+    parts = [lambda x, _: x.sum(axis=(1, 2, 3)), lambda x, _: x.max(axis=(1, 2, 3))]
+    found = MultiscaleEnergy.__call__(types.SimpleNamespace(parts=parts), x)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    half = np.mean(
+        [padded[:, i : i + 16 : 2, j : j + 16 : 2] for i in range(3) for j in range(3)], axis=0
+    )
+    expected = (np.sum(x, axis=(1, 2, 3)) + half.max(axis=(1, 2, 3))) / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_bad_shapes():
