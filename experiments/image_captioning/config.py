@@ -36,6 +36,8 @@ class DataConfig:
     """Longer captions are cut for training; references never are."""
 
     def __post_init__(self) -> None:
+        if self.encoder and not self.encoder.startswith("file:"):
+            raise ValueError(f"data.encoder must be file:PATH or empty, got {self.encoder!r}")
         at_least(32, "data.image_size", self.image_size)
         at_least(1, "data.min_count", self.min_count)
         at_least(1, "data.max_words", self.max_words)

@@ -48,10 +48,13 @@ def read(uri: str) -> dict[str, Captioned]:
     """The three splits of a set."""
     if uri == "builtin:digits":
         return {split: _digits(split) for split in SPLITS}
-    scheme, _, path = uri.partition(":")
-    if scheme != "file":
+    if not uri.startswith("file:"):
         raise ValueError(f"data.uri must be builtin:digits or file:FOLDER, got {uri!r}")
-    return _flickr8k(pathlib.Path(os.path.expandvars(path)).expanduser())
+    return _flickr8k(_expanded(uri))
+
+
+def _expanded(uri: str) -> pathlib.Path:
+    return pathlib.Path(os.path.expandvars(uri.removeprefix("file:"))).expanduser()
 
 
 def _digits(split: str) -> Captioned:
@@ -118,14 +121,11 @@ def _encoded(
             kept = {split: archive[split] for split in sets}
         if all(len(kept[split]) == len(sets[split].images) for split in sets):
             return kept
-    scheme, _, path = data.encoder.partition(":")
-    if scheme != "file":
-        raise ValueError(f"data.encoder must be file:PATH or empty, got {data.encoder!r}")
     if (channels := sets["train"].images.shape[-1]) != 3:
         raise ValueError(
             f"data.encoder needs pictures in colour, those of {data.uri} have {channels} channel"
         )
-    model = load_efficientnet(pathlib.Path(os.path.expandvars(path)).expanduser())
+    model = load_efficientnet(_expanded(data.encoder))
     encode = make_encoder(data.image_size)
     found = {split: encode(model, part.images) for split, part in sets.items()}
     if jax.process_index() == 0:

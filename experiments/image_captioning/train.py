@@ -47,12 +47,13 @@ def run(config: Config) -> None:
     initialize_distributed(**dataclasses.asdict(config.distributed))
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     sets = data.read(config.data.uri)
-    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
-    vectors = data.vectors_of(config.data, sets, workdir / "features.npz")
     lines = [" ".join(words) for own in sets["train"].captions for words in own]
     vocabulary = build_word_vocabulary(
         lines, min_count=config.data.min_count, lowercase=False, split="whitespace"
     )
+    transformer = transformer_config(config, len(vocabulary))
+    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
+    vectors = data.vectors_of(config.data, sets, workdir / "features.npz")
     examples = {
         split: data.examples(vectors[split], sets[split], vocabulary, config.data.max_words)
         for split in ("train", "valid")
@@ -60,7 +61,6 @@ def run(config: Config) -> None:
     training = config.training
     batches = Pipeline(examples["train"], batch_size=training.batch_size, seed=training.seed)
     num_steps = training.epochs * batches.batches_per_epoch
-    transformer = transformer_config(config, len(vocabulary))
     make_norm = functools.partial(
         ConditionalLayerNorm,
         condition_features=vectors["train"].shape[1],
