@@ -127,6 +127,7 @@ PROGRAM = """
     from zoo.data import Pipeline
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
         pipeline = Pipeline([{"x": i} for i in range(99)], batch_size=4, seed=0, num_workers=2)
         next(pipeline)
         print(*[child.pid for child in multiprocessing.active_children()], flush=True)
