@@ -143,8 +143,3 @@ def with_pretrained(parameters: Any, config: Config) -> Any:
         return jax.device_put(np.asarray(new), old.sharding)
 
     return parameters | {"model": filled(parameters["model"], weights)}
-
-
-def number_of_parameters(parameters: Any) -> int:
-    """How many numbers are learned."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parameters))

@@ -1,6 +1,5 @@
 """Trains a language model for each way to tell the class, and measures what they learned of it."""
 
-import dataclasses
 import json
 import pathlib
 import statistics
@@ -11,25 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
 from experiments.command_line import MAY_CHANGE
 from experiments.conditional_text import figures, metrics, texts
 from experiments.conditional_text.config import Config, SamplingConfig, Variant
-from experiments.conditional_text.model import Generator, number_of_parameters, with_pretrained
+from experiments.conditional_text.model import Generator, with_pretrained
 from experiments.conditional_text.texts import SPLITS, Pieces, Rows, Tokens
+from experiments.running import fit_in, number_of_parameters, on_host, open_mesh
 from zoo.data import Pipeline
 from zoo.decoding import guide, prefill, sample
 from zoo.training import (
-    Checkpointer,
     LossOutput,
-    MetricsLog,
-    fit,
     functional,
     init_state,
-    initialize_distributed,
-    make_mesh,
     make_train_step,
     open_workdir,
     path_name,
@@ -56,8 +50,7 @@ class Trained(NamedTuple):
 
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    initialize_distributed(**dataclasses.asdict(config.distributed))
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = open_mesh(config.mesh, config.distributed)
     labelled = texts.read(config.data.uri)
     classes = list(dict.fromkeys(label for _, label in labelled["train"]))
     tokens = texts.make_tokens(config, labelled["train"])
@@ -173,30 +166,21 @@ def train(
     if jax.process_index() == 0:
         size = number_of_parameters(state.parameters)
         print(f"class told by {NAMES[variant]}: {size:,} parameters, {num_steps:,} steps")
-    with (
-        Checkpointer(workdir / "checkpoints", keep=config.loop.keep_checkpoints) as checkpointer,
-        MetricsLog(workdir / "metrics.jsonl") as log,
-    ):
-        state = fit(
-            step,
-            state,
-            batches,
-            num_steps=num_steps,
-            mesh=mesh,
-            checkpointer=checkpointer,
-            log=log,
-            checkpoint_every=config.loop.checkpoint_every,
-            log_every=config.loop.log_every,
-            rate_unit="tokens",
-            progress=config.loop.progress,
-        )
-    parameters = state.parameters
-    if jax.process_count() > 1:
-        parameters = multihost_utils.process_allgather(parameters, tiled=True)
+    state = fit_in(
+        workdir,
+        config.loop,
+        step,
+        state,
+        batches,
+        num_steps=num_steps,
+        mesh=mesh,
+        rate_unit="tokens",
+    )
+    parameters = on_host(state.parameters)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rate = statistics.median(json.loads(line)["tokens_per_second"] or 0 for line in lines)
     total = num_steps * training.batch_size * training.length * (rows.pieces >= 0).mean()
-    return Trained(rebuild, jax.device_get(parameters), float(total / rate) if rate else np.nan)
+    return Trained(rebuild, parameters, float(total / rate) if rate else np.nan)
 
 
 def token_losses(

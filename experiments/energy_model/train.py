@@ -1,6 +1,5 @@
 """Trains the energy; looks at its chains along the way and at samples from noise at the end."""
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from experiments.energy_model.config import Config, PlaneConfig, SamplerConfig, 
 from experiments.energy_model.data import head, open_splits, outliers
 from experiments.energy_model.judge import auroc, train_judge
 from experiments.energy_model.model import make_network
+from experiments.running import fit_in, number_of_parameters, open_mesh
 from zoo.data import Pipeline, image_arrays
 from zoo.energy import (
     Rollback,
@@ -34,13 +34,9 @@ from zoo.training import (
     Checkpointer,
     Functional,
     LossOutput,
-    MetricsLog,
     TrainState,
-    fit,
     functional_with_state,
     init_state,
-    initialize_distributed,
-    make_mesh,
     make_train_step,
     open_workdir,
     results_table,
@@ -57,8 +53,7 @@ def run(config: Config | PlaneConfig) -> None:
     if isinstance(config, PlaneConfig):
         two_dimensional.run(config)
         return
-    initialize_distributed(**dataclasses.asdict(config.distributed))
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = open_mesh(config.mesh, config.distributed)
     training = config.training
     train_source, test_source = open_splits(config.data)
     train, labels = image_arrays(train_source)
@@ -88,17 +83,13 @@ def run(config: Config | PlaneConfig) -> None:
     generate = make_generator(parts, config, train.shape[1:])
     evaluate = Evaluation(parts, config, head(test, ROWS), generate, workdir / "watched")
     if jax.process_index() == 0:
-        size = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+        size = number_of_parameters(state.parameters)
         print(
             f"{config.data.uri}: {len(train):,} images to train on, {len(test):,} to test; "
             f"{config.model.network} energy with {size:,} parameters; {training.steps:,} steps of "
             f"{config.sampler.num_steps} on {mesh.size} {jax.devices()[0].device_kind} device(s)"
         )
-    with (
-        Checkpointer(workdir / "checkpoints", keep=config.loop.keep_checkpoints) as checkpointer,
-        Checkpointer(workdir / "good", keep=1) as good,
-        MetricsLog(workdir / "metrics.jsonl") as log,
-    ):
+    with Checkpointer(workdir / "good", keep=1) as good:
         rollback = Rollback(
             good,
             state,
@@ -109,23 +100,20 @@ def run(config: Config | PlaneConfig) -> None:
             },
             factor=config.rollback.factor,
         )
-        state = fit(
+        state = fit_in(
+            workdir,
+            config.loop,
             step,
             state,
             batches,
             num_steps=training.steps,
             mesh=mesh,
-            checkpointer=checkpointer,
-            log=log,
             evaluate=evaluate,
             evaluate_every=training.evaluate_every,
             after_evaluation=rollback,
-            checkpoint_every=config.loop.checkpoint_every,
-            log_every=config.loop.log_every,
             rate_unit="images",
             # The rollback sees refused steps at the next evaluation.
             max_nonfinite_steps=2 * training.evaluate_every,
-            progress=config.loop.progress,
         )
     if jax.process_index() == 0:
         samples = np.asarray(

@@ -1,6 +1,5 @@
 """Trains the captioner, writes captions by greedy and beam search, and scores them."""
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -10,24 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
 from experiments.command_line import MAY_CHANGE
 from experiments.image_captioning import data, figures, scores
 from experiments.image_captioning.config import Config
+from experiments.running import fit_in, number_of_parameters, on_host, open_mesh
 from zoo.conditional import ConditionalLayerNorm
 from zoo.data import Pipeline, Vocabulary, build_word_vocabulary
 from zoo.decoding import beam_search, prefill, sample
 from zoo.training import (
-    Checkpointer,
     LossOutput,
-    MetricsLog,
     TrainState,
-    fit,
     functional,
     init_state,
-    initialize_distributed,
-    make_mesh,
     make_train_step,
     open_workdir,
     path_name,
@@ -44,8 +38,7 @@ Writer = Callable[..., list[list[str]]]
 
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    initialize_distributed(**dataclasses.asdict(config.distributed))
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = open_mesh(config.mesh, config.distributed)
     sets = data.read(config.data.uri)
     lines = [" ".join(words) for own in sets["train"].captions for words in own]
     vocabulary = build_word_vocabulary(
@@ -98,7 +91,7 @@ def run(config: Config) -> None:
         return {"valid_perplexity": float(np.exp(total / weight))}
 
     if jax.process_index() == 0:
-        size = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+        size = number_of_parameters(state.parameters)
         print(
             f"{config.data.uri}: {len(vectors['train']):,} pictures with {len(lines):,} captions, "
             f"{len(vocabulary):,} words; {size:,} parameters; {num_steps:,} steps on {mesh.size} "
@@ -106,30 +99,21 @@ def run(config: Config) -> None:
         )
         if config.data.uri == "builtin:digits":
             print("Digits with captions from templates: a smoke test, no measurement of captions.")
-    with (
-        Checkpointer(workdir / "checkpoints", keep=config.loop.keep_checkpoints) as checkpointer,
-        MetricsLog(workdir / "metrics.jsonl") as log,
-    ):
-        state = fit(
-            step,
-            state,
-            batches,
-            num_steps=num_steps,
-            mesh=mesh,
-            checkpointer=checkpointer,
-            log=log,
-            evaluate=evaluate,
-            evaluate_every=batches.batches_per_epoch,
-            checkpoint_every=config.loop.checkpoint_every,
-            log_every=config.loop.log_every,
-            rate_unit="words",
-            progress=config.loop.progress,
-        )
+    state = fit_in(
+        workdir,
+        config.loop,
+        step,
+        state,
+        batches,
+        num_steps=num_steps,
+        mesh=mesh,
+        evaluate=evaluate,
+        evaluate_every=batches.batches_per_epoch,
+        rate_unit="words",
+    )
     perplexity = evaluate(state)["valid_perplexity"]
-    parameters = state.parameters
-    if jax.process_count() > 1:
-        parameters = multihost_utils.process_allgather(parameters, tiled=True)
-    write = make_writer(rebuild, jax.device_get(parameters), vocabulary, config)
+    parameters = on_host(state.parameters)
+    write = make_writer(rebuild, parameters, vocabulary, config)
     if jax.process_index() == 0:
         report(workdir, config, sets, vectors, write, perplexity)
 

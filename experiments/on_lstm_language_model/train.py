@@ -16,6 +16,7 @@ from experiments.command_line import MAY_CHANGE
 from experiments.on_lstm_language_model import figures, ngram, parsing
 from experiments.on_lstm_language_model.config import Config, DataConfig, TrainingConfig
 from experiments.on_lstm_language_model.windows import RandomWindows
+from experiments.running import fit_in, number_of_parameters, open_mesh
 from zoo.data import (
     StreamPipeline,
     Vocabulary,
@@ -37,15 +38,10 @@ from zoo.ordered import (
     observe_validation,
 )
 from zoo.training import (
-    Checkpointer,
     LossOutput,
-    MetricsLog,
     TrainState,
-    fit,
     functional,
     init_state,
-    initialize_distributed,
-    make_mesh,
     make_train_step,
     open_workdir,
     put_batch,
@@ -64,8 +60,7 @@ RULES = (
 
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    initialize_distributed(**dataclasses.asdict(config.distributed))
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = open_mesh(config.mesh, config.distributed)
     sources = {split: open_source(config.data.uri, split=split) for split in SPLITS}
     vocabulary = build_vocabulary(sources["train"], config.data)
     ids = {split: encode_lines(source, vocabulary) for split, source in sources.items()}
@@ -137,7 +132,7 @@ def run(config: Config) -> None:
         return {f"{split}_perplexity": float(np.exp(total / weight))}
 
     if jax.process_index() == 0:
-        size = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+        size = number_of_parameters(state.parameters)
         print(
             f"{config.data.uri}: {len(ids['train']):,} tokens, {len(vocabulary):,} types; "
             f"{size:,} parameters; {num_steps:,} steps on {mesh.size} "
@@ -148,30 +143,23 @@ def run(config: Config) -> None:
         split: ngram.perplexity(orders, ids[split], vocab_size=len(vocabulary))
         for split in SPLITS[1:]
     }
-    with (
-        Checkpointer(workdir / "checkpoints", keep=config.loop.keep_checkpoints) as checkpointer,
-        MetricsLog(workdir / "metrics.jsonl") as log,
-    ):
-        state = fit(
-            step,
-            state,
-            batches,
-            num_steps=num_steps,
-            mesh=mesh,
-            checkpointer=checkpointer,
-            log=log,
-            evaluate=evaluate,
-            evaluate_every=batches.batches_per_epoch,
-            after_evaluation=(
-                (lambda state, values: observe(state, np.log(values["valid_perplexity"])))
-                if averaging
-                else None
-            ),
-            checkpoint_every=config.loop.checkpoint_every,
-            log_every=config.loop.log_every,
-            rate_unit="tokens",
-            progress=config.loop.progress,
-        )
+    state = fit_in(
+        workdir,
+        config.loop,
+        step,
+        state,
+        batches,
+        num_steps=num_steps,
+        mesh=mesh,
+        evaluate=evaluate,
+        evaluate_every=batches.batches_per_epoch,
+        after_evaluation=(
+            (lambda state, values: observe(state, np.log(values["valid_perplexity"])))
+            if averaging
+            else None
+        ),
+        rate_unit="tokens",
+    )
     ours = {split: evaluate(state, split)[f"{split}_perplexity"] for split in SPLITS[1:]}
     parameters = evaluated(state)
     read = parsing.make_reader(rebuild, end=vocabulary.end)

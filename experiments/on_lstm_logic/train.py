@@ -24,17 +24,13 @@ from experiments.on_lstm_logic.logic import (
     open_corpus,
 )
 from experiments.on_lstm_logic.model import PairClassifier
+from experiments.running import fit_in, number_of_parameters, open_mesh
 from zoo.ordered import GoldTree, Tree, depths_to_tree, parsing_table, prune_tree
 from zoo.training import (
-    Checkpointer,
     LossOutput,
-    MetricsLog,
     TrainState,
-    fit,
     functional,
     init_state,
-    initialize_distributed,
-    make_mesh,
     make_train_step,
     open_workdir,
     put_batch,
@@ -57,8 +53,7 @@ class Result(NamedTuple):
 
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    initialize_distributed(**dataclasses.asdict(config.distributed))
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = open_mesh(config.mesh, config.distributed)
     corpus = open_corpus(**dataclasses.asdict(config.data))
     workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "training.seeds"))
     formulas = choose_formulas(corpus)
@@ -105,31 +100,24 @@ def make_trainer(
         state = init(key=jax.random.key(seed))
         num_steps = training.epochs * steps_per_epoch
         if jax.process_index() == 0:
-            size = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+            size = number_of_parameters(state.parameters)
             print(
                 f"{ENCODERS[encoder]}, seed {seed}: {len(corpus.train):,} pairs, {size:,} "
                 f"parameters; {num_steps:,} steps on {mesh.size} "
                 f"{jax.devices()[0].device_kind} device(s)"
             )
-        with (
-            Checkpointer(folder / "checkpoints", keep=loop.keep_checkpoints) as checkpointer,
-            MetricsLog(folder / "metrics.jsonl") as log,
-        ):
-            state = fit(
-                step,
-                state,
-                make_batches(seed=seed),
-                num_steps=num_steps,
-                mesh=mesh,
-                checkpointer=checkpointer,
-                log=log,
-                evaluate=lambda state: {"valid_accuracy": accuracy(state, {0: corpus.valid})[0]},
-                evaluate_every=steps_per_epoch,
-                checkpoint_every=loop.checkpoint_every,
-                log_every=loop.log_every,
-                rate_unit="pairs",
-                progress=loop.progress,
-            )
+        state = fit_in(
+            folder,
+            loop,
+            step,
+            state,
+            make_batches(seed=seed),
+            num_steps=num_steps,
+            mesh=mesh,
+            evaluate=lambda state: {"valid_accuracy": accuracy(state, {0: corpus.valid})[0]},
+            evaluate_every=steps_per_epoch,
+            rate_unit="pairs",
+        )
         trees = read_trees(rebuild, state.parameters, formulas)
         return Result(accuracy(state, corpus.test), trees)
 

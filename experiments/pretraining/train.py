@@ -17,19 +17,15 @@ from experiments.pretraining import corpus
 from experiments.pretraining.baselines import entropies
 from experiments.pretraining.config import Config, ModelConfig, ObjectiveConfig, TrainingConfig
 from experiments.pretraining.records import RecordRows
+from experiments.running import fit_in, number_of_parameters, on_host, open_mesh
 from zoo.averaging import averaged_parameters, lookahead, parameter_ema
 from zoo.data import Pipeline
 from zoo.extras import require
 from zoo.training import (
-    Checkpointer,
     LossOutput,
-    MetricsLog,
     TrainState,
-    fit,
     functional,
     init_state,
-    initialize_distributed,
-    make_mesh,
     make_train_step,
     open_workdir,
     put_batch,
@@ -57,8 +53,7 @@ BASELINE_ROWS = 20_000  # training rows whose tokens are counted
 
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    initialize_distributed(**dataclasses.asdict(config.distributed))
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = open_mesh(config.mesh, config.distributed)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     directory = corpus.directory_of(config)
     manifest = prepared(config, directory)
@@ -113,7 +108,7 @@ def run(config: Config) -> None:
 
     baseline = baselines(rows, manifest["vocab_size"])
     if jax.process_index() == 0:
-        size = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+        size = number_of_parameters(state.parameters)
         print(
             f"{config.data.uri}: {manifest['tokens']['train']:,} tokens in "
             f"{len(rows['train']):,} rows, {manifest['vocab_size']:,} types; {size:,} parameters; "
@@ -124,27 +119,20 @@ def run(config: Config) -> None:
     batches = Pipeline(
         rows["train"], batch_size=training.batch_size, seed=training.seed, remainder="drop"
     )
-    with (
-        Checkpointer(workdir / "checkpoints", keep=config.loop.keep_checkpoints) as checkpointer,
-        MetricsLog(workdir / "metrics.jsonl") as log,
-    ):
-        state = fit(
-            step,
-            state,
-            batches,
-            num_steps=training.num_steps,
-            mesh=mesh,
-            checkpointer=checkpointer,
-            log=log,
-            evaluate=evaluate,
-            evaluate_every=training.evaluate_every,
-            checkpoint_every=config.loop.checkpoint_every,
-            log_every=config.loop.log_every,
-            rate_unit="predictions",
-            progress=config.loop.progress,
-        )
+    state = fit_in(
+        workdir,
+        config.loop,
+        step,
+        state,
+        batches,
+        num_steps=training.num_steps,
+        mesh=mesh,
+        evaluate=evaluate,
+        evaluate_every=training.evaluate_every,
+        rate_unit="predictions",
+    )
     results = evaluate(state)
-    parameters = jax.device_get(multihost_utils.process_allgather(state.parameters, tiled=True))
+    parameters = on_host(state.parameters)
     if jax.process_index() == 0:
         if config.objective.kind == "masked" and config.model.norm_position == "post":
             export(workdir / "bert", rebuild(parameters), directory)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from experiments.command_line import MAY_CHANGE
+from experiments.running import fit_in, open_mesh
 from experiments.self_orthogonality import ablation, figures
 from experiments.self_orthogonality.config import Config, DataConfig, Method
 from experiments.self_orthogonality.model import LAYERS, Classifier
@@ -25,16 +26,11 @@ from zoo.orthogonal import (
     sign_correlation,
 )
 from zoo.training import (
-    Checkpointer,
     Functional,
     LossOutput,
-    MetricsLog,
     TrainState,
-    fit,
     functional_with_state,
     init_state,
-    initialize_distributed,
-    make_mesh,
     make_train_step,
     open_workdir,
     results_table,
@@ -61,8 +57,7 @@ class Outcome(NamedTuple):
 
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    initialize_distributed(**dataclasses.asdict(config.distributed))
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = open_mesh(config.mesh, config.distributed)
     images = load(config.data)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     training = config.training
@@ -94,24 +89,15 @@ def run(config: Config) -> None:
                     step = make_train_step(loss, optimizer, shardings=state.shardings)
                 batches = Pipeline(source, batch_size=training.batch_size, seed=seed)
                 folder = workdir / run_name(method, batch_norm, seed)
-                with (
-                    Checkpointer(
-                        folder / "checkpoints", keep=config.loop.keep_checkpoints
-                    ) as checkpointer,
-                    MetricsLog(folder / "metrics.jsonl") as log,
-                ):
-                    state = fit(
-                        step,
-                        state,
-                        batches,
-                        num_steps=num_steps,
-                        mesh=mesh,
-                        checkpointer=checkpointer,
-                        log=log,
-                        checkpoint_every=config.loop.checkpoint_every,
-                        log_every=config.loop.log_every,
-                        progress=config.loop.progress,
-                    )
+                state = fit_in(
+                    folder,
+                    config.loop,
+                    step,
+                    state,
+                    batches,
+                    num_steps=num_steps,
+                    mesh=mesh,
+                )
                 outcome = evaluate(judge, state, images)
                 outcomes.setdefault((method, batch_norm), []).append(outcome)
                 if jax.process_index() == 0:

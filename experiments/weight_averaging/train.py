@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 
 from experiments.command_line import MAY_CHANGE
+from experiments.running import fit_in, number_of_parameters, open_mesh
 from experiments.weight_averaging import dirac_gan, figures
 from experiments.weight_averaging.config import AveragingConfig, Config, DataConfig
 from experiments.weight_averaging.resnet import ResNet
@@ -27,16 +28,11 @@ from zoo.averaging import (
 )
 from zoo.data import Pipeline, image_arrays, open_source
 from zoo.training import (
-    Checkpointer,
     Functional,
     LossOutput,
-    MetricsLog,
     TrainState,
-    fit,
     functional_with_state,
     init_state,
-    initialize_distributed,
-    make_mesh,
     make_train_step,
     open_workdir,
     results_table,
@@ -49,8 +45,7 @@ RAW, RUNNING = "parameters", "parameters, running statistics"
 
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    initialize_distributed(**dataclasses.asdict(config.distributed))
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = open_mesh(config.mesh, config.distributed)
     training, averaging = config.training, config.averaging
     train_source, test_source = open_splits(config.data)
     images, labels = image_arrays(test_source)
@@ -93,31 +88,24 @@ def run(config: Config) -> None:
         return {f"{name} {key}": v for name, values in results.items() for key, v in values.items()}
 
     if jax.process_index() == 0:
-        size = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+        size = number_of_parameters(state.parameters)
         print(
             f"{config.data.uri}: {len(train_source):,} images to train on, {len(labels):,} to "
             f"test; ResNet-{config.model.depth} with {size:,} parameters; {training.steps:,} steps "
             f"on {mesh.size} {jax.devices()[0].device_kind} device(s)"
         )
-    with (
-        Checkpointer(workdir / "checkpoints", keep=config.loop.keep_checkpoints) as checkpointer,
-        MetricsLog(workdir / "metrics.jsonl") as log,
-    ):
-        state = fit(
-            step,
-            state,
-            batches,
-            num_steps=training.steps,
-            mesh=mesh,
-            checkpointer=checkpointer,
-            log=log,
-            evaluate=evaluate,
-            evaluate_every=training.evaluate_every,
-            checkpoint_every=config.loop.checkpoint_every,
-            log_every=config.loop.log_every,
-            rate_unit="images",
-            progress=config.loop.progress,
-        )
+    state = fit_in(
+        workdir,
+        config.loop,
+        step,
+        state,
+        batches,
+        num_steps=training.steps,
+        mesh=mesh,
+        evaluate=evaluate,
+        evaluate_every=training.evaluate_every,
+        rate_unit="images",
+    )
     if jax.process_index() == 0:
         steps = sorted(read_curves(workdir / "metrics.jsonl", "accuracy")[RAW])
         post_hoc = reconstruct(
