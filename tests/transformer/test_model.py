@@ -257,7 +257,7 @@ def test_logits_at_chosen_positions(ids):
 
 def test_ids_outside_the_vocabulary_give_nan_in_their_row(ids):
     model = build()
-    for wrong in (TINY.vocab_size, -TINY.vocab_size - 1):
+    for wrong in (TINY.vocab_size, -1, -TINY.vocab_size - 1):
         hidden = model._embed(ids.at[0, 3].set(wrong), None, None, None)
         np.testing.assert_array_equal(
             jnp.isnan(hidden).all(axis=-1), jnp.zeros((BATCH, TIME), bool).at[0, 3].set(True)
@@ -356,12 +356,21 @@ def test_bfloat16_stays_near_float32(ids):
     assert logits.dtype == jnp.float32
 
 
-def test_layer_norm_of_constant_rows_is_its_bias():
-    norm = LayerNorm(4, epsilon=1e-12)
-    norm.bias[...] = jnp.arange(4.0)
-    out, pull_back = jax.vjp(norm, jnp.full((1, 4), 7.0))
-    np.testing.assert_array_equal(out, [[0, 1, 2, 3]])
-    assert jnp.isfinite(pull_back(jnp.ones((1, 4)))[0]).all()
+@pytest.mark.parametrize("value", [0.1, 3.3, 1e5, -7.7e16])
+def test_layer_norm_of_constant_rows_is_its_bias(value):
+    """The float32 mean of 768 equal numbers is another number for each of these values."""
+    norm = LayerNorm(768, epsilon=1e-12)
+    norm.bias[...] = jnp.arange(768.0)
+    x = jnp.stack([jnp.full(768, value), jnp.arange(768.0)])
+    graph, parameters = nnx.split(norm)
+    out, pull_back = jax.vjp(lambda parameters, x: nnx.merge(graph, parameters)(x), parameters, x)
+    np.testing.assert_array_equal(out[0], norm.bias[...])
+    assert not np.allclose(out[1], norm.bias[...])
+    cotangent = jnp.asarray(np.random.default_rng(0).normal(size=x.shape), x.dtype)
+    of_parameters, of_x = pull_back(cotangent.at[1].set(0))
+    np.testing.assert_array_equal(of_parameters["scale"][...], 0)
+    expected = 1e6 * (cotangent[0] - cotangent[0].mean())
+    np.testing.assert_allclose(of_x[0], expected, atol=10)
 
 
 def test_pooler_reads_the_first_position():

@@ -35,6 +35,8 @@ class MakeNorm(Protocol):
 class LayerNorm(nnx.Module):
     """(x - mean) / √(variance + epsilon) · scale + bias over the last axis, computed in float32.
 
+    Where a row is constant, the result is the bias.
+
     Args:
         num_features: D.
         epsilon: added to the variance, which is that of the population.
@@ -52,8 +54,13 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[..., D]`` to ``[..., D]``."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, first = wide.mean(axis=-1, keepdims=True), wide[..., :1]
+        # The mean of equal numbers need not be that number, and epsilon 1e-12 is no match for what
+        # rounding leaves. In a gradient it is the mean all the same.
+        constant = jnp.all(wide == first, axis=-1, keepdims=True)
+        mean += lax.stop_gradient(jnp.where(constant, first - mean, 0))
         # Centred before squaring: E[x²] - E[x]² loses all digits when the mean is large.
-        centred = wide - wide.mean(axis=-1, keepdims=True)
+        centred = wide - mean
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         normal = centred * lax.rsqrt(variance + self.epsilon)
         return (along(self.scale, x) * normal + along(self.bias, x)).astype(x.dtype)
@@ -180,7 +187,7 @@ def along(parameter: nnx.Param, x: jax.Array, rank: int | None = None) -> jax.Ar
 
 def rows_of(table: nnx.Param, ids: Any) -> jax.Array:
     """Rows of a table; NaN where there is none, never a silently wrong row."""
-    return table[...].at[ids].get(mode="fill", fill_value=jnp.nan)
+    return table[...].at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def normed(norm: Any, x: jax.Array, condition: jax.Array | None) -> jax.Array:
