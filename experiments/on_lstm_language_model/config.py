@@ -172,8 +172,11 @@ PRESETS = {
         model=ModelConfig(
             embed_features=200,
             hidden_features=400,
-            embedding_dropout=0.05,
-            output_dropout=0.3,
+            embedding_dropout=0.02,
+            input_dropout=0.1,
+            hidden_dropout=0.1,
+            output_dropout=0.2,
+            recurrent_dropout=0.1,
         ),
         training=TrainingConfig(epochs=6, learning_rate=4e-3),
         parsing=WSJ_SAMPLE,
