@@ -27,7 +27,9 @@ class DataConfig:
     uri: str = "builtin:digits"
     """builtin:digits with captions from templates, or file:FOLDER of Flickr8k (see README)."""
     encoder: str = ""
-    """file:PATH of the weights of EfficientNet-Lite0, frozen; empty: the pixels are the vector."""
+    """file:PATH of the weights of EfficientNet-Lite0; empty: the pixels are the vector."""
+    train_encoder: bool = False
+    """Train the encoder too, from those weights; without, it is frozen and runs once a picture."""
     image_size: int = 224
     """Pixels to which pictures are enlarged for the encoder."""
     min_count: int = 3
@@ -38,6 +40,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.encoder and not self.encoder.startswith("file:"):
             raise ValueError(f"data.encoder must be file:PATH or empty, got {self.encoder!r}")
+        if self.train_encoder and not self.encoder:
+            raise ValueError("data.train_encoder needs the weights to begin with in data.encoder")
         at_least(32, "data.image_size", self.image_size)
         at_least(1, "data.min_count", self.min_count)
         at_least(1, "data.max_words", self.max_words)
@@ -156,7 +160,7 @@ PRESETS = {
     ),
     "paper": Config(
         workdir="runs/image_captioning_paper",
-        data=FLICKR8K,
+        data=dataclasses.replace(FLICKR8K, train_encoder=True),
         model=ModelConfig(
             features=768,
             num_layers=12,

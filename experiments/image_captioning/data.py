@@ -98,19 +98,23 @@ def _flickr8k(folder: pathlib.Path) -> dict[str, Captioned]:
     return found
 
 
-def vectors_of(
-    data: DataConfig, sets: dict[str, Captioned], store: pathlib.Path
-) -> dict[str, np.ndarray]:
-    """The image vectors ``[N, E]`` of every split, scaled by the mean and deviation of training.
+class Vectors(NamedTuple):
+    """Image vectors of every split, scaled by the mean and deviation of those of training."""
 
-    Those of the encoder are computed once and kept in ``store``.
-    """
+    scaled: dict[str, np.ndarray]  # [N, E]
+    mean: np.ndarray  # [E]
+    deviation: np.ndarray  # [E]
+
+
+def vectors_of(data: DataConfig, sets: dict[str, Captioned], store: pathlib.Path) -> Vectors:
+    """The pixels, or the features of the encoder, computed once and kept in ``store``."""
     if data.encoder:
         raw = _encoded(data, sets, store)
     else:
         raw = {split: part.images.reshape(len(part.images), -1) for split, part in sets.items()}
-    mean, deviation = raw["train"].mean(axis=0), raw["train"].std(axis=0)
-    return {split: ((x - mean) / (deviation + 1e-2)).astype(np.float32) for split, x in raw.items()}
+    mean, deviation = raw["train"].mean(axis=0), raw["train"].std(axis=0) + 1e-2
+    scaled = {split: ((x - mean) / deviation).astype(np.float32) for split, x in raw.items()}
+    return Vectors(scaled, mean, deviation)
 
 
 def _encoded(
@@ -125,7 +129,7 @@ def _encoded(
         raise ValueError(
             f"data.encoder needs pictures in colour, those of {data.uri} have {channels} channel"
         )
-    model = load_efficientnet(_expanded(data.encoder))
+    model = encoder_of(data)
     encode = make_encoder(data.image_size)
     found = {split: encode(model, part.images) for split, part in sets.items()}
     if jax.process_index() == 0:
@@ -135,13 +139,23 @@ def _encoded(
     return found
 
 
+def encoder_of(data: DataConfig) -> EfficientNetLite0:
+    """The encoder with its weights."""
+    return load_efficientnet(_expanded(data.encoder))
+
+
+def enlarged(images: jax.Array, size: int) -> jax.Array:
+    """Images ``[B, H, W, 3]`` of bytes as those ``[B, size, size, 3]`` that the encoder reads."""
+    shape = (len(images), size, size, 3)
+    return jax.image.resize(images.astype(jnp.float32), shape, "cubic").clip(0, 255)
+
+
 def make_encoder(image_size: int) -> Callable[[EfficientNetLite0, np.ndarray], np.ndarray]:
     """Makes a function from images ``[N, H, W, 3]`` to features ``[N, 1280]``, 32 at a time."""
 
     @jax.jit
     def encode(model: EfficientNetLite0, images: jax.Array) -> jax.Array:
-        shape = (len(images), image_size, image_size, 3)
-        return model(jax.image.resize(images.astype(jnp.float32), shape, "cubic").clip(0, 255))
+        return model(enlarged(images, image_size))
 
     def in_batches(model: EfficientNetLite0, images: np.ndarray) -> np.ndarray:
         rows = 32
@@ -153,14 +167,14 @@ def make_encoder(image_size: int) -> Callable[[EfficientNetLite0, np.ndarray], n
 
 
 def examples(
-    vectors: np.ndarray, captioned: Captioned, vocabulary: Vocabulary, max_words: int
+    images: np.ndarray, captioned: Captioned, vocabulary: Vocabulary, max_words: int
 ) -> list[dict[str, Any]]:
-    """One example a caption: the image's vector, inputs and targets [T], and how many count.
+    """One example a caption: the image or its vector, inputs and targets [T], and how many count.
 
     A caption begins and ends with the end token; of one that is too long the beginning is learned.
     """
     found = []
-    for vector, captions in zip(vectors, captioned.captions, strict=True):
+    for image, captions in zip(images, captioned.captions, strict=True):
         for words in captions:
             ids = vocabulary.encode(" ".join(words))[:max_words]
             row = np.full(max_words + 2, vocabulary.end, np.int32)
@@ -168,7 +182,7 @@ def examples(
             length = min(len(words), max_words) + (len(words) <= max_words)
             found.append(
                 {
-                    "image": vector,
+                    "image": image,
                     "inputs": row[:-1],
                     "targets": row[1:],
                     "length": np.int32(length),

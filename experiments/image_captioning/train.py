@@ -13,8 +13,8 @@ import optax
 from experiments.command_line import MAY_CHANGE
 from experiments.image_captioning import data, figures, scores
 from experiments.image_captioning.config import Config
+from experiments.image_captioning.model import Captioner, make_captioner, transformer_config
 from experiments.running import fit_in, number_of_parameters, on_host, open_mesh
-from zoo.conditional import ConditionalLayerNorm
 from zoo.data import Pipeline, Vocabulary, build_word_vocabulary
 from zoo.decoding import beam_search, prefill, sample
 from zoo.training import (
@@ -29,7 +29,7 @@ from zoo.training import (
     results_table,
     write_summary,
 )
-from zoo.transformer import Transformer, TransformerConfig, placement_rules
+from zoo.transformer import placement_rules
 
 SHOWN = 300  # pictures of the test from which the sheet takes the best and the worst
 
@@ -47,20 +47,21 @@ def run(config: Config) -> None:
     transformer = transformer_config(config, len(vocabulary))
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     vectors = data.vectors_of(config.data, sets, workdir / "features.npz")
+    # What the model looks at: an encoder that learns needs the pictures.
+    seen = (
+        {split: part.images for split, part in sets.items()}
+        if config.data.train_encoder
+        else vectors.scaled
+    )
     examples = {
-        split: data.examples(vectors[split], sets[split], vocabulary, config.data.max_words)
+        split: data.examples(seen[split], sets[split], vocabulary, config.data.max_words)
         for split in ("train", "valid")
     }
     training = config.training
     batches = Pipeline(examples["train"], batch_size=training.batch_size, seed=training.seed)
     num_steps = training.epochs * batches.batches_per_epoch
-    make_norm = functools.partial(
-        ConditionalLayerNorm,
-        condition_features=vectors["train"].shape[1],
-        hidden_features=config.model.hidden_features,
-    )
     init_parameters, rebuild = functional(
-        lambda rngs: Transformer(transformer, make_norm=make_norm, rngs=rngs)
+        lambda rngs: make_captioner(config, transformer, vectors, rngs=rngs)
     )
     optimizer = make_optimizer(config, num_steps)
     state = init_state(
@@ -93,7 +94,7 @@ def run(config: Config) -> None:
     if jax.process_index() == 0:
         size = number_of_parameters(state.parameters)
         print(
-            f"{config.data.uri}: {len(vectors['train']):,} pictures with {len(lines):,} captions, "
+            f"{config.data.uri}: {len(seen['train']):,} pictures with {len(lines):,} captions, "
             f"{len(vocabulary):,} words; {size:,} parameters; {num_steps:,} steps on {mesh.size} "
             f"{jax.devices()[0].device_kind} device(s)"
         )
@@ -115,25 +116,7 @@ def run(config: Config) -> None:
     parameters = on_host(state.parameters)
     write = make_writer(rebuild, parameters, vocabulary, config)
     if jax.process_index() == 0:
-        report(workdir, config, sets, vectors, write, perplexity)
-
-
-def transformer_config(config: Config, vocab_size: int) -> TransformerConfig:
-    """The Transformer; it reads the end token, then the words."""
-    model = config.model
-    return TransformerConfig(
-        vocab_size=vocab_size,
-        features=model.features,
-        num_layers=model.num_layers,
-        num_heads=model.num_heads,
-        feedforward_features=model.feedforward_features,
-        max_positions=config.data.max_words + 1,
-        num_segments=0,
-        mask="causal",
-        norm_position="pre",
-        head="tied",
-        dropout=model.dropout,
-    )
+        report(workdir, config, sets, vectors.scaled, seen, write, perplexity)
 
 
 def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
@@ -154,7 +137,7 @@ def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformati
     )
 
 
-def make_loss(rebuild: Callable[..., Transformer], config: Config | None = None) -> Callable:
+def make_loss(rebuild: Callable[..., Captioner], config: Config | None = None) -> Callable:
     """Sum of the negative log probabilities of the next words, in nats.
 
     With a config there are dropout and label smoothing, as in training; without this is the loss of
@@ -162,7 +145,8 @@ def make_loss(rebuild: Callable[..., Transformer], config: Config | None = None)
     """
 
     def loss_fn(parameters: Any, batch: Any, *, key: jax.Array, carry: Any) -> LossOutput:
-        image, smoothing = batch["image"], 0.0
+        model, smoothing = rebuild(parameters), 0.0
+        image = model.condition(batch["image"])
         if config is None:
             key = None
         else:
@@ -171,7 +155,7 @@ def make_loss(rebuild: Callable[..., Transformer], config: Config | None = None)
             mask = jax.random.bernoulli(image_key, kept, image.shape)
             image = jnp.where(mask, image / kept, 0)
             smoothing = config.training.label_smoothing
-        logits = rebuild(parameters)(batch["inputs"], condition=image, key=key)
+        logits = model.transformer(batch["inputs"], condition=image, key=key)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
         if smoothing:
             # Against the uniform distribution: mean_v of -log p_v.
@@ -185,9 +169,9 @@ def make_loss(rebuild: Callable[..., Transformer], config: Config | None = None)
 
 
 def make_writer(
-    rebuild: Callable[..., Transformer], parameters: Any, vocabulary: Vocabulary, config: Config
+    rebuild: Callable[..., Captioner], parameters: Any, vocabulary: Vocabulary, config: Config
 ) -> Writer:
-    """Makes ``write(vectors, beam_size=…, length_penalty=…)``, captions of pictures as words."""
+    """Makes ``write(images, beam_size=…, length_penalty=…)``, captions of pictures as words."""
     longest = config.data.max_words + 1  # with the end token
     rules = {
         "max_length": longest,
@@ -198,10 +182,11 @@ def make_writer(
 
     @functools.partial(jax.jit, static_argnames="beam_size")
     def search(
-        parameters: Any, vectors: jax.Array, length_penalty: jax.Array, *, beam_size: int
+        parameters: Any, images: jax.Array, length_penalty: jax.Array, *, beam_size: int
     ) -> jax.Array:
-        prompt = jnp.full((len(vectors), 1), vocabulary.end)
-        read = prefill(rebuild(parameters), prompt, max_length=longest, condition=vectors)
+        model = rebuild(parameters)
+        prompt, condition = jnp.full((len(images), 1), vocabulary.end), model.condition(images)
+        read = prefill(model.transformer, prompt, max_length=longest, condition=condition)
         if beam_size == 1:
             greedy = sample(
                 jax.random.key(0),
@@ -225,17 +210,17 @@ def make_writer(
         return found.tokens[:, 0]
 
     def write(
-        vectors: np.ndarray, *, beam_size: int = 1, length_penalty: float = 0.0
+        images: np.ndarray, *, beam_size: int = 1, length_penalty: float = 0.0
     ) -> list[list[str]]:
         rows = config.search.batch_size
-        padded = np.concatenate([vectors, np.repeat(vectors[-1:], -len(vectors) % rows, axis=0)])
+        padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % rows, axis=0)])
         penalty = jnp.float32(length_penalty)
         tokens = np.concatenate(
             [
                 search(parameters, padded[i : i + rows], penalty, beam_size=beam_size)
                 for i in range(0, len(padded), rows)
             ]
-        )[: len(vectors)]
+        )[: len(images)]
         return [
             [vocabulary.tokens[token] for token in row if token != vocabulary.end] for row in tokens
         ]
@@ -248,6 +233,7 @@ def report(
     config: Config,
     sets: dict[str, data.Captioned],
     vectors: dict[str, np.ndarray],
+    seen: dict[str, np.ndarray],
     write: Writer,
     perplexity: float,
 ) -> None:
@@ -256,13 +242,13 @@ def report(
     size = config.search.beam_size
     tried = {
         penalty: scores.bleu(
-            write(vectors["valid"], beam_size=size, length_penalty=penalty), references["valid"]
+            write(seen["valid"], beam_size=size, length_penalty=penalty), references["valid"]
         )
         for penalty in config.search.length_penalties
     }
     penalty = max(tried, key=lambda value: tried[value]["BLEU-4"])
-    greedy = write(vectors["test"])
-    beams = write(vectors["test"], beam_size=size, length_penalty=penalty)
+    greedy = write(seen["test"])
+    beams = write(seen["test"], beam_size=size, length_penalty=penalty)
     test = references["test"]
     table = {
         "greedy": scores.bleu(greedy, test),

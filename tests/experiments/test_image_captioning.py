@@ -16,15 +16,22 @@ from flax import nnx
 
 from experiments import command_line
 from experiments.image_captioning import data, scores
-from experiments.image_captioning.config import PRESETS, Config, DataConfig
+from experiments.image_captioning.config import PRESETS, Config, DataConfig, ModelConfig
 from experiments.image_captioning.efficientnet import (
     DOGS,
     Convolution,
     EfficientNetLite0,
     load_efficientnet,
 )
-from experiments.image_captioning.train import run
+from experiments.image_captioning.model import (
+    Captioner,
+    TrainedEncoder,
+    make_captioner,
+    transformer_config,
+)
+from experiments.image_captioning.train import make_loss, run
 from zoo.data import build_word_vocabulary
+from zoo.training import functional
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -92,6 +99,52 @@ def test_the_encoder_knows_dogs(data_directory):
     assert guesses[named == 0].mean() < 0.1
 
 
+def test_an_encoder_that_is_trained_begins_as_the_frozen_one():
+    """Its loss is that of vectors made beforehand, and the gradient goes through the norms to it."""
+
+    class Mean(nnx.Module):
+        def __init__(self):
+            self.gain = nnx.Param(jnp.ones(3))
+
+        def __call__(self, images):
+            return images.mean(axis=(1, 2)) * self.gain[...][None]
+
+    config = Config(model=ModelConfig(features=8, num_heads=1, feedforward_features=8))
+    images = jax.random.randint(jax.random.key(0), (2, 4, 4, 3), 0, 256).astype(jnp.uint8)
+    features = data.enlarged(images, 32).mean(axis=(1, 2))
+    mean, deviation = np.asarray(features).mean(axis=0), np.asarray(features).std(axis=0)
+    vectors = data.Vectors({}, mean, deviation)
+    shape = transformer_config(config, 7)
+
+    def both(rngs):
+        frozen = make_captioner(config, shape, vectors, rngs=rngs)
+        return Captioner(frozen.transformer, TrainedEncoder(Mean(), 32, mean, deviation))
+
+    def frozen(rngs):
+        return make_captioner(config, shape, vectors, rngs=rngs)
+
+    words = jnp.array([[0, 1, 2], [0, 3, 4]])
+    batch = {"inputs": words, "targets": words, "length": jnp.array([3, 2])}
+    batch["valid"] = jnp.array([True, True])
+    found = []
+    for make, seen in ((both, images), (frozen, (features - mean[None]) / deviation[None])):
+        init, rebuild = functional(make)
+        # Norms that are at zero, as in the beginning, let nothing through.
+        parameters = jax.tree.map(lambda x: x + 0.1, init(jax.random.key(1)))
+        if make is both:
+            eye = {"encoder": {"gain": jnp.ones(3)}, "mean": mean, "deviation": deviation}
+            parameters["encoder"] = eye
+        loss = make_loss(rebuild)
+        found.append(
+            jax.value_and_grad(
+                lambda p, loss=loss, x=seen: loss(p, batch | {"image": x}, key=None, carry=None)[0]
+            )(parameters)
+        )
+    (trained, gradients), (given, _) = found
+    np.testing.assert_allclose(trained, given, rtol=1e-5)
+    assert float(jnp.abs(gradients["encoder"]["encoder"]["gain"]).min()) > 1e-6
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", **{"_bn0.weight": np.ones(3)})
     with pytest.raises(ValueError, match=r"has no array '_bn0.running_var'.*EfficientNet-Lite0"):
@@ -128,9 +181,9 @@ def test_pictures_and_captions_are_brought_together(tmp_path):
     assert sets["train"].captions == [[["grey", "all", "over", "isn't", "it"], ["it", "s", "grey"]]]
     assert sets["test"].captions == [[["a", "black", "one"]]]
     vectors = data.vectors_of(DataConfig(), sets, tmp_path / "unused.npz")
-    assert vectors["train"].shape == (1, 48)
+    assert vectors.scaled["train"].shape == (1, 48)
     vocabulary = build_word_vocabulary(["grey it all over"], split="whitespace")
-    rows = data.examples(vectors["train"], sets["train"], vocabulary, max_words=4)
+    rows = data.examples(vectors.scaled["train"], sets["train"], vocabulary, max_words=4)
     end, words = vocabulary.end, dict(zip(vocabulary.tokens, range(9), strict=False))
     long = [words["grey"], words["all"], words["over"], 0]
     np.testing.assert_array_equal(rows[0]["inputs"], [end, *long])
@@ -166,6 +219,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     for flags, message in (
         (["--data.uri=tfds:coco"], "data.uri must be builtin:digits or file:FOLDER"),
         ([f"--data.uri=file:{tmp_path}"], str(tmp_path)),
+        (["--data.train-encoder=True"], "data.train_encoder needs the weights to begin with"),
         (["--data.encoder=here.npz"], "data.encoder must be file:PATH or empty, got 'here.npz'"),
         (["--model.image-dropout=1"], "model.image_dropout must be in [0, 1), got 1"),
         (["--model.num-heads=3"], "num_heads must divide features"),
