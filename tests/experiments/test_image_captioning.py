@@ -100,7 +100,7 @@ def test_the_encoder_knows_dogs(data_directory):
 
 
 def test_an_encoder_that_is_trained_begins_as_the_frozen_one():
-    """Its loss is that of vectors made beforehand, and the gradient goes through the norms to it."""
+    """Its loss is that of vectors made beforehand; its gradient comes through the norms."""
 
     class Mean(nnx.Module):
         def __init__(self):
