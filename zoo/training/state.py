@@ -18,6 +18,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from zoo.training.mesh import batch_sharding, put_batch
 from zoo.training.placement import Rules, path_name, shardings
 
+# For a program that runs once on a CPU, whose code would take longer to optimise than to run. The
+# values stay the same: only level 0 rounds otherwise.
+_RUNS_ONCE = {"xla_backend_optimization_level": 1}
+
 
 class TrainState(NamedTuple):
     """All that a training run carries from step to step, and all that a checkpoint holds.
@@ -161,7 +165,12 @@ def init_state(
         carry=carry,
         init_model_state=init_model_state,
     )
-    build = jax.jit(_build, static_argnums=(0, 1, 2), out_shardings=abstract.shardings)
+    build = jax.jit(
+        _build,
+        static_argnums=(0, 1, 2),
+        out_shardings=abstract.shardings,
+        compiler_options=_RUNS_ONCE if mesh.devices.flat[0].platform == "cpu" else None,
+    )
     return build(init_parameters, optimizer, init_model_state, key, carry)
 
 
