@@ -339,8 +339,8 @@ def test_the_cache_lies_on_the_mesh_like_the_model():
         found, cache = write(jax.device_put(parameters, places), put_batch(prompt, mesh))
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
-    for leaf in (cache[0].keys, cache[0].values):  # [B, S, N, H]
-        wanted = NamedSharding(mesh, PartitionSpec("data", None, "model"))
+    for leaf in (cache[0].keys, cache[0].values):  # [B, N, …]
+        wanted = NamedSharding(mesh, PartitionSpec("data", "model"))
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), leaf.sharding
 
 

@@ -124,3 +124,43 @@ def attention(
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask, is_causal=causal, implementation=implementation
     )
+
+
+def cached_attention(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    visible: jax.Array,
+    *,
+    implementation: Literal["xla", "cudnn"] | None = None,
+) -> jax.Array:
+    """:func:`attention` to what a cache holds.
+
+    For one token it is two sums that read every number once, each over an axis before the last, so
+    that neighbouring numbers are added to neighbouring sums. Matrix products have nothing to reuse
+    there, and CPUs go through many small ones one by one.
+
+    Args:
+        query: ``[B, T, N, H]``.
+        keys: ``[B, N, H, S]``, as ``KeyValueCache`` has them.
+        values: ``[B, N, S, H]``.
+        visible: ``[B or 1, T, S]`` bool; at least one place of each row.
+        implementation: for more than one token, see :func:`attention`.
+
+    Returns:
+        ``[B, T, N, H]``.
+
+    >>> x = jnp.ones((1, 1, 2, 4))
+    >>> keys, values = jnp.ones((1, 2, 4, 3)), jnp.ones((1, 2, 3, 4))
+    >>> cached_attention(x, keys, values, jnp.ones((1, 1, 3), bool)).shape
+    (1, 1, 2, 4)
+    """
+    if query.shape[1] > 1:
+        key, value = jnp.moveaxis(keys, 3, 1), jnp.moveaxis(values, 2, 1)
+        return attention(query, key, value, visible, implementation=implementation)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scale = query.shape[-1] ** -0.5
+    one = query[:, 0, :, :, None]  # [B, N, H, 1]
+    scores = scale * jnp.sum(one * keys, axis=2, dtype=wide)
+    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+    return jnp.sum(weights[..., None] * values, axis=2)[:, None].astype(query.dtype)

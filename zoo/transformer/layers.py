@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 
 from zoo.training.mesh import BATCH_AXES
-from zoo.transformer.attention import attention
+from zoo.transformer.attention import attention, cached_attention
 from zoo.transformer.config import TransformerConfig
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -69,8 +69,8 @@ class LayerNorm(nnx.Module):
 class KeyValueCache(NamedTuple):
     """Keys and values of what was read so far, in all layers or (without the axis L) in one."""
 
-    keys: jax.Array  # [L, B, S, N, H], room for S positions
-    values: jax.Array  # [L, B, S, N, H]
+    keys: jax.Array  # [L, B, N, H, S], room for S positions
+    values: jax.Array  # [L, B, N, S, H]
     length: jax.Array  # [L] int32, how many are there
 
 
@@ -107,14 +107,19 @@ class Attention(nnx.Module):
                 (self.value_kernel, self.value_bias),
             )
         )
-        if cache is not None:
-            key, value = (
-                lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cache.length, axis=1)
-                for old, new in ((cache.keys, key), (cache.values, value))
-            )
-            cache = KeyValueCache(key, value, cache.length + x.shape[1])
         implementation = self.config.attention_implementation
-        y = attention(query, key, value, visible, causal=causal, implementation=implementation)
+        if cache is None:
+            y = attention(query, key, value, visible, causal=causal, implementation=implementation)
+        else:
+            keys, values = (
+                lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cache.length, axis)
+                for old, new, axis in (
+                    (cache.keys, jnp.moveaxis(key, 1, 3), 3),
+                    (cache.values, jnp.moveaxis(value, 1, 2), 2),
+                )
+            )
+            cache = KeyValueCache(keys, values, cache.length + x.shape[1])
+            y = cached_attention(query, keys, values, visible, implementation=implementation)
         y = jnp.einsum("btnh,nhd->btd", y, self.output_kernel[...])
         return y + along(self.output_bias, x), cache
 

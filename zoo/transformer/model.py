@@ -199,12 +199,13 @@ class Transformer(nnx.Module):
             raise ValueError(
                 f"length must be in 1..{config.max_positions} (max_positions), got {length}"
             )
-        heads = (config.num_heads, config.features // config.num_heads)
+        units = config.features // config.num_heads
         dtype = self.token_embedding[...].dtype
 
         def empty(*layers: int) -> KeyValueCache:
-            room = jnp.zeros((*layers, batch_size, length, *heads), dtype)
-            return KeyValueCache(room, room, jnp.zeros(layers, jnp.int32))
+            rows = (*layers, batch_size, config.num_heads)
+            keys, values = (jnp.zeros(rows + s, dtype) for s in ((units, length), (length, units)))
+            return KeyValueCache(keys, values, jnp.zeros(layers, jnp.int32))
 
         if isinstance(self.layers, nnx.List):
             return tuple(empty() for _ in self.layers)
@@ -246,7 +247,7 @@ class Transformer(nnx.Module):
         check_inputs(config, ids, segment_ids, None, None)
         first = cache if isinstance(cache, KeyValueCache) else cache[0]
         start = jnp.ravel(first.length)[0]
-        length, room = ids.shape[1], first.keys.shape[-3]
+        length, room = ids.shape[1], first.keys.shape[-1]
         positions = start + jnp.arange(length)
         x = self._embed(ids, segment_ids, None, condition, positions)
         x = jnp.where(start + length <= room, x, jnp.nan)
