@@ -1,29 +1,11 @@
 """Images to learn, and images to be told from them."""
 
-from typing import Any
-
 import numpy as np
 
 from experiments.energy_model.config import DataConfig
+from experiments.image_sets import head
 from zoo.data import image_arrays, open_source
 from zoo.extras import require
-
-
-def open_splits(data: DataConfig) -> tuple[Any, Any]:
-    """The sources of training and test; the digits, which have no split, give every fifth."""
-    if not data.uri.startswith("builtin:"):
-        train, test = (open_source(data.uri, split=split) for split in ("train", "test"))
-        return train, test
-    source = open_source(data.uri)
-    rows = range(len(source))
-    return [source[i] for i in rows if i % 5], [source[i] for i in rows if i % 5 == 0]
-
-
-def head(images: np.ndarray, count: int | None) -> np.ndarray:
-    """Some of the images, evenly out of all, as sets may be sorted by class."""
-    if count is None or count >= len(images):
-        return images
-    return images[np.linspace(0, len(images) - 1, count).astype(int)]
 
 
 def outliers(data: DataConfig, test: np.ndarray) -> dict[str, np.ndarray]:
@@ -34,7 +16,10 @@ def outliers(data: DataConfig, test: np.ndarray) -> dict[str, np.ndarray]:
         name, other = "photographs", photographs(generator, test.shape)
     else:
         source = open_source(data.outliers, split="test")
-        name, other = source.uri.rpartition("/")[2].rpartition(":")[2], image_arrays(source)[0]
+        name, other = (
+            source.uri.rpartition("/")[2].rpartition(":")[2],
+            image_arrays(head(source, len(test)))[0],
+        )
     if other.shape[1:] != test.shape[1:]:
         raise ValueError(
             f"data.outliers: expected images of {test.shape[1:]} as in data.uri, got "
@@ -43,7 +28,7 @@ def outliers(data: DataConfig, test: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "uniform noise": generator.uniform(size=test.shape).astype(np.float32),
         "shuffled pixels": generator.permuted(rows, axis=1).reshape(test.shape),
-        name: head(other, len(test)),
+        name: other,
     }
 
 

@@ -61,17 +61,22 @@ def draw_samples(samples: np.ndarray, train: np.ndarray) -> Any:
 
 def draw_training(sheets: dict[int, np.ndarray]) -> Any:
     """The samples at every evaluation, each column from the same noise."""
-    steps = sorted(sheets)
-    images = np.concatenate([sheets[step] for step in steps])
-    columns = len(sheets[steps[0]])
-    size = (8, 0.4 + 8 * len(steps) / columns)
+    figure = draw_rows({f"{step:,}": sheets[step] for step in sorted(sheets)})
+    figure.axes[0].set_ylabel("training steps")
+    return figure
+
+
+def draw_rows(rows: dict[str, np.ndarray]) -> Any:
+    """Named rows of as many images each."""
+    images = np.concatenate([*rows.values()])
+    columns = len(images) // len(rows)
+    size = (8, 0.4 + 8 * len(rows) / columns)
     figure = extras.require("matplotlib.figure", "plot").Figure(size, layout="constrained")
     axes = figure.subplots()
     show(axes, images, columns)
     height = images.shape[1] + 1
-    axes.set_yticks([(i + 0.5) * height for i in range(len(steps))], [f"{s:,}" for s in steps])
+    axes.set_yticks([(i + 0.5) * height for i in range(len(rows))], [*rows])
     axes.tick_params(length=0)
-    axes.set_ylabel("training steps")
     return figure
 
 

@@ -4,6 +4,8 @@ Nothing here is a published score: the classifier is trained in the same run, an
 distances that can be compared within one run only.
 """
 
+import os
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +15,12 @@ import optax
 from flax import nnx
 
 from experiments.energy_model.config import EvaluationConfig
+from experiments.image_captioning.data import make_encoder
+from experiments.image_captioning.efficientnet import load_efficientnet
 from zoo.extras import require
 
 BATCH = 128
+ENCODED_SIZE = 224  # pixels a side that EfficientNet-Lite0 was trained on
 
 
 class Seen(NamedTuple):
@@ -123,6 +128,32 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     roots = np.sqrt(np.maximum(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0))
     traces = sum(np.trace(c) for c in covariances)
     return float(((means[0] - means[1]) ** 2).sum() + traces - 2 * roots.sum())
+
+
+def encoded_distances(
+    encoder: str, sets: dict[str, np.ndarray], train: np.ndarray
+) -> dict[str, float]:
+    """Fréchet distance of each set to the training set on the features of EfficientNet-Lite0.
+
+    Not an FID: another network, enlarged another way. Nothing where there is no file of weights.
+
+    Args:
+        encoder: ``file:PATH`` of the weights, or empty.
+        sets: name -> ``[N, height, width, 3]`` in 0..1.
+        train: the same.
+    """
+    if not encoder:
+        return {}
+    path = pathlib.Path(os.path.expandvars(encoder.removeprefix("file:"))).expanduser()
+    if not path.exists():
+        print(f"no file {path}: no Fréchet distance on EfficientNet-Lite0 features")
+        return {}
+    network, encode = load_efficientnet(path), make_encoder(ENCODED_SIZE)
+    reference = encode(network, 255 * train)
+    return {
+        name: frechet_distance(encode(network, 255 * images), reference)
+        for name, images in sets.items()
+    }
 
 
 def nearest(points: np.ndarray, references: np.ndarray) -> np.ndarray:

@@ -28,42 +28,51 @@ class DenseEnergy(nnx.Module):
     the first energy is flat and becomes as steep as the samples ask for.
     """
 
-    def __init__(self, pixels: int, features: int, *, rngs: nnx.Rngs):
-        """Draws the parameters."""
+    def __init__(
+        self, pixels: int, features: int, *, num_classes: int | None = None, rngs: nnx.Rngs
+    ):
+        """Draws the parameters; with classes, biases and output have a row for each."""
         widths = (pixels, features, features, features)
+        rows = 1 if num_classes is None else num_classes
         self.kernels = nnx.List(
             [SpectralKernel(*pair, rngs=rngs) for pair in itertools.pairwise(widths)]
         )
-        self.biases = nnx.List([nnx.Param(jnp.zeros(features)) for _ in self.kernels])
-        self.output = nnx.Linear(features, 1, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.biases = nnx.List([nnx.Param(jnp.zeros((rows, features))) for _ in self.kernels])
+        self.output = nnx.Param(jnp.zeros((rows, features)))
+        self.shift = nnx.Param(jnp.zeros(rows))
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Images ``[B, height, width, channels]`` in 0..1 to energies ``[B]``."""
+    def __call__(self, images: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+        """Images ``[B, height, width, channels]`` in 0..1, labels ``[B]``, to energies ``[B]``."""
+        rows = jnp.zeros(1, int) if labels is None else labels
         x = 2 * images.reshape(len(images), -1) - 1
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
-            x = jax.nn.silu(GAIN * (x @ kernel()) + bias[...][None])
-        return self.output(x)[:, 0]
+            x = jax.nn.silu(GAIN * (x @ kernel()) + bias[...][rows])
+        return (x * self.output[...][rows]).sum(axis=1) + self.shift[...][rows]
 
 
-def make_network(model: ModelConfig, shape: tuple[int, ...]) -> Callable[[nnx.Rngs], nnx.Module]:
-    """Makes the network for images of this shape, given random streams."""
+def make_network(
+    model: ModelConfig, shape: tuple[int, ...], num_classes: int | None = None
+) -> Callable[[nnx.Rngs], nnx.Module]:
+    """Makes the network for images of this shape, and labels if there are, given random streams."""
     height, width, channels = shape
+    classes = {"num_classes": num_classes}
     if model.network == "mnist" and shape != (28, 28, 1):
         raise ValueError(f"model.network=mnist takes images of 28 × 28 × 1, got {shape}")
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
         if model.network == "dense":
-            return DenseEnergy(height * width * channels, model.features, rngs=rngs)
+            return DenseEnergy(height * width * channels, model.features, **classes, rngs=rngs)
         if model.network == "mnist":
             return MnistEnergy(model.features, stem_features=model.features, rngs=rngs)
         if model.network == "multiscale":
-            return MultiscaleEnergy(model.features, channels=channels, rngs=rngs)
+            return MultiscaleEnergy(model.features, channels=channels, **classes, rngs=rngs)
         large = model.network == "resnet_large"
         return ResNetEnergy(
             model.features,
             channels=channels,
             blocks=RESNET_LARGE if large else RESNET,
             dropout=0.5 if large else 0.0,
+            **classes,
             rngs=rngs,
         )
 

@@ -11,11 +11,12 @@ import numpy as np
 import optax
 
 from experiments.command_line import MAY_CHANGE
-from experiments.energy_model import figures, two_dimensional
+from experiments.energy_model import figures, two_dimensional, uses
 from experiments.energy_model.config import Config, PlaneConfig, SamplerConfig, TrainingConfig
-from experiments.energy_model.data import head, open_splits, outliers
-from experiments.energy_model.judge import auroc, train_judge
+from experiments.energy_model.data import outliers
+from experiments.energy_model.judge import auroc, encoded_distances, train_judge
 from experiments.energy_model.model import make_network
+from experiments.image_sets import head, open_splits
 from experiments.running import fit_in, number_of_parameters, open_mesh
 from zoo.data import Pipeline, image_arrays
 from zoo.energy import (
@@ -24,6 +25,7 @@ from zoo.energy import (
     chain_health,
     clipped_adam,
     contrastive_loss,
+    energies_by_label,
     langevin,
     replay_draw,
     replay_init,
@@ -55,11 +57,13 @@ def run(config: Config | PlaneConfig) -> None:
         return
     mesh = open_mesh(config.mesh, config.distributed)
     training = config.training
-    train_source, test_source = open_splits(config.data)
-    train, labels = image_arrays(train_source)
-    test = head(image_arrays(test_source)[0], config.evaluation.test_images)
-    others = outliers(config.data, test)
-    parts = functional_with_state(make_network(config.model, train.shape[1:]))
+    train_source, test_source = open_splits(config.data.uri)
+    train = image_arrays(train_source)
+    test = image_arrays(head(test_source, config.evaluation.test_images))
+    others = outliers(config.data, test[0])
+    shape = train[0].shape[1:]
+    num_classes = 1 + int(train[1].max()) if config.model.conditional else None
+    parts = functional_with_state(make_network(config.model, shape, num_classes))
     optimizer = make_optimizer(training)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     batches = Pipeline(
@@ -73,19 +77,22 @@ def run(config: Config | PlaneConfig) -> None:
         init_model_state=lambda key: {
             "network": parts.init_model_state(key),
             "replay": replay_init(
-                jnp.zeros(train.shape[1:]),
+                jnp.zeros(shape),
                 capacity=config.sampler.replay_capacity,
+                labels=(np.int32(0),) if config.model.conditional else (),
                 storage_dtype=jnp.uint8 if config.sampler.replay_bytes else None,
             ),
         },
     )
     step = make_train_step(make_loss(parts, config), optimizer, shardings=state.shardings)
-    generate = make_generator(parts, config, train.shape[1:])
-    evaluate = Evaluation(parts, config, head(test, ROWS), generate, workdir / "watched")
+    generate = make_generator(parts, config, shape, num_classes)
+    energy = make_image_energy(parts, num_classes)
+    watched = np.stack(head(test[0], ROWS))
+    evaluate = Evaluation(energy, config, watched, generate, workdir / "watched")
     if jax.process_index() == 0:
         size = number_of_parameters(state.parameters)
         print(
-            f"{config.data.uri}: {len(train):,} images to train on, {len(test):,} to test; "
+            f"{config.data.uri}: {len(train[0]):,} images to train on, {len(test[0]):,} to test; "
             f"{config.model.network} energy with {size:,} parameters; {training.steps:,} steps of "
             f"{config.sampler.num_steps} on {mesh.size} {jax.devices()[0].device_kind} device(s)"
         )
@@ -119,8 +126,18 @@ def run(config: Config | PlaneConfig) -> None:
         samples = np.asarray(
             generate(state, jax.random.key(training.seed), count=config.evaluation.num_samples)
         )
-        energy = functools.partial(energies, parts, state)
-        report(workdir, config, samples, (train, labels), test, others, energy)
+        of_images = functools.partial(energies, energy, state)
+        more: dict[str, Any] = {}
+        if num_classes is not None:
+            more = uses.show(
+                workdir,
+                frozen(parts, state),
+                functools.partial(make_sampler, sampler=config.sampler, **quiet_end(config)),
+                test,
+                num_classes=num_classes,
+                num_steps=config.evaluation.num_steps,
+            )
+        report(workdir, config, samples, train, test[0], others, of_images, more)
 
 
 def make_optimizer(training: TrainingConfig) -> optax.GradientTransformation:
@@ -163,20 +180,22 @@ def make_loss(parts: Functional, config: Config) -> Callable[..., LossOutput]:
         del carry
         keys = jax.random.split(key, 6)
         data = noisy(keys[0], batch["image"], config.data.levels, config.data.noise)
+        labels = (batch["label"],) if config.model.conditional else ()
         rows = len(data)
         network, replay = model_state["network"], model_state["replay"]
 
         fresh = jax.random.uniform(keys[1], data.shape)
-        start = replay_draw(keys[2], replay, fresh, fresh_rate=sampling.fresh_rate)
+        start = replay_draw(keys[2], replay, fresh, labels, fresh_rate=sampling.fresh_rate)
         # In evaluation mode: neither dropout nor the vectors of spectral normalisation move while
         # the chain runs, and the loss below sees the same normalised kernels.
-        frozen = parts.rebuild(jax.lax.stop_gradient(parameters), model_state=network)
-        sampler = make_sampler(frozen, sampling)
+        still = parts.rebuild(jax.lax.stop_gradient(parameters), model_state=network)
+        sampler = make_sampler(lambda x: still(x, *start.labels), sampling)
         chain, info = run_chain(keys[3], sampler, sampler.init(start.samples), sampling.num_steps)
         samples = jax.lax.stop_gradient(chain.position)
 
         module = parts.rebuild(parameters, keys[4], model_state=network)
-        both = module(jnp.concatenate([data, samples]))
+        of_both = jax.tree.map(lambda *pair: jnp.concatenate(pair), labels, start.labels)
+        both = module(jnp.concatenate([data, samples]), *of_both)
         of_data, of_samples = both[:rows], both[rows:]
         loss = contrastive_loss(of_data, of_samples, l2=config.training.l2)
         weight = jnp.float32(rows)
@@ -190,47 +209,69 @@ def make_loss(parts: Functional, config: Config) -> Callable[..., LossOutput]:
             },
             model_state={
                 "network": parts.model_state(module),
-                "replay": replay_insert(keys[5], replay, samples),
+                "replay": replay_insert(keys[5], replay, samples, start.labels),
             },
         )
 
     return loss_fn
 
 
-def make_generator(
-    parts: Functional, config: Config, shape: tuple[int, ...]
-) -> Callable[..., jax.Array]:
-    """``(state, key, count=…) -> samples``: chains from uniform noise, quiet at their end."""
-    steps, sampling = config.evaluation.num_steps, config.sampler
-    scale = sampling.noise_scale
-    scale = np.sqrt(2 * sampling.step_size).item() if scale is None else scale
+def frozen(parts: Functional, state: TrainState) -> Callable[..., jax.Array]:
+    """The network as it stands, in evaluation mode."""
+    return parts.rebuild(state.parameters, model_state=state.model_state["network"])
 
-    def noise_scale(step: jax.Array) -> jax.Array:
-        return scale * jnp.clip(10 * (1 - step / steps), 0, 1)
 
-    @functools.partial(jax.jit, static_argnames="count")
-    def generate(state: TrainState, key: jax.Array, *, count: int) -> jax.Array:
-        frozen = parts.rebuild(state.parameters, model_state=state.model_state["network"])
-        sampler = make_sampler(frozen, sampling, noise_scale=noise_scale)
-        start_key, chain_key = jax.random.split(key)
-        start = sampler.init(jax.random.uniform(start_key, (count, *shape)))
-        return run_chain(chain_key, sampler, start, steps)[0].position
+def make_image_energy(
+    parts: Functional, num_classes: int | None
+) -> Callable[[TrainState, jax.Array], jax.Array]:
+    """``(state, images) -> [B]``: E(x), or the least E(x, y) of all labels."""
 
-    return generate
+    def energy(state: TrainState, images: jax.Array) -> jax.Array:
+        network = frozen(parts, state)
+        if num_classes is None:
+            return network(images)
+        return energies_by_label(network, images, num_classes=num_classes).min(axis=1)
+
+    return energy
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def energies(parts: Functional, state: TrainState, images: jax.Array) -> jax.Array:
+def energies(
+    energy: Callable[[TrainState, jax.Array], jax.Array], state: TrainState, images: jax.Array
+) -> jax.Array:
     """The energies of any number of images, piece by piece."""
-    frozen = parts.rebuild(state.parameters, model_state=state.model_state["network"])
-    return jax.lax.map(lambda image: frozen(image[None])[0], images, batch_size=PIECE)
+    return jax.lax.map(lambda image: energy(state, image[None])[0], images, batch_size=PIECE)
+
+
+def quiet_end(config: Config) -> dict[str, Any]:
+    """What the sampler of the generation changes: no noise at the end."""
+    steps, scale = config.evaluation.num_steps, config.sampler.noise_scale
+    scale = np.sqrt(2 * config.sampler.step_size).item() if scale is None else scale
+    return {"noise_scale": lambda step: scale * jnp.clip(10 * (1 - step / steps), 0, 1)}
+
+
+def make_generator(
+    parts: Functional, config: Config, shape: tuple[int, ...], num_classes: int | None
+) -> Callable[..., jax.Array]:
+    """``(state, key, count=…) -> samples``: chains from uniform noise, the labels in turn."""
+
+    @functools.partial(jax.jit, static_argnames="count")
+    def generate(state: TrainState, key: jax.Array, *, count: int) -> jax.Array:
+        network = frozen(parts, state)
+        labels = () if num_classes is None else (jnp.arange(count) % num_classes,)
+        sampler = make_sampler(lambda x: network(x, *labels), config.sampler, **quiet_end(config))
+        start_key, chain_key = jax.random.split(key)
+        start = sampler.init(jax.random.uniform(start_key, (count, *shape)))
+        return run_chain(chain_key, sampler, start, config.evaluation.num_steps)[0].position
+
+    return generate
 
 
 class Evaluation:
     """Looks at the chains of the buffer, and at a few from noise, whose samples it keeps.
 
     Args:
-        parts: the energy.
+        energy: ``(state, images) -> [B]``.
         config: of the run.
         test: ``[N, height, width, channels]``.
         generate: from ``make_generator``.
@@ -239,7 +280,7 @@ class Evaluation:
 
     def __init__(
         self,
-        parts: Functional,
+        energy: Callable[[TrainState, jax.Array], jax.Array],
         config: Config,
         test: np.ndarray,
         generate: Callable[..., jax.Array],
@@ -251,11 +292,12 @@ class Evaluation:
         @jax.jit
         def health(state: TrainState, test: jax.Array) -> dict[str, jax.Array]:
             draw_key, noise_key = jax.random.split(jax.random.key(0))
-            frozen = parts.rebuild(state.parameters, model_state=state.model_state["network"])
+            replay = state.model_state["replay"]
             noise = jnp.zeros((ROWS, *test.shape[1:]))
-            chains = replay_draw(draw_key, state.model_state["replay"], noise, fresh_rate=0.0)
+            labels = jax.tree.map(lambda x: jnp.zeros(ROWS, x.dtype), replay.labels)
+            chains = replay_draw(draw_key, replay, noise, labels, fresh_rate=0.0)
             data = noisy(noise_key, test, config.data.levels, config.data.noise)
-            found = chain_health(frozen, data, chains.samples, bounds=BOX)
+            found = chain_health(functools.partial(energy, state), data, chains.samples, bounds=BOX)
             return {
                 "energy_gap": found.energy_gap,
                 "gradient_norm_of_chains": found.gradient_norm,
@@ -282,8 +324,9 @@ def report(
     test: np.ndarray,
     others: dict[str, np.ndarray],
     energy: Callable[[np.ndarray], jax.Array],
+    more: dict[str, Any],
 ) -> None:
-    """Tables, pictures and summary."""
+    """Tables, pictures and summary; ``more`` goes into it as it is."""
     found = {"test images": test, "samples": samples, **others}
     measured = {name: np.asarray(energy(images)) for name, images in found.items()}
     ranks = {name: auroc(measured["test images"], measured[name]) for name in others}
@@ -293,6 +336,8 @@ def report(
     )
     judge = train_judge(*train, config.evaluation, noise=config.data.noise)
     scores = {name: judge.scores(images) for name, images in found.items()}
+    for name, distance in encoded_distances(config.evaluation.encoder, found, train[0]).items():
+        scores[name]["Fréchet distance on EfficientNet-Lite0 features"] = distance
     results_table(
         [{"images": name} | row for name, row in scores.items()],
         title="Under a classifier of this run",
@@ -305,6 +350,7 @@ def report(
             "auroc": ranks,
             "scores": scores,
             "energy": {name: values.mean() for name, values in measured.items()},
+            **more,
             "jax": jax.__version__,
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         },

@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 
 from experiments.command_line import MAY_CHANGE
+from experiments.image_sets import head, open_splits
 from experiments.running import fit_in, number_of_parameters, open_mesh
 from experiments.weight_averaging import dirac_gan, figures
 from experiments.weight_averaging.config import AveragingConfig, Config, DataConfig
@@ -26,7 +27,7 @@ from zoo.averaging import (
     power_law_ema,
     recompute_statistics,
 )
-from zoo.data import Pipeline, image_arrays, open_source
+from zoo.data import Pipeline, image_arrays
 from zoo.training import (
     Functional,
     LossOutput,
@@ -47,7 +48,8 @@ def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
     mesh = open_mesh(config.mesh, config.distributed)
     training, averaging = config.training, config.averaging
-    train_source, test_source = open_splits(config.data)
+    train_source, test_source = open_splits(config.data.uri)
+    test_source = head(test_source, config.data.test_images)
     images, labels = image_arrays(test_source)
     batches = Pipeline(
         train_source, batch_size=training.batch_size, seed=training.seed, remainder="drop"
@@ -116,24 +118,6 @@ def run(config: Config) -> None:
             state.parameters,
         )
         report(workdir, post_hoc, averaging)
-
-
-def open_splits(data: DataConfig) -> tuple[Any, Any]:
-    """The sources of training and test; the digits, which have no split, give every fifth."""
-    if data.uri.startswith("builtin:"):
-        source = open_source(data.uri)
-        train = [source[i] for i in range(len(source)) if i % 5]
-        test = [source[i] for i in range(len(source)) if i % 5 == 0]
-    else:
-        train, test = (open_source(data.uri, split=split) for split in ("train", "test"))
-    return train, head(test, data.test_images)
-
-
-def head(source: Any, count: int | None) -> Any:
-    """Some examples of a source, evenly out of all of it, as sets may be sorted by class."""
-    if count is None or count >= len(source):
-        return source
-    return [source[int(i)] for i in np.linspace(0, len(source) - 1, count)]
 
 
 def ema_name(decay: float) -> str:

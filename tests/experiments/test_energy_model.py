@@ -1,5 +1,6 @@
 """The experiment as a user runs it, and its parts: data, judge, the plane, pictures."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,17 +8,28 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import command_line
-from experiments.energy_model import figures, two_dimensional
-from experiments.energy_model.config import PRESETS, DataConfig, PlaneConfig
-from experiments.energy_model.data import head, open_splits, outliers
+from experiments.energy_model import figures, judge, two_dimensional, uses
+from experiments.energy_model.config import (
+    PRESETS,
+    DataConfig,
+    ModelConfig,
+    PlaneConfig,
+    SamplerConfig,
+)
+from experiments.energy_model.data import outliers
 from experiments.energy_model.judge import auroc, frechet_distance, nearest
-from experiments.energy_model.train import noisy, run
+from experiments.energy_model.model import make_network
+from experiments.energy_model.train import make_loss, noisy, run
+from experiments.image_sets import head, open_splits
 from tests.battery import quick_jit
 from zoo.data import image_arrays
+from zoo.energy import langevin, replay_init
+from zoo.training import functional_with_state
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Compiling is nearly all of the cost, and the run is short.
@@ -55,6 +67,10 @@ def test_smoke_reaches_what_it_must(tmp_path):
     [
         (["--data.levels=1"], "data.levels must be at least 2, got 1"),
         (["--model.network=mnist"], "model.network=mnist takes images of 28 × 28 × 1, got (8, 8"),
+        (
+            ["--model.network=mnist", "--model.conditional=True"],
+            "the network mnist knows no labels",
+        ),
         (["--sampler.step-size=0"], "sampler.step_size must be greater than 0, got 0"),
         (["--data.outliers=file:/absent/set.npz"], "/absent/set.npz"),
         (["--preset=two_dimensional", "--cells=1"], "cells must be at least 2, got 1"),
@@ -73,7 +89,7 @@ def test_mistakes_end_in_one_line(flags, message, tmp_path, capsys):
 
 
 def test_outliers_are_what_they_are_called():
-    test = head(image_arrays(open_splits(DataConfig())[1])[0], 40)
+    test = image_arrays(head(open_splits("builtin:digits")[1], 40))[0]
     assert test.shape == (40, 8, 8, 1)
     others = outliers(DataConfig(), test)
     assert [*others] == ["uniform noise", "shuffled pixels", "photographs"]
@@ -136,6 +152,80 @@ def test_distances_and_ranks():
     np.testing.assert_allclose(nearest(points, references), brute, rtol=1e-6)
     assert auroc(np.array([0.0, 1.0]), np.array([2.0, 3.0])) == 1
     assert auroc(np.array([0.0, 2.0]), np.array([1.0, 3.0])) == 0.75
+
+
+def test_distance_on_the_encoder_s_features(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "weights.npz"
+    images = np.random.default_rng(0).uniform(size=(50, 2, 2, 3)).astype(np.float32)
+    assert judge.encoded_distances("", {"same": images}, images) == {}
+    assert judge.encoded_distances(f"file:{path}", {"same": images}, images) == {}
+    assert f"no file {path}" in capsys.readouterr().out
+    path.touch()
+    monkeypatch.setattr(judge, "load_efficientnet", lambda path: path)
+    monkeypatch.setattr(judge, "make_encoder", lambda size: lambda _, x: x.reshape(len(x), -1))
+    found = judge.encoded_distances(f"file:{path}", {"same": images, "moved": images + 2}, images)
+    assert found["same"] == pytest.approx(0, abs=0.1)
+    assert found["moved"] == pytest.approx(12 * (2 * 255) ** 2, rel=1e-4)
+
+
+# Labels.
+
+
+def test_chains_keep_the_label_they_began_with():
+    config = dataclasses.replace(
+        PRESETS["conditional"],
+        model=ModelConfig(features=4, conditional=True),
+        sampler=SamplerConfig(num_steps=1, replay_capacity=16, fresh_rate=0.0),
+    )
+    parts = functional_with_state(make_network(config.model, (2, 2, 1), 3))
+    key, loss = jax.random.key(0), quick_jit(make_loss(parts, config))
+    parameters = quick_jit(parts.init_parameters)(key)
+    state = {
+        "network": quick_jit(parts.init_model_state)(key),
+        "replay": replay_init(jnp.zeros((2, 2, 1)), capacity=16, labels=(np.int32(0),)),
+    }
+    for label in (1, 2):
+        batch = {"image": np.zeros((8, 2, 2, 1), np.uint8), "label": np.full(8, label, np.int32)}
+        out = loss(parameters, batch, key=key, carry=None, model_state=state)
+        state = out.model_state
+    assert int(state["replay"].filled) == 16
+    np.testing.assert_array_equal(state["replay"].labels[0], 1)
+
+
+def test_uses_of_a_known_energy(tmp_path):
+    """E(x, y) = 50·|x - m_y|²: every answer is known."""
+
+    def network(x, y):
+        return 50 * ((x - (1 + y.reshape(-1, 1, 1, 1)) / 4) ** 2).sum(axis=(1, 2, 3))
+
+    labels = np.arange(21) % 3
+    images = np.broadcast_to((1 + labels.reshape(-1, 1, 1, 1)) / 4, (21, 2, 2, 1))
+    found = uses.show(
+        tmp_path,
+        network,
+        lambda energy: langevin(energy, step_size=0.005, noise_scale=0.0, bounds=(0.0, 1.0)),
+        (images.astype(np.float32), labels),
+        num_classes=3,
+        num_steps=60,
+    )
+    assert found["label_accuracy"] == 1
+    energies = {
+        row["composition"]: [row["E(x, 0)"], row["E(x, 1)"]] for row in found["compositions"]
+    }
+    expected = {
+        "0": [0, 12.5],
+        "1": [12.5, 0],
+        "0 and 1": [3.125, 3.125],
+        "0, not 1": [12.5, 50],
+        "1, not 0": [50, 12.5],
+    }
+    assert [*energies] == [*expected]
+    for name, values in expected.items():
+        np.testing.assert_allclose(energies[name], values, atol=1e-3, err_msg=name)
+    errors = found["hidden_half_errors"]
+    assert errors["its label"] == pytest.approx(0, abs=1e-4)
+    assert errors["another label"] == pytest.approx(np.sqrt((14 / 16 + 6 / 4) / 20), rel=1e-3)
+    assert (tmp_path / "uses.png").read_bytes().startswith(b"\x89PNG")
 
 
 # The plane.

@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 
 from experiments import command_line
+from experiments.image_sets import head, open_splits
 from experiments.weight_averaging import dirac_gan, figures
-from experiments.weight_averaging.config import PRESETS, AveragingConfig, DataConfig
+from experiments.weight_averaging.config import PRESETS, AveragingConfig
 from experiments.weight_averaging.resnet import ResNet
 from experiments.weight_averaging.train import (
-    head,
     load,
     make_optimizer,
     move_and_mirror,
-    open_splits,
     reconstruct,
     run,
     spread,
@@ -114,8 +113,8 @@ def test_decays_are_checked():
 
 
 def test_splits_of_the_digits():
-    train, test = open_splits(DataConfig(test_images=100))
-    assert (len(train), len(test)) == (1437, 100)
+    train, test = open_splits("builtin:digits")
+    assert (len(train), len(test), len(head(test, 100))) == (1437, 360, 100)
     seen = {example["image"].tobytes() for example in train}
     assert not any(example["image"].tobytes() in seen for example in test)
     assert {int(example["label"]) for example in head(train, 50)} == set(range(10))
@@ -132,7 +131,7 @@ def test_splits_of_an_archive(tmp_path):
         x_test=images[4:],
         y_test=labels[4:],
     )
-    train, test = open_splits(DataConfig(uri=f"file:{tmp_path}/set.npz"))
+    train, test = open_splits(f"file:{tmp_path}/set.npz")
     assert [int(example["label"]) for example in train] == [0, 1, 2, 3]
     assert [int(example["label"]) for example in test] == [4, 5]
 

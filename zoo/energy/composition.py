@@ -23,13 +23,13 @@ from zoo.energy.sampling import EnergyFunction, batch_size
 
 
 def product_energy(
-    energy_fns: Sequence[EnergyFunction], *, weights: Sequence[float] | None = None
+    energy_fns: Sequence[EnergyFunction], *, weights: Sequence[float | jax.Array] | None = None
 ) -> EnergyFunction:
     """``Σ_i w_i·E_i(x)``: the product of the densities; a negative weight negates a concept.
 
     Args:
         energy_fns: each ``(position) -> [B]``.
-        weights: one for each, 1 if not given.
+        weights: one for each, 1 if not given; a number, or ``[B]`` with one for every row.
 
     Returns:
         An energy function.
@@ -41,7 +41,7 @@ def product_energy(
     >>> print(both(jnp.array([[1.0, 2.0]])))
     [-7.]
     """
-    weights = [1.0] * len(energy_fns) if weights is None else list(weights)
+    weights = [1.0] * len(energy_fns) if weights is None else [*weights]
     if not energy_fns or len(weights) != len(energy_fns):
         raise ValueError(
             f"weights: expected one for each of {len(energy_fns)} energies, got {len(weights)}"

@@ -1,0 +1,114 @@
+"""What an energy of image and label, E(x, y), can be asked without further training.
+
+the label of x            argmin_y E(x, y)
+images of a and b         chains of E(·, a) + E(·, b)
+images of a, not of b     chains of E(·, a) - w·E(·, b)
+the hidden half of x      chains of E(·, y) with the other half held
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.energy_model import figures
+from zoo.energy import Sampler, clamped_energy, energies_by_label, product_energy, run_chain
+from zoo.training import results_table
+
+COLUMNS = 20
+FIRST, SECOND = 3, 8  # the classes that are put together; of fewer classes the first two
+NEGATION = 0.5  # w
+
+
+def show(
+    workdir: pathlib.Path,
+    network: Callable[[jax.Array, jax.Array], jax.Array],
+    make_sampler: Callable[[Callable[[jax.Array], jax.Array]], Sampler],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    num_classes: int,
+    num_steps: int,
+) -> dict[str, Any]:
+    """Draws uses.png and says what was measured.
+
+    Args:
+        workdir: folder of the picture.
+        network: E(x, y), ``(images, labels [B]) -> [B]``.
+        make_sampler: of an energy.
+        test: images ``[N, height, width, channels]`` and labels ``[N]``.
+        num_classes: K.
+        num_steps: of the chains.
+
+    Returns:
+        The accuracy of the labels, the mean energies of the compositions, and the error of hidden
+        halves under their own and under another label.
+    """
+    by_label = jax.jit(lambda x: energies_by_label(network, x, num_classes=num_classes))
+    images, labels = test
+    accuracy = float((np.asarray(by_label(images)).argmin(axis=1) == labels).mean())
+
+    first, second = (FIRST, SECOND) if max(FIRST, SECOND) < num_classes else (0, 1)
+    compositions = {
+        f"{first}": (first, second, 0.0),
+        f"{second}": (second, first, 0.0),
+        f"{first} and {second}": (first, second, 1.0),
+        f"{first}, not {second}": (first, second, -NEGATION),
+        f"{second}, not {first}": (second, first, -NEGATION),
+    }
+    columns = zip(*compositions.values(), strict=True)
+    one, other, weight = (jnp.repeat(jnp.asarray(x), COLUMNS) for x in columns)
+
+    @jax.jit
+    def compose(key: jax.Array) -> jax.Array:
+        start_key, chain_key = jax.random.split(key)
+        energy = product_energy(
+            [lambda x: network(x, one), lambda x: network(x, other)], weights=[1.0, weight]
+        )
+        sampler = make_sampler(energy)
+        start = jax.random.uniform(start_key, (len(one), *images.shape[1:]))
+        return run_chain(chain_key, sampler, sampler.init(start), num_steps)[0].position
+
+    height = images.shape[1]
+    mask = (jnp.arange(height) < height // 2).reshape(1, -1, 1, 1)  # the upper half is known
+
+    @jax.jit
+    def fill(key: jax.Array, known: jax.Array, labels: jax.Array) -> jax.Array:
+        start_key, chain_key = jax.random.split(key)
+        sampler = make_sampler(clamped_energy(lambda x: network(x, labels), known, mask))
+        start = sampler.init(jax.random.uniform(start_key, known.shape))
+        found = run_chain(chain_key, sampler, start, num_steps)[0].position
+        return jnp.where(mask, known, found)
+
+    composed = np.asarray(compose(jax.random.key(0)))
+    found = np.asarray(by_label(composed)).reshape(len(compositions), COLUMNS, num_classes)
+    table = [
+        {
+            "composition": name,
+            f"E(x, {first})": float(energies[:, first].mean()),
+            f"E(x, {second})": float(energies[:, second].mean()),
+        }
+        for name, energies in zip(compositions, found, strict=True)
+    ]
+    results_table(table, title="Energies put together")
+
+    whole, true = images[:COLUMNS], jnp.asarray(labels[:COLUMNS])
+    halves = {
+        "its label": np.asarray(fill(jax.random.key(1), whole, true)),
+        "another label": np.asarray(fill(jax.random.key(1), whole, (true + 1) % num_classes)),
+    }
+    errors = {
+        name: float(np.sqrt(((filled - whole)[:, height // 2 :] ** 2).mean()))
+        for name, filled in halves.items()
+    }
+    rows = dict(zip(compositions, np.split(composed, len(compositions)), strict=True))
+    rows |= {"test images": whole, "upper half known": np.where(mask, whole, 0.0)}
+    rows |= {f"with {name}": filled for name, filled in halves.items()}
+    figures.draw_rows(rows).savefig(workdir / "uses.png", dpi=110)
+    print(
+        f"labels by energy: {accuracy:.3f} right; hidden halves, root mean square error: "
+        + ", ".join(f"{error:.3f} with {name}" for name, error in errors.items())
+    )
+    return {"label_accuracy": accuracy, "compositions": table, "hidden_half_errors": errors}
