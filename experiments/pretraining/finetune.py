@@ -4,7 +4,8 @@
 
 The encoder is a folder in Hugging Face's format with ``tokenizer.json``, such as ``bert/`` in the
 workdir of a masked-language-model run. A linear layer reads the mean of the hidden states. Both
-arms see the same reviews in the same order with the same schedule, once for each seed.
+arms see the same reviews in the same order with the same schedule, once for each seed; the margin
+is that of each seed with itself. What is done is kept: the same command goes on with the rest.
 """
 
 import dataclasses
@@ -19,19 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
-from experiments.command_line import MeshConfig, at_least
+from experiments.command_line import MAY_CHANGE, MeshConfig, at_least
 from zoo.data import Pipeline, open_source
 from zoo.extras import require
 from zoo.training import (
     LossOutput,
+    MetricsLog,
     fit,
     functional,
     init_state,
     make_mesh,
     make_train_step,
+    open_workdir,
     put_batch,
     results_table,
+    write_summary,
 )
 from zoo.transformer import (
     Transformer,
@@ -43,6 +48,9 @@ from zoo.transformer import (
     placement_rules,
 )
 
+PRETRAINED, SCRATCH = "pretrained", "from scratch"
+Reviews = list[dict[str, Any]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -53,13 +61,13 @@ class Config:
     positive: str = "file:$ZOO_DATA/imdb/{split}_pos.tsv.xz"
     """Reviews with a field text; {split} stands for train and test."""
     negative: str = "file:$ZOO_DATA/imdb/{split}_neg.tsv.xz"
-    train_examples: int = 4000
+    train_examples: int = 2000
     test_examples: int = 4000
     length: int = 128
     """Tokens of a review; the rest is cut off."""
     num_epochs: int = 3
     batch_size: int = 32
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     weight_decay: float = 0.01
     seeds: int = 3
     workdir: str = "runs/finetune"
@@ -69,6 +77,7 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("train_examples", "test_examples", "num_epochs", "batch_size", "seeds"):
             at_least(1, name, getattr(self, name))
+        at_least(3, "length", self.length)
 
 
 class Classifier(nnx.Module):
@@ -93,41 +102,37 @@ def run(config: Config) -> None:
     directory = pathlib.Path(config.pretrained)
     encoder = dataclasses.replace(bert_config(directory), head="none", pooler=False)
     tokenizer = require("tokenizers", "data").Tokenizer.from_file(str(directory / "tokenizer.json"))
-    encode = functools.partial(encode_reviews, config, tokenizer)
-    train, test = encode("train", config.train_examples), encode("test", config.test_examples)
+    train, test = (
+        encode_reviews(config, tokenizer, split, count)
+        for split, count in (("train", config.train_examples), ("test", config.test_examples))
+    )
     weights, _ = load_bert(directory, config=encoder)
-    pretrained = nnx.to_pure_dict(nnx.state(weights, nnx.Param))
-    arms = {"pretrained": pretrained, "from scratch": None}
-    accuracies = {
-        arm: [fine_tune(config, encoder, start, train, test, seed, mesh) for seed in seeds]
-        for arm, start in arms.items()
-        for seeds in [range(config.seeds)]
-    }
-    if jax.process_index() == 0:
-        results_table(
-            [
-                {
-                    "weights": arm,
-                    "test accuracy": float(np.mean(values)),
-                    "lowest": min(values),
-                    "highest": max(values),
-                }
-                for arm, values in accuracies.items()
-            ],
-            title=f"{len(test):,} reviews, {config.seeds} seeds",
-        )
-        path = pathlib.Path(config.workdir) / "finetune.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"config": dataclasses.asdict(config), **accuracies}, indent=1))
+    starts = {PRETRAINED: nnx.to_pure_dict(nnx.state(weights, nnx.Param)), SCRATCH: None}
+    workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "progress", "seeds"))
+    path = workdir / "metrics.jsonl"
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    accuracies = {(line["weights"], line["seed"]): line["accuracy"] for line in done}
+    fine_tune = make_fine_tune(config, encoder, train, test, mesh)
+    with MetricsLog(path) as log:
+        for seed in range(config.seeds):
+            for name, start in starts.items():
+                if (name, seed) not in accuracies:
+                    step, accuracy = fine_tune(start, seed)
+                    accuracies[name, seed] = accuracy
+                    log.write(step, {"weights": name, "seed": seed, "accuracy": accuracy})
+                    if jax.process_index() == 0:
+                        print(f"{name}, seed {seed}: {accuracy:.1%} of {len(test):,} reviews")
+    arms = {name: [accuracies[name, seed] for seed in range(config.seeds)] for name in starts}
+    report(config, workdir, arms, len(train), len(test))
 
 
-def encode_reviews(config: Config, tokenizer: Any, split: str, count: int) -> list[dict[str, Any]]:
+def encode_reviews(config: Config, tokenizer: Any, split: str, count: int) -> Reviews:
     """``count`` reviews, half of each label, as rows of ids."""
     examples = []
     cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     for label, uri in enumerate((config.negative, config.positive)):
         source = open_source(uri.replace("{split}", split))
-        texts = [source[index]["text"] for index in range(min(len(source), count // 2))]
+        texts = [source[index]["text"] for index in range(min(len(source), -(-count // 2)))]
         for one in tokenizer.encode_batch(texts, add_special_tokens=False):
             ids = np.zeros(config.length, np.int32)
             row = [cls, *one.ids[: config.length - 2], sep]
@@ -136,48 +141,49 @@ def encode_reviews(config: Config, tokenizer: Any, split: str, count: int) -> li
     return examples
 
 
-def fine_tune(
-    config: Config,
-    encoder: TransformerConfig,
-    pretrained: Any,
-    train: list[dict[str, Any]],
-    test: list[dict[str, Any]],
-    seed: int,
-    mesh: jax.sharding.Mesh,
-) -> float:
-    """The test accuracy after training from ``pretrained``, or from random weights if None."""
+def make_fine_tune(
+    config: Config, encoder: TransformerConfig, train: Reviews, test: Reviews, mesh: Mesh
+) -> Callable[[Any, int], tuple[int, float]]:
+    """A function of start weights (random if None) and seed: steps and the test accuracy."""
     init, rebuild = functional(lambda rngs: Classifier(encoder, 2, rngs=rngs))
-    batches = Pipeline(train, batch_size=config.batch_size, seed=seed, remainder="drop")
-    num_steps = config.num_epochs * batches.batches_per_epoch
+    batches = functools.partial(Pipeline, train, batch_size=config.batch_size, remainder="drop")
+    num_steps = config.num_epochs * batches(seed=0).batches_per_epoch
     schedule = piecewise_linear(
         {max(1, num_steps // 10): 1.0, num_steps: 0.0}, scale=config.learning_rate
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), adamw(schedule, weight_decay=config.weight_decay)
     )
-    state = init_state(
-        init, optimizer, key=jax.random.key(seed), mesh=mesh, rules=placement_rules(encoder)
+    fresh = functools.partial(
+        init_state, init, optimizer, mesh=mesh, rules=placement_rules(encoder)
     )
-    if pretrained is not None:
-        places = state.shardings.parameters["encoder"]
-        state.parameters["encoder"] = jax.device_put(pretrained, places)
-    step = make_train_step(make_loss(rebuild, train=True), optimizer, shardings=state.shardings)
-    state = fit(
-        step,
-        state,
-        batches,
-        num_steps=num_steps,
-        mesh=mesh,
-        rate_unit="reviews",
-        progress=config.progress,
-    )
+    places = fresh(key=jax.random.key(0)).shardings
+    step = make_train_step(make_loss(rebuild, train=True), optimizer, shardings=places)
     evaluation = jax.jit(make_loss(rebuild, train=False))
-    right = total = 0.0
-    for batch in Pipeline(test, batch_size=config.batch_size, seed=0, num_epochs=1, shuffle=False):
-        output = evaluation(state.parameters, put_batch(batch, mesh), key=state.key, carry=())
-        correct, weight = output.metrics["accuracy"]
-        right, total = right + float(correct), total + float(weight)
-    return right / total
+
+    def fine_tune(start: Any, seed: int) -> tuple[int, float]:
+        state = fresh(key=jax.random.key(seed))
+        if start is not None:
+            moved = jax.device_put(start, places.parameters["encoder"], may_alias=False)
+            state = state._replace(parameters={**state.parameters, "encoder": moved})
+        state = fit(
+            step,
+            state,
+            batches(seed=seed),
+            num_steps=num_steps,
+            mesh=mesh,
+            rate_unit="reviews",
+            progress=config.progress,
+        )
+        right = total = 0.0
+        held_out = Pipeline(test, batch_size=config.batch_size, seed=0, num_epochs=1, shuffle=False)
+        for batch in held_out:
+            output = evaluation(state.parameters, put_batch(batch, mesh), key=state.key, carry=())
+            correct, weight = output.metrics["accuracy"]
+            right, total = right + float(correct), total + float(weight)
+        return num_steps, right / total
+
+    return fine_tune
 
 
 def make_loss(rebuild: Callable[..., Classifier], *, train: bool) -> Callable[..., LossOutput]:
@@ -194,6 +200,36 @@ def make_loss(rebuild: Callable[..., Classifier], *, train: bool) -> Callable[..
         return LossOutput(jnp.sum(weights * losses), weight, metrics={"accuracy": (right, weight)})
 
     return loss_fn
+
+
+def report(
+    config: Config, workdir: pathlib.Path, arms: dict[str, list[float]], trained: int, tested: int
+) -> None:
+    """Table and summary: mean and standard deviation over seeds, and the margin."""
+    margins = np.subtract(arms[PRETRAINED], arms[SCRATCH])
+    spread = 1 if config.seeds > 1 else 0  # that of a sample; one seed has none
+    rows = {
+        name: {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=spread))}
+        for name, values in {**arms, "margin": margins}.items()
+    }
+    results_table(
+        [
+            {"weights": name, "test accuracy, %": 100 * row["mean"], "±": 100 * row["std"]}
+            for name, row in rows.items()
+        ],
+        title=f"{tested:,} reviews after {trained:,}, {config.seeds} seeds",
+    )
+    summary = {
+        **rows,
+        "accuracies": arms,
+        "train_examples": trained,
+        "test_examples": tested,
+        "jax": jax.__version__,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    path = write_summary(workdir, summary)
+    if jax.process_index() == 0:
+        print("written:", path)
 
 
 if __name__ == "__main__":
