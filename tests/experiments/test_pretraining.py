@@ -1,6 +1,7 @@
 """Pretraining as a user runs it: the corpus, results, other machines, sudden ends, mistakes."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import pytest
 from array_record.python import array_record_module
 
 from experiments import command_line
-from experiments.pretraining import corpus, records, train
+from experiments.pretraining import corpus, finetune, records, train
 from experiments.pretraining.baselines import entropies
 from experiments.pretraining.config import PRESETS, Config, DataConfig, ObjectiveConfig
 from experiments.pretraining.train import make_example, row_keys, run
@@ -24,6 +25,16 @@ from zoo.data import Pipeline, open_source
 from zoo.transformer import PackedRows
 
 ROOT = pathlib.Path(__file__).parents[2]
+# Compiling is most of the cost of these runs, and the draws of a model's start most of that. On
+# level 1 the programs are compiled in a fifth of the time and run nearly as fast.
+LEVEL = {"xla_backend_optimization_level": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=LEVEL))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +72,11 @@ def records_of(workdir):
 
 def start(*arguments):
     """The experiment in a process of its own, on one device."""
+    flags = " ".join(f"--{name}={value}" for name, value in LEVEL.items())
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.pretraining", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -96,6 +108,44 @@ def test_smoke_reaches_what_it_must(tmp_path):
     assert summary["transformer"]["valid_loss"] < summary["baseline"]["unigram"]
     assert summary["transformer"]["valid_kept_accuracy"] >= expected["kept_accuracy_at_least"]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    fine_tune_from(tmp_path / "bert", tmp_path)
+
+
+def fine_tune_from(pretrained, folder):
+    """Both arms learn a few reviews that one word tells apart; what was done is not done again."""
+    for split in ("train", "test"):
+        for name, word in (("pos", "good"), ("neg", "bad")):
+            lines = "".join(f"{i}\tthe play was {word}\n" for i in range(12))
+            (folder / f"{split}_{name}.tsv").write_text("id\ttext\n" + lines)
+    config = finetune.Config(
+        pretrained=str(pretrained),
+        positive=f"file:{folder}/{{split}}_pos.tsv",
+        negative=f"file:{folder}/{{split}}_neg.tsv",
+        length=24,
+        train_examples=24,
+        test_examples=20,
+        batch_size=8,
+        num_epochs=6,
+        learning_rate=3e-3,
+        seeds=2,
+        workdir=str(folder / "finetune"),
+        progress=False,
+    )
+    finetune.run(dataclasses.replace(config, seeds=1))
+    first = (folder / "finetune/metrics.jsonl").read_text()
+    finetune.run(config)
+    assert (folder / "finetune/metrics.jsonl").read_text().startswith(first)
+    summary = json.loads((folder / "finetune/summary.json").read_text())
+    arms = summary["accuracies"]
+    assert {name: len(values) for name, values in arms.items()} == {
+        "pretrained": 2,
+        "from scratch": 2,
+    }
+    assert np.mean(arms["pretrained"]) == summary["pretrained"]["mean"] > 0.9
+    margins = np.subtract(arms["pretrained"], arms["from scratch"])
+    assert summary["margin"]["mean"] == pytest.approx(margins.mean())
+    assert summary["margin"]["std"] == pytest.approx(margins.std(ddof=1))
+    assert (summary["train_examples"], summary["test_examples"]) == (24, 20)
 
 
 def assert_same_losses(workdir, reference):
@@ -106,20 +156,18 @@ def assert_same_losses(workdir, reference):
             assert a[name] == pytest.approx(b[name], rel=2e-5), (name, b["step"])
 
 
-def test_one_device_and_two_processes_give_the_losses_of_eight(tiny, on_eight, tmp_path):
+def test_two_processes_give_the_losses_of_eight_devices_in_one(tiny, on_eight, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     several = ["--distributed.num-processes=2", "--distributed.coordinator-address", address]
     processes = [
-        start(*tiny, "--workdir", tmp_path / "two", *several, f"--distributed.process-id={i}")
+        start(*tiny, "--workdir", tmp_path, *several, f"--distributed.process-id={i}")
         for i in range(2)
     ]
     outputs = [finish(process) for process in processes]
     assert ["Transformer" in output for output in outputs] == [True, False]  # one of them speaks
-    finish(start(*tiny, "--workdir", tmp_path / "one"))
-    for name in ("one", "two"):
-        assert_same_losses(tmp_path / name, on_eight[1])
+    assert_same_losses(tmp_path, on_eight[1])
 
 
 class Interrupted(Pipeline):
