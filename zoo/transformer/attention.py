@@ -130,7 +130,7 @@ def cached_attention(
     query: jax.Array,
     keys: jax.Array,
     values: jax.Array,
-    visible: jax.Array,
+    visible: jax.Array | None,
     *,
     implementation: Literal["xla", "cudnn"] | None = None,
 ) -> jax.Array:
@@ -144,7 +144,7 @@ def cached_attention(
         query: ``[B, T, N, H]``.
         keys: ``[B, N, H, S]``, as ``KeyValueCache`` has them.
         values: ``[B, N, S, H]``.
-        visible: ``[B or 1, T, S]`` bool; at least one place of each row.
+        visible: ``[B or 1, T, S]`` bool, at least one place of each row; None: all places.
         implementation: for more than one token, see :func:`attention`.
 
     Returns:
@@ -162,5 +162,7 @@ def cached_attention(
     scale = query.shape[-1] ** -0.5
     one = query[:, 0, :, :, None]  # [B, N, H, 1]
     scores = scale * jnp.sum(one * keys, axis=2, dtype=wide)
-    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+    if visible is not None:
+        scores = jnp.where(visible, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1)
     return jnp.sum(weights[..., None] * values, axis=2)[:, None].astype(query.dtype)
