@@ -135,11 +135,13 @@ def test_an_encoder_that_is_trained_begins_as_the_frozen_one():
             eye = {"encoder": {"gain": jnp.ones(3)}, "mean": mean, "deviation": deviation}
             parameters["encoder"] = eye
         loss = make_loss(rebuild)
-        found.append(
+        shown = batch | {"image": seen}
+        total = jax.jit(
             jax.value_and_grad(
-                lambda p, loss=loss, x=seen: loss(p, batch | {"image": x}, key=None, carry=None)[0]
-            )(parameters)
+                lambda p, batch, loss=loss: loss(p, batch, key=None, carry=None).total
+            )
         )
+        found.append(total(parameters, shown))
     (trained, gradients), (given, _) = found
     np.testing.assert_allclose(trained, given, rtol=1e-5)
     assert float(jnp.abs(gradients["encoder"]["encoder"]["gain"]).min()) > 1e-6
