@@ -156,18 +156,20 @@ def assert_same_losses(workdir, reference):
             assert a[name] == pytest.approx(b[name], rel=2e-5), (name, b["step"])
 
 
-def test_two_processes_give_the_losses_of_eight_devices_in_one(tiny, on_eight, tmp_path):
+def test_one_device_and_two_processes_give_the_losses_of_eight(tiny, on_eight, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     several = ["--distributed.num-processes=2", "--distributed.coordinator-address", address]
     processes = [
-        start(*tiny, "--workdir", tmp_path, *several, f"--distributed.process-id={i}")
+        start(*tiny, "--workdir", tmp_path / "two", *several, f"--distributed.process-id={i}")
         for i in range(2)
     ]
     outputs = [finish(process) for process in processes]
     assert ["Transformer" in output for output in outputs] == [True, False]  # one of them speaks
-    assert_same_losses(tmp_path, on_eight[1])
+    finish(start(*tiny, "--workdir", tmp_path / "one"))
+    for name in ("one", "two"):
+        assert_same_losses(tmp_path / name, on_eight[1])
 
 
 class Interrupted(Pipeline):
