@@ -8,6 +8,7 @@ is computed, but not what comes out, are the same for all experiments and are he
 
 import dataclasses
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,6 +53,11 @@ class LoopConfig:
     def __post_init__(self) -> None:
         for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             at_least(1, name, getattr(self, name))
+
+
+def local_path(name: str) -> pathlib.Path:
+    """The path of ``PATH`` or ``file:PATH``, with ``$NAME`` and ``~`` filled in."""
+    return pathlib.Path(os.path.expandvars(name.removeprefix("file:"))).expanduser()
 
 
 def at_least(bound: float, name: str, value: float) -> None:

@@ -1,7 +1,6 @@
 """Labelled texts by URI, cut into pieces of tokens, and pieces packed into rows of one class."""
 
 import io
-import os
 import pathlib
 import re
 import zipfile
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.command_line import local_path
 from experiments.conditional_text.config import Config
 from zoo.data import (
     build_character_vocabulary,
@@ -73,7 +73,7 @@ def read(uri: str) -> dict[str, Labelled]:
         ValueError: if there is nothing to read, or not two classes.
     """
     scheme, _, rest = uri.partition(":")
-    path = pathlib.Path(os.path.expandvars(rest)).expanduser()
+    path = local_path(rest)
     if uri == "builtin:shakespeare":
         texts = _plays()
     elif scheme == "file" and path.suffix == ".zip":

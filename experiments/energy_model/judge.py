@@ -4,8 +4,6 @@ Nothing here is a published score: the classifier is trained in the same run, an
 distances that can be compared within one run only.
 """
 
-import os
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments.command_line import local_path
 from experiments.energy_model.config import EvaluationConfig
 from experiments.image_captioning.data import make_encoder
 from experiments.image_captioning.efficientnet import load_efficientnet
@@ -144,7 +143,7 @@ def encoded_distances(
     """
     if not encoder:
         return {}
-    path = pathlib.Path(os.path.expandvars(encoder.removeprefix("file:"))).expanduser()
+    path = local_path(encoder)
     if not path.exists():
         print(f"no file {path}: no Fréchet distance on EfficientNet-Lite0 features")
         return {}

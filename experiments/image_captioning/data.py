@@ -3,7 +3,6 @@
 import gzip
 import io
 import itertools
-import os
 import pathlib
 import re
 import zipfile
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.command_line import local_path
 from experiments.image_captioning.config import DataConfig
 from experiments.image_captioning.efficientnet import EfficientNetLite0, load_efficientnet
 from zoo.data import Vocabulary, image_arrays, open_source
@@ -50,11 +50,7 @@ def read(uri: str) -> dict[str, Captioned]:
         return {split: _digits(split) for split in SPLITS}
     if not uri.startswith("file:"):
         raise ValueError(f"data.uri must be builtin:digits or file:FOLDER, got {uri!r}")
-    return _flickr8k(_expanded(uri))
-
-
-def _expanded(uri: str) -> pathlib.Path:
-    return pathlib.Path(os.path.expandvars(uri.removeprefix("file:"))).expanduser()
+    return _flickr8k(local_path(uri))
 
 
 def _digits(split: str) -> Captioned:
@@ -141,7 +137,7 @@ def _encoded(
 
 def encoder_of(data: DataConfig) -> EfficientNetLite0:
     """The encoder with its weights."""
-    return load_efficientnet(_expanded(data.encoder))
+    return load_efficientnet(local_path(data.encoder))
 
 
 def enlarged(images: jax.Array, size: int) -> jax.Array:

@@ -1,7 +1,6 @@
 """Trains on documents, scores the vectors, and leaves files that other programs read."""
 
 import dataclasses
-import os
 import pathlib
 import time
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.command_line import MAY_CHANGE
+from experiments.command_line import MAY_CHANGE, local_path
 from experiments.jose.config import Config
 from experiments.jose.documents import Documents, read_documents
 from zoo import spherical
@@ -147,7 +146,7 @@ def word_similarity(embeddings: JoseEmbeddings, config: Config) -> dict[str, Any
     """Spearman's correlation on each set in the folder."""
     if config.data.similarity is None:
         return {}
-    folder = pathlib.Path(os.path.expandvars(config.data.similarity)).expanduser()
+    folder = local_path(config.data.similarity)
     return {
         name: spherical.word_similarity(
             embeddings, spherical.read_word_pairs(folder / path)

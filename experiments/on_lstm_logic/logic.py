@@ -17,7 +17,6 @@ neural networks without tree-structured architectures», 2015, arXiv 1506.04834,
 """
 
 import collections
-import os
 import pathlib
 import random
 import re
@@ -25,6 +24,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from experiments.command_line import local_path
 from zoo.ordered import GoldTree, Tree
 
 VARIABLES = "abcdef"
@@ -81,7 +81,7 @@ def open_corpus(
             pairs_per_count, seed, train_operators=train_operators, test_operators=test_operators
         )
     elif scheme == "file":
-        parts = read_pairs(pathlib.Path(os.path.expandvars(rest)).expanduser())
+        parts = read_pairs(local_path(rest))
     else:
         raise ValueError(f"data.uri must be builtin:logic or file:PATH, got {uri!r}")
     train = [
