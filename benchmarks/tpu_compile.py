@@ -11,43 +11,26 @@ no array is allocated.
 """
 
 import collections
-import dataclasses
-import functools
 import itertools
 import math
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU host to be asked
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # or a file in /tmp locks out the next run
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # no device could load what is in it
 
 import jax
-import jax.numpy as jnp
-import optax
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.extend.core import jaxprs_in_params
 
-from experiments.on_lstm_language_model import config as on_lstm_config
-from experiments.on_lstm_language_model import train as on_lstm_train
-from experiments.pretraining.config import PRESETS, Config, ModelConfig, ObjectiveConfig
-from experiments.pretraining.train import make_loss, make_optimizer, transformer_config
-from zoo.ordered import OnLstmLanguageModel
-from zoo.training import (
-    Rules,
-    abstract_state,
-    batch_sharding,
-    functional,
-    make_mesh,
-    make_train_step,
-    path_name,
-)
-from zoo.transformer import Transformer, placement_rules
+from benchmarks.tpu_steps import STEPS, Step
+from zoo.training import make_mesh, path_name
 
 GIB = 2**30
 SMALL = 0.01  # share of all parameters that a matrix may have and yet be kept whole
@@ -69,118 +52,6 @@ SLICES = {
 }
 
 
-class Step(NamedTuple):
-    """What is compiled, and what its shapes mean."""
-
-    function: Callable[..., Any]
-    arguments: tuple
-    batch: int  # rows of a batch; an array of that many rows is an activation of all devices
-    shared: bool  # whether the devices share out the parameters
-
-
-def training_step(
-    mesh: Mesh,
-    init_parameters: Callable,
-    loss_fn: Callable,
-    optimizer: optax.GradientTransformation,
-    batch: Mapping[str, tuple[tuple[int, ...], Any]],
-    *,
-    rules: Rules = (),
-    carry: Any = (),
-    init_model_state: Callable | None = None,
-    **options: Any,
-) -> Step:
-    """The step of an experiment from shapes alone; ``batch`` is name -> (shape, dtype)."""
-    state = abstract_state(
-        init_parameters,
-        optimizer,
-        mesh=mesh,
-        rules=rules,
-        carry=carry,
-        init_model_state=init_model_state,
-    )
-    step = make_train_step(loss_fn, optimizer, shardings=state.shardings, **options)
-    place = batch_sharding(mesh)
-    arrays = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-        for name, (shape, dtype) in batch.items()
-    }
-    rows = next(iter(arrays.values())).shape[0] // options.get("accumulation_steps", 1)
-    return Step(step, (state, arrays), rows, bool(rules))
-
-
-def pretraining(config: Config, vocab_size: int, mesh: Mesh) -> Step:
-    """Of `experiments.pretraining`."""
-    length, rows = config.data.length, config.training.batch_size
-    model_config = transformer_config(
-        config.model, config.objective, vocab_size=vocab_size, length=length
-    )
-    init, rebuild = functional(lambda rngs: Transformer(model_config, rngs=rngs))
-    return training_step(
-        mesh,
-        init,
-        make_loss(rebuild, config, vocab_size=vocab_size),
-        make_optimizer(config.training),
-        {
-            "ids": ((rows, length), jnp.int32),
-            "word_starts": ((rows, length), bool),
-            "document_ids": ((rows, length), jnp.int32),
-            "row": ((rows,), jnp.int32),
-        },
-        rules=placement_rules(model_config),
-        accumulation_steps=config.training.accumulation_steps,
-        compute_dtype=jnp.bfloat16,
-    )
-
-
-def ordered_language_model(mesh: Mesh) -> Step:
-    """Of `experiments.on_lstm_language_model`, on the vocabulary of the Penn Treebank."""
-    config = on_lstm_config.PRESETS["penn_treebank"]
-    rows, length, vocab_size = 8 * mesh.size, config.training.num_steps, 10_000
-    init, rebuild = functional(
-        lambda rngs: OnLstmLanguageModel(vocab_size, **dataclasses.asdict(config.model), rngs=rngs)
-    )
-    return training_step(
-        mesh,
-        init,
-        on_lstm_train.make_loss(rebuild, config.training),
-        on_lstm_train.make_optimizer(config.training, 1000, None),
-        {
-            "inputs": ((rows, length), jnp.int32),
-            "targets": ((rows, length), jnp.int32),
-            "valid": ((rows, length), bool),
-            "start": ((rows,), bool),
-        },
-        rules=on_lstm_train.RULES,
-        carry=on_lstm_train.local_carries(rebuild, init, rows),
-        compute_dtype=jnp.bfloat16,
-    )
-
-
-BASE = PRESETS["base"]
-GPT = dataclasses.replace(
-    BASE,
-    data=dataclasses.replace(BASE.data, length=1024),
-    model=ModelConfig(  # 1.3 billion parameters
-        features=2048,
-        num_layers=24,
-        num_heads=16,
-        feedforward_features=8192,
-        norm_position="pre",
-        activation="gelu_tanh",
-        initial_scale=0.02,
-        remat="full",
-    ),
-    objective=ObjectiveConfig(kind="causal"),
-    training=dataclasses.replace(BASE.training, batch_size=128),
-)
-STEPS: dict[str, Callable[[Mesh], Step]] = {
-    # Vocabularies are rounded up to what the mesh divides.
-    "base": functools.partial(pretraining, BASE, 30592),
-    "gpt-1.3b": functools.partial(pretraining, GPT, 50304),
-    "on-lstm": ordered_language_model,
-}
-
 _COLLECTIVE = re.compile(
     r"= \(?(\w+)\[([\d,]*)\][^=]*? (all-gather|all-reduce|reduce-scatter|all-to-all|"
     r"collective-permute)(?:-start)?\("
@@ -197,6 +68,34 @@ def collectives(text: str) -> list[tuple[str, str, tuple[int, ...]]]:
         (kind, dtype, tuple(map(int, filter(None, shape.split(",")))))
         for dtype, shape, kind in _COLLECTIVE.findall(text)
     ]
+
+
+def operations(jaxpr: Any) -> float:
+    """Multiplications and additions of all products and convolutions, loops as often as they run.
+
+    The compiler's own count takes the body of a loop once.
+
+    >>> times = lambda x, _: (x @ x, None)
+    >>> run = lambda x: jax.lax.scan(times, x, length=5)
+    >>> operations(jax.make_jaxpr(run)(jax.numpy.eye(4)).jaxpr)
+    640.0
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        shapes = [variable.aval.shape for variable in equation.invars if hasattr(variable, "aval")]
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            size = math.prod(shapes[0][axis] for axis in contracted)
+            total += 2 * size * math.prod(equation.outvars[0].aval.shape)
+        elif equation.primitive.name == "conv_general_dilated":
+            numbers = equation.params["dimension_numbers"]
+            out = equation.outvars[0].aval.shape
+            features = shapes[1][numbers.rhs_spec[0]]
+            total += 2 * math.prod(out) / features * math.prod(shapes[1])
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        inner = jaxprs_in_params(equation.params)
+        total += times * sum(map(operations, inner))
+    return total
 
 
 def problems(step: Step, text: str) -> list[str]:
@@ -251,14 +150,14 @@ def check(name: str, slice_name: str) -> list[str]:
         f"(state and batch {memory.argument_size_in_bytes / GIB:.2f}, "
         f"temporary {memory.temp_size_in_bytes / GIB:.2f})"
     )
-    operations = cost.get("flops", math.nan)
+    products = operations(step.function.trace(*step.arguments).jaxpr.jaxpr) / mesh.size
     print(
-        f"  of a device: {operations:.3g} operations "
-        f"({1e3 * operations / device.operations_per_second:.1f} ms at the peak), "
-        f"{cost.get('bytes accessed', math.nan):.3g} bytes"
+        f"  of a device: {products:.3g} operations of products and convolutions, "
+        f"{1e3 * products / device.operations_per_second:.2f} ms at the peak; "
+        f"{cost.get('bytes accessed', math.nan):.3g} bytes, loops counted once"
     )
-    if "optimal_seconds" in cost:
-        print(f"  the compiler's estimate: {1e3 * cost['optimal_seconds']:.1f} ms")
+    if cost.get("optimal_seconds", -1) > 0:  # the compiler gives a negative time for some loops
+        print(f"  the compiler's estimate: {1e3 * cost['optimal_seconds']:.2f} ms")
     print(f"  collectives in the program: {dict(counts.most_common())}")
     wrong = problems(step, text)
     if used > device.memory:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from experiments.command_line import MAY_CHANGE
 from experiments.conditional_text import figures, metrics, texts
-from experiments.conditional_text.config import Config, SamplingConfig, Variant
+from experiments.conditional_text.config import Config, SamplingConfig, TrainingConfig, Variant
 from experiments.conditional_text.model import Generator, with_pretrained
 from experiments.conditional_text.texts import SPLITS, Pieces, Rows, Tokens
 from experiments.running import fit_in, number_of_parameters, on_host, open_mesh
@@ -129,35 +129,15 @@ def train(
     init_parameters, rebuild = functional(
         lambda rngs: Generator(config, variant, len(classes), tokens, rngs=rngs)
     )
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, training.learning_rate, max(1, num_steps // 10), num_steps
-    )
-
-    def decays(parameters: Any) -> Any:
-        return jax.tree.map_with_path(
-            lambda path, _: path_name(path).endswith(("kernel", "embedding")), parameters
-        )
-
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(training.gradient_clip),
-        optax.adamw(schedule, b2=0.99, weight_decay=training.weight_decay, mask=decays),
-    )
+    optimizer = make_optimizer(training, num_steps)
     state = init_state(
         init_parameters, optimizer, key=jax.random.key(training.seed), mesh=mesh, rules=RULES
     )
     if config.model.pretrained:
         state = state._replace(parameters=with_pretrained(state.parameters, config))
 
-    def loss_fn(parameters: Any, batch: Any, *, key: jax.Array, carry: Any) -> LossOutput:
-        drop_key, key = jax.random.split(key)
-        untold = jax.random.bernoulli(drop_key, training.drop_label, batch["labels"].shape)
-        labels = jnp.where(untold, len(classes), batch["labels"])
-        losses = token_losses(rebuild(parameters), batch, labels, key)
-        counted = (batch["pieces"] >= 0) & batch["valid"][:, None]
-        return LossOutput(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted))
-
     step = make_train_step(
-        loss_fn,
+        make_loss(rebuild, training.drop_label, untold=len(classes)),
         optimizer,
         compute_dtype=jnp.bfloat16 if training.bfloat16 else None,
         shardings=state.shardings,
@@ -181,6 +161,39 @@ def train(
     rate = statistics.median(json.loads(line)["tokens_per_second"] or 0 for line in lines)
     total = num_steps * training.batch_size * training.length * (rows.pieces >= 0).mean()
     return Trained(rebuild, parameters, float(total / rate) if rate else np.nan)
+
+
+def make_optimizer(training: TrainingConfig, num_steps: int) -> optax.GradientTransformation:
+    """Clipping, then AdamW with warm-up and cosine decay; kernels and embeddings decay."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, training.learning_rate, max(1, num_steps // 10), num_steps
+    )
+
+    def decays(parameters: Any) -> Any:
+        return jax.tree.map_with_path(
+            lambda path, _: path_name(path).endswith(("kernel", "embedding")), parameters
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(training.gradient_clip),
+        optax.adamw(schedule, b2=0.99, weight_decay=training.weight_decay, mask=decays),
+    )
+
+
+def make_loss(
+    rebuild: Callable[..., Generator], drop_label: float, *, untold: int
+) -> Callable[..., LossOutput]:
+    """Sum over the tokens of all pieces, in nats; a share of the rows is told no class."""
+
+    def loss_fn(parameters: Any, batch: Any, *, key: jax.Array, carry: Any) -> LossOutput:
+        drop_key, key = jax.random.split(key)
+        dropped = jax.random.bernoulli(drop_key, drop_label, batch["labels"].shape)
+        labels = jnp.where(dropped, untold, batch["labels"])
+        losses = token_losses(rebuild(parameters), batch, labels, key)
+        counted = (batch["pieces"] >= 0) & batch["valid"][:, None]
+        return LossOutput(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted))
+
+    return loss_fn
 
 
 def token_losses(

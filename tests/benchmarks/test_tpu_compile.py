@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from benchmarks import tpu_compile
+from benchmarks import tpu_compile, tpu_steps
 from experiments.pretraining.config import PRESETS
 from zoo.training import make_mesh
 
@@ -21,7 +21,7 @@ GATHER = "%x = {}{{3,2,1,0}} all-gather-start(bf16[1,4]{{1,0}} %y), channel_id=1
 
 @pytest.fixture(scope="module")
 def step():
-    return tpu_compile.pretraining(TINY, 64, make_mesh(data=1, fsdp=8))
+    return tpu_steps.pretraining(TINY, 64, make_mesh(data=1, fsdp=8))
 
 
 def test_the_step_of_pretraining_gathers_single_layers_alone(step):
@@ -43,8 +43,8 @@ def test_gathered_activations_and_stacks_are_found(step):
 
 def test_parameters_without_rules_are_found(step, monkeypatch):
     everything = jax.sharding.PartitionSpec()
-    monkeypatch.setattr(tpu_compile, "placement_rules", lambda config: ((".", everything),))
-    replicated = tpu_compile.pretraining(TINY, 64, make_mesh(data=1, fsdp=8))
+    monkeypatch.setattr(tpu_steps, "placement_rules", lambda config: ((".", everything),))
+    replicated = tpu_steps.pretraining(TINY, 64, make_mesh(data=1, fsdp=8))
     assert "token_embedding [64, 16] is whole on every device" in tpu_compile.problems(
         replicated, ""
     )
