@@ -15,6 +15,10 @@ as read by https://kexue.fm/archives/6612.
 
 The published sampler (``paper``) is a noisy descent at the temperature 0.005²/(2·10) = 10⁻⁶. The
 other presets sample exp(-E) of images with a little noise, in steps of the size of that noise.
+
+``mnist`` has a Gaussian law behind its energy (Xie, Lu, Zhu, Wu, «A Theory of Generative ConvNet»,
+2016, arXiv 1602.03264), as wide as the noise, and lets the noise leave 0..1: what the noise does to
+the density, |x|²/(2·noise²), is there from the start, and the network learns the strokes.
 """
 
 import dataclasses
@@ -63,9 +67,19 @@ class ModelConfig:
     """Units of the narrowest layer."""
     conditional: bool = False
     """Whether the energy is one of image and label, E(x, y)."""
+    reference: float | None = None
+    """Standard deviation of a Gaussian law around the black image that the network of dense layers
+    multiplies; None: the uniform law."""
 
     def __post_init__(self) -> None:
         check("model", self, features=1)
+        if self.reference is not None:
+            if not self.reference > 0:
+                raise ValueError(f"model.reference must be greater than 0, got {self.reference}")
+            if self.network != "dense":
+                raise ValueError(
+                    f"model.reference: only the network dense has one, not {self.network}"
+                )
         if self.conditional and self.network == "mnist":
             raise ValueError(
                 "model.conditional: the network mnist knows no labels; take dense, resnet, "
@@ -75,7 +89,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """Langevin dynamics in the box 0..1, with replay."""
+    """Langevin dynamics in a box, with replay."""
 
     num_steps: int = 20
     """Of every chain in a training step."""
@@ -85,6 +99,8 @@ class SamplerConfig:
     noise_first: bool = False
     gradient_clip: float = 80.0
     """Bound of each component of the gradient."""
+    bounds: tuple[float, float] = (0.0, 1.0)
+    """The box, for chains and images with their noise; chains start in 0..1."""
     replay_capacity: int = 2048
     replay_bytes: bool = False
     """Keep the chains in a byte a pixel, as published; else as floats."""
@@ -101,6 +117,9 @@ class SamplerConfig:
                 )
         if self.noise_scale is not None:
             check("sampler", self, noise_scale=0)
+        low, high = self.bounds
+        if not low <= 0 < 1 <= high:
+            raise ValueError(f"sampler.bounds must hold 0..1, got {self.bounds}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,17 +250,20 @@ PRESETS: dict[str, Config | PlaneConfig] = {
             uri="file:$ZOO_DATA/mnist",
             outliers="file:$ZOO_DATA/fashion_mnist",
             levels=256,
-            noise=0.1,
+            noise=0.2,
         ),
-        # As on the digits, a step makes as much noise as the images have, and moves a pixel by at
-        # most twice that; more noise, as chains have ten times as many pixels to order.
-        model=ModelConfig(features=256),
+        model=ModelConfig(features=256, reference=0.2),
+        # Noise makes a curvature of 1/0.2² = 25, of which a step of 0.016 takes two fifths.
         sampler=SamplerConfig(
-            num_steps=30, step_size=5e-3, gradient_clip=40.0, replay_capacity=8192
+            step_size=0.016,
+            gradient_clip=1000.0,
+            bounds=(-1.0, 2.0),
+            replay_capacity=4096,
+            fresh_rate=0.05,
         ),
-        training=TrainingConfig(steps=8000),
+        training=TrainingConfig(steps=6000, l2=1e-4),
         rollback=RollbackConfig(max_energy_gap=1000.0),
-        evaluation=EvaluationConfig(test_images=2000, classifier_epochs=3),
+        evaluation=EvaluationConfig(num_steps=1000, test_images=2000, classifier_epochs=3),
     ),
     "paper": Config(
         workdir="runs/energy_model_paper",

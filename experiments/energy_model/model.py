@@ -21,17 +21,27 @@ GAIN = 6.0
 
 
 class DenseEnergy(nnx.Module):
-    """Three spectrally normalised layers on all pixels at once: for images of 8 × 8.
+    """Three spectrally normalised layers on all pixels at once: for small images.
 
     Behind each normalised kernel stands the factor ``GAIN``: kernels of norm 1 keep so little of a
     random signal that three layers of them are all but linear. The output starts at zero, so that
-    the first energy is flat and becomes as steep as the samples ask for.
+    the first energy is flat and becomes as steep as the samples ask for. With a ``reference`` s
+    it is that of the normal law N(0, s²), to which the layers are a factor:
+
+        E(x) = |x|²/(2s²) - pixels/2 + layers(x)
     """
 
     def __init__(
-        self, pixels: int, features: int, *, num_classes: int | None = None, rngs: nnx.Rngs
+        self,
+        pixels: int,
+        features: int,
+        *,
+        num_classes: int | None = None,
+        reference: float | None = None,
+        rngs: nnx.Rngs,
     ):
         """Draws the parameters; with classes, biases and output have a row for each."""
+        self.reference = reference
         widths = (pixels, features, features, features)
         rows = 1 if num_classes is None else num_classes
         self.kernels = nnx.List(
@@ -44,10 +54,14 @@ class DenseEnergy(nnx.Module):
     def __call__(self, images: jax.Array, labels: jax.Array | None = None) -> jax.Array:
         """Images ``[B, height, width, channels]`` in 0..1, labels ``[B]``, to energies ``[B]``."""
         rows = jnp.zeros(1, int) if labels is None else labels
-        x = 2 * images.reshape(len(images), -1) - 1
+        pixels = images.reshape(len(images), -1)
+        x = 2 * pixels - 1
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
             x = jax.nn.silu(GAIN * (x @ kernel()) + bias[...][rows])
-        return (x * self.output[...][rows]).sum(axis=1) + self.shift[...][rows]
+        energy = (x * self.output[...][rows]).sum(axis=1) + self.shift[...][rows]
+        if self.reference is None:
+            return energy
+        return energy + ((pixels / self.reference) ** 2 - 1).sum(axis=1) / 2
 
 
 def make_network(
@@ -61,7 +75,13 @@ def make_network(
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
         if model.network == "dense":
-            return DenseEnergy(height * width * channels, model.features, **classes, rngs=rngs)
+            return DenseEnergy(
+                height * width * channels,
+                model.features,
+                reference=model.reference,
+                **classes,
+                rngs=rngs,
+            )
         if model.network == "mnist":
             return MnistEnergy(model.features, stem_features=model.features, rngs=rngs)
         if model.network == "multiscale":

@@ -45,7 +45,6 @@ from zoo.training import (
     write_summary,
 )
 
-BOX = (0.0, 1.0)
 ROWS = 256  # images and chains that are looked at along the way
 PIECE = 250  # images whose energies are computed at once
 
@@ -156,18 +155,24 @@ def make_sampler(
         "noise_scale": sampler.noise_scale,
         "noise_first": sampler.noise_first,
         "gradient_clip": sampler.gradient_clip,
-        "bounds": BOX,
+        "bounds": sampler.bounds,
     }
     return langevin(energy_fn, **(options | changes))
 
 
-def noisy(key: jax.Array, images: jax.Array, levels: int, noise: float) -> jax.Array:
-    """Bytes or numbers in 0..1 -> float32 in 0..1, every level spread, noise added."""
+def noisy(
+    key: jax.Array,
+    images: jax.Array,
+    levels: int,
+    noise: float,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> jax.Array:
+    """Bytes or numbers in 0..1 -> float32 within bounds, every level spread, noise added."""
     spread_key, noise_key = jax.random.split(key)
     images = images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
     images = (images * (levels - 1) + jax.random.uniform(spread_key, images.shape)) / levels
     images = images + noise * jax.random.normal(noise_key, images.shape)
-    return jnp.clip(images, *BOX)
+    return jnp.clip(images, *bounds)
 
 
 def make_loss(parts: Functional, config: Config) -> Callable[..., LossOutput]:
@@ -179,7 +184,9 @@ def make_loss(parts: Functional, config: Config) -> Callable[..., LossOutput]:
     ) -> LossOutput:
         del carry
         keys = jax.random.split(key, 6)
-        data = noisy(keys[0], batch["image"], config.data.levels, config.data.noise)
+        data = noisy(
+            keys[0], batch["image"], config.data.levels, config.data.noise, sampling.bounds
+        )
         labels = (batch["label"],) if config.model.conditional else ()
         rows = len(data)
         network, replay = model_state["network"], model_state["replay"]
@@ -262,7 +269,8 @@ def make_generator(
         sampler = make_sampler(lambda x: network(x, *labels), config.sampler, **quiet_end(config))
         start_key, chain_key = jax.random.split(key)
         start = sampler.init(jax.random.uniform(start_key, (count, *shape)))
-        return run_chain(chain_key, sampler, start, config.evaluation.num_steps)[0].position
+        samples = run_chain(chain_key, sampler, start, config.evaluation.num_steps)[0].position
+        return jnp.clip(samples, 0, 1)
 
     return generate
 
@@ -296,8 +304,11 @@ class Evaluation:
             noise = jnp.zeros((ROWS, *test.shape[1:]))
             labels = jax.tree.map(lambda x: jnp.zeros(ROWS, x.dtype), replay.labels)
             chains = replay_draw(draw_key, replay, noise, labels, fresh_rate=0.0)
-            data = noisy(noise_key, test, config.data.levels, config.data.noise)
-            found = chain_health(functools.partial(energy, state), data, chains.samples, bounds=BOX)
+            bounds = config.sampler.bounds
+            data = noisy(noise_key, test, config.data.levels, config.data.noise, bounds)
+            found = chain_health(
+                functools.partial(energy, state), data, chains.samples, bounds=bounds
+            )
             return {
                 "energy_gap": found.energy_gap,
                 "gradient_norm_of_chains": found.gradient_norm,

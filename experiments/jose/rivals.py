@@ -1,0 +1,93 @@
+"""Gensim's word2vec and doc2vec on the documents of an experiment, scored in the same way.
+
+    python -m experiments.jose.rivals --preset imdb
+
+Skip-gram, and the bag of words that trains words too; window, dimension, passes, subsampling and
+least count are those of the config, the five negatives gensim's own. Seconds are those of the
+processor, as in the summary of the experiment.
+"""
+
+import functools
+import time
+from typing import Any
+
+import numpy as np
+
+from experiments import command_line
+from experiments.command_line import MAY_CHANGE
+from experiments.jose.config import PRESETS, Config
+from experiments.jose.documents import read_documents
+from experiments.jose.train import report, score, tokenizer, word_similarity
+from zoo.extras import require
+from zoo.spherical import JoseEmbeddings
+from zoo.spherical.corpus import JoseVocabulary
+from zoo.training import open_workdir, write_summary
+
+NEGATIVES = 5
+
+
+def run(config: Config) -> None:
+    """Trains both and shows their scores."""
+    word2vec = require("gensim.models.word2vec", "bench")
+    doc2vec = require("gensim.models.doc2vec", "bench")
+    documents = read_documents(config.data.uri)
+    workdir = open_workdir(f"{config.workdir}_rivals", config, ignore=MAY_CHANGE)
+    words = [tokenizer(config)(text) for text in documents.texts]
+    options = {
+        "vector_size": config.model.dimension,
+        "window": config.model.window,
+        "negative": NEGATIVES,
+        "min_count": config.data.min_count,
+        "sample": config.training.subsample,
+        "epochs": config.training.passes,
+        "seed": config.training.seed,
+        "workers": 1,
+    }
+    summary: dict[str, Any] = {}
+    for name, make, texts in (
+        ("word2vec", functools.partial(word2vec.Word2Vec, sg=1), words),
+        (
+            "doc2vec",
+            functools.partial(doc2vec.Doc2Vec, dm=0, dbow_words=1),
+            [doc2vec.TaggedDocument(text, [row]) for row, text in enumerate(words)],
+        ),
+    ):
+        begin = time.process_time()
+        model = make(texts, **options)
+        seconds = time.process_time() - begin
+        vectors = unit(model.wv.vectors)
+        # Where it has no vectors of documents: the mean of a document's words.
+        means = np.stack([mean_vector(text, model.wv.key_to_index, vectors) for text in words])
+        of_documents = unit(model.dv.vectors) if name == "doc2vec" else unit(means)
+        counts = [model.wv.get_vecattr(word, "count") for word in model.wv.index_to_key]
+        embeddings = JoseEmbeddings(
+            words=vectors,
+            contexts=vectors,
+            documents=of_documents,
+            vocabulary=JoseVocabulary(tuple(model.wv.index_to_key), np.array(counts)),
+        )
+        print(f"{name}: {seconds:.0f} s of the processor")
+        scores = {"all documents": score(of_documents, documents, config)}
+        similarity = word_similarity(embeddings, config)
+        report(embeddings, scores, similarity, config)
+        summary[name] = {
+            "scores": scores,
+            "word_similarity": similarity,
+            "processor_seconds": seconds,
+        }
+    print("written:", write_summary(workdir, summary))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1; zeros stay."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+
+
+def mean_vector(text: list[str], rows: dict[str, int], vectors: np.ndarray) -> np.ndarray:
+    """The mean of the vectors of the known words."""
+    known = [rows[word] for word in text if word in rows]
+    return vectors[known].mean(axis=0) if known else np.zeros(vectors.shape[1], vectors.dtype)
+
+
+if __name__ == "__main__":
+    command_line.main(run, PRESETS, __doc__)

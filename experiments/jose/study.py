@@ -1,0 +1,80 @@
+"""What the settings do: the same documents, one change at a time, and three seeds.
+
+    python -m experiments.jose.study --preset 20news --training.passes 3
+
+Every row is one training, scored like the experiment's. What is done is in ``study.jsonl`` of the
+workdir: the same command goes on with the rest.
+"""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+from experiments import command_line
+from experiments.command_line import MAY_CHANGE
+from experiments.jose.config import PRESETS, Config
+from experiments.jose.documents import read_documents
+from experiments.jose.train import make_trainer, score
+from zoo.training import open_workdir, results_table
+
+# Name -> fields that differ from the config.
+CHANGES: dict[str, dict[str, Any]] = {
+    "as configured": {},
+    "seed 1": {"training.seed": 1},
+    "seed 2": {"training.seed": 2},
+    "joint hinge": {"model.objective": "joint"},
+    "5 negatives": {"model.negatives": 5},
+    "50 dimensions": {"model.dimension": 50},
+    "200 dimensions": {"model.dimension": 200},
+    "margin 0.05": {"model.margin": 0.05},
+    "margin 0.3": {"model.margin": 0.3},
+    "documents shuffled": {"training.shuffle": True},
+}
+
+
+def run(config: Config) -> None:
+    """Trains and scores every change that has no row yet, then shows all."""
+    documents = read_documents(config.data.uri)
+    if documents.labels is None:
+        raise ValueError(
+            f"data.uri: the study needs classes of documents, {config.data.uri} has none"
+        )
+    workdir = open_workdir(f"{config.workdir}_study", config, ignore=MAY_CHANGE)
+    path = workdir / "study.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    for name, changes in CHANGES.items():
+        if name in [row["change"] for row in rows]:
+            continue
+        trainer = make_trainer(changed(config, changes), documents.texts)
+        begin = time.perf_counter()
+        vectors = trainer.fit().documents
+        seconds = time.perf_counter() - begin
+        found = score(vectors, documents, config)
+        rows.append(
+            {
+                "change": name,
+                **{f"kNN {kind}": value for kind, value in found.get("knn", {}).items()},
+                **{key: found["k_means"][key][0] for key in found["k_means"]},
+                "seconds": seconds,
+            }
+        )
+        with path.open("a") as file:
+            print(json.dumps(rows[-1]), file=file)
+        print(rows[-1], flush=True)
+    results_table(rows, title=f"{config.data.uri}, {config.training.passes} passes")
+    print("written:", path)
+
+
+def changed(config: Config, changes: dict[str, Any]) -> Config:
+    """The config with some fields replaced, each named ``section.field``."""
+    for name, value in changes.items():
+        section, field = name.split(".")
+        part = dataclasses.replace(getattr(config, section), **{field: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+if __name__ == "__main__":
+    command_line.main(run, PRESETS, __doc__)
