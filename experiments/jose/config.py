@@ -107,7 +107,8 @@ PRESETS = {
     "imdb": Config(
         workdir="runs/jose_imdb",
         data=DataConfig(
-            uri="file:$ZOO_DATA/imdb/{part}.tsv.xz", similarity="$ZOO_DATA/word_similarity"
+            uri="file:$ZOO_DATA/imdb/{part}.tsv.xz?columns=id,rating,text",
+            similarity="$ZOO_DATA/word_similarity",
         ),
         evaluation=EvaluationConfig(neighbours_of=("actor", "boring", "war", "music")),
     ),

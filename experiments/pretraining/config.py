@@ -163,8 +163,8 @@ _BASE = ModelConfig(
 )
 
 PRESETS = {
-    # Until the model looks at neighbours, the loss stays at that of counted tokens; LayerNorm before
-    # each part and short rows get it there in fewer updates.
+    # At first the loss stays near the unigram entropy, until the model looks at neighbours; with
+    # LayerNorm before each part and short rows that takes fewer updates.
     "small": Config(data=DataConfig(length=64), model=ModelConfig(norm_position="pre")),
     "smoke": Config(
         workdir="runs/pretraining_smoke",
@@ -181,7 +181,9 @@ PRESETS = {
     ),
     "reviews": Config(
         workdir="runs/pretraining_reviews",
-        data=DataConfig(uri="file:$ZOO_DATA/imdb/train_unsup.tsv.xz", tokens="wordpiece"),
+        data=DataConfig(
+            uri="file:$ZOO_DATA/imdb/train_unsup.tsv.xz?columns=id,rating,text", tokens="wordpiece"
+        ),
         model=ModelConfig(num_layers=2, num_heads=2),
         objective=ObjectiveConfig(predictions=32),
         training=TrainingConfig(num_steps=3000, evaluate_every=1000),

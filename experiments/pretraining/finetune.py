@@ -58,9 +58,9 @@ class Config:
 
     pretrained: str = "runs/pretraining/bert"
     """Folder with config.json, model.safetensors and tokenizer.json."""
-    positive: str = "file:$ZOO_DATA/imdb/{split}_pos.tsv.xz"
+    positive: str = "file:$ZOO_DATA/imdb/{split}_pos.tsv.xz?columns=id,rating,text"
     """Reviews with a field text; {split} stands for train and test."""
-    negative: str = "file:$ZOO_DATA/imdb/{split}_neg.tsv.xz"
+    negative: str = "file:$ZOO_DATA/imdb/{split}_neg.tsv.xz?columns=id,rating,text"
     train_examples: int = 2000
     test_examples: int = 4000
     length: int = 128

@@ -10,7 +10,13 @@ from flax import nnx
 
 from tests.battery import quick_jit
 from zoo.energy import energies_by_label
-from zoo.energy.networks import RESNET_LARGE, MnistEnergy, MultiscaleEnergy, ResNetEnergy
+from zoo.energy.networks import (
+    RESNET_LARGE,
+    MnistEnergy,
+    MultiscaleEnergy,
+    ResNetEnergy,
+    convolution,
+)
 from zoo.energy.spectral import SpectralKernel, spectral_normalize
 
 
@@ -223,6 +229,53 @@ def test_scales_see_the_image_its_half_and_its_quarter():
     )
     expected = (np.sum(x, axis=(1, 2, 3)) + half.max(axis=(1, 2, 3))) / 2
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+# Convolutions.
+
+
+def library_convolution(x, kernel, *, stride):
+    axes = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, "SAME", dimension_numbers=axes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lengths", "stride"), [((7, 6), (4, 4), 2), ((5, 4), (3, 2), 1), ((4, 7), (1, 4), 3)]
+)
+def test_products_are_the_convolution(sizes, lengths, stride):
+    """Small whole numbers: every sum is exact, in whatever order."""
+    generator = np.random.default_rng(0)
+
+    def whole(*shape):
+        return generator.integers(-3, 4, shape).astype(np.float32)
+
+    x, kernels = whole(2, *sizes, 3), whole(2, *lengths, 3, 2)
+
+    def everything(convolve):
+        def of_both(x, kernel):
+            out = convolve(x, kernel, stride=stride)
+            return (out**2).sum(), out
+
+        def steepness(x, kernel):
+            slopes, out = jax.grad(of_both, (0, 1), has_aux=True)(x, kernel)
+            return sum((slope / 2).sum() for slope in slopes), (slopes, out)
+
+        return jax.vmap(jax.grad(steepness, (0, 1), has_aux=True), (None, 0))(x, kernels)
+
+    found = quick_jit(lambda: everything(convolution))()
+    jax.tree.map(
+        np.testing.assert_array_equal, found, quick_jit(lambda: everything(library_convolution))()
+    )
+    half = convolution(x.astype(jnp.bfloat16), kernels[0].astype(jnp.bfloat16), stride=stride)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(half, found[1][1][0].astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(("platform", "whole"), [("cpu", False), ("tpu", True)])
+def test_accelerators_have_their_convolution(platform, whole):
+    x, kernel = jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 2, 2))
+    program = jax.jit(convolution).trace(x, kernel).lower(lowering_platforms=(platform,))
+    assert ("stablehlo.convolution" in program.as_text()) is whole
 
 
 def test_bad_shapes():

@@ -13,6 +13,7 @@ Source: Du, Mordatch, 2019, arXiv 1903.08689, and its code.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -309,7 +310,54 @@ class MultiscaleEnergy(nnx.Module):
 
 
 def convolution(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
-    """``[B, H, W, I]`` and ``[h, w, I, O]`` to ``[B, H/stride, W/stride, O]``, same padding."""
+    """``[B, H, W, I]`` and ``[h, w, I, O]`` to ``[B, ⌈H/stride⌉, ⌈W/stride⌉, O]``, same padding.
+
+    XLA's CPU compiler has slow convolutions inside loops, and every chain is a loop: there the same
+    numbers come from matrix products.
+    """
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_sum_of_products, stride=stride),
+        default=functools.partial(_convolution, stride=stride),
+    )
+
+
+def _convolution(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def _sum_of_products(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
+    """The image, moved to every place of the kernel, times the matrix there.
+
+    A stride is taken out first: its square of pixels becomes one pixel of as many more channels.
+    """
+    sizes, lengths = x.shape[1:3], kernel.shape[:2]
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    edges = [_edges(*pair, stride) for pair in zip(sizes, lengths, strict=True)]
+    fill = [(0, -length % stride) for length in lengths]
+    x = _blocks(jnp.pad(x, ((0, 0), *edges, (0, 0))), stride)
+    kernel = jnp.moveaxis(jnp.pad(kernel, (*fill, (0, 0), (0, 0))), -1, 0)
+    kernel = jnp.moveaxis(_blocks(kernel, stride), 0, -1)
+    height, width = (-(-size // stride) for size in sizes)
+    products = [
+        jnp.matmul(x[:, i : i + height, j : j + width], kernel[i, j], preferred_element_type=wide)
+        for i, j in itertools.product(*map(range, kernel.shape[:2]))
+    ]
+    return functools.reduce(jnp.add, products).astype(x.dtype)
+
+
+def _edges(size: int, length: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after an axis: same padding, and on to whole strides for the last place."""
+    out, places = -(-size // stride), -(-length // stride)
+    before = max((out - 1) * stride + length - size, 0) // 2
+    return before, (out + places - 1) * stride - size - before
+
+
+def _blocks(x: jax.Array, side: int) -> jax.Array:
+    """``[B, H, W, I]`` to ``[B, H/side, W/side, side²·I]``."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // side, side, width // side, side, channels).swapaxes(2, 3)
+    return x.reshape(batch, height // side, width // side, side * side * channels)
