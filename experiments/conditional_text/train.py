@@ -33,6 +33,8 @@ from zoo.training import (
 
 RULES = (
     (r"token_embedding$", PartitionSpec(None, "fsdp")),
+    (r"(query|key|value)_kernel$", PartitionSpec(None, "fsdp", "model", None)),
+    (r"attention/output_kernel$", PartitionSpec(None, "model", None, "fsdp")),
     (r"expand_kernel$", PartitionSpec(None, "fsdp", "model")),
     (r"contract_kernel$", PartitionSpec(None, "model", "fsdp")),
 )
