@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import command_line
 from experiments.energy_model import figures, judge, two_dimensional, uses
@@ -72,6 +73,12 @@ def test_smoke_reaches_what_it_must(tmp_path):
             "the network mnist knows no labels",
         ),
         (["--sampler.step-size=0"], "sampler.step_size must be greater than 0, got 0"),
+        (["--sampler.bounds", "0.1", "1"], "sampler.bounds must hold 0..1, got (0.1, 1.0)"),
+        (["--model.reference=0"], "model.reference must be greater than 0, got 0.0"),
+        (
+            ["--model.reference=0.2", "--model.network=resnet"],
+            "only the network dense has one",
+        ),
         (["--data.outliers=file:/absent/set.npz"], "/absent/set.npz"),
         (["--preset=two_dimensional", "--cells=1"], "cells must be at least 2, got 1"),
     ],
@@ -128,6 +135,24 @@ def test_levels_are_spread_over_their_shares():
         assert values.std() == pytest.approx(1 / 17 / np.sqrt(12), rel=0.1)
     blurred = np.asarray(blur(jax.random.key(0), images, 17, 0.1))[8]
     assert blurred.std() == pytest.approx(np.hypot(0.1, 1 / 17 / np.sqrt(12)), rel=0.1)
+
+
+def test_noise_stays_within_the_bounds():
+    black = np.zeros((4, 28, 28, 1), np.uint8)
+    free, half = ((-1.0, 2.0), 0.2), ((0.0, 1.0), 0.2 * np.sqrt(0.5 - 0.5 / np.pi))
+    blur = quick_jit(lambda key: [noisy(key, black, 256, 0.2, box) for box, _ in (free, half)])
+    for (bounds, deviation), found in zip((free, half), blur(jax.random.key(0)), strict=True):
+        blurred = np.asarray(found)
+        assert bounds[0] <= blurred.min() <= blurred.max() <= bounds[1]
+        assert blurred.std() == pytest.approx(deviation, rel=0.05)
+
+
+def test_the_first_energy_is_that_of_the_reference():
+    make = make_network(ModelConfig(features=4, reference=0.5), (2, 2, 1))
+    images = np.arange(8, dtype=np.float32).reshape(2, 2, 2, 1) / 8
+    expected = (images**2).sum(axis=(1, 2, 3)) / (2 * 0.5**2) - 2
+    found = quick_jit(lambda images: make(nnx.Rngs(0))(images))(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 # The judge.
