@@ -223,7 +223,7 @@ def image_captions(mesh: Mesh) -> Step:
             "length": ((rows,), jnp.int32),
             "valid": ((rows,), bool),
         },
-        rules=placement_rules(transformer),
+        rules=(*placement_rules(transformer), *caption.NORM_RULES),
         compute_dtype=jnp.bfloat16,
     )
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 from experiments.command_line import MAY_CHANGE
 from experiments.image_captioning import data, figures, scores
@@ -31,6 +32,10 @@ from zoo.training import (
 )
 from zoo.transformer import placement_rules
 
+NORM_RULES = (  # of the bottleneck between the image vector and each norm
+    (r"norm/hidden_kernel$", PartitionSpec(None, "fsdp", None)),
+    (r"norm/(scale|bias)_kernel$", PartitionSpec(None, None, "fsdp")),
+)
 SHOWN = 300  # pictures of the test from which the sheet takes the best and the worst
 
 Writer = Callable[..., list[list[str]]]
@@ -69,7 +74,7 @@ def run(config: Config) -> None:
         optimizer,
         key=jax.random.key(training.seed),
         mesh=mesh,
-        rules=placement_rules(transformer),
+        rules=(*placement_rules(transformer), *NORM_RULES),
     )
     step = make_train_step(
         make_loss(rebuild, config),
