@@ -316,11 +316,12 @@ def spherical_embeddings(mesh: Mesh) -> Step:
     chunk = next(sampler)
     sampler.close()
 
-    def tables(key: jax.Array) -> dict[str, jax.Array]:
-        sizes = {"words": words, "contexts": words, "documents": documents}
-        padded = {name: -(-rows // mesh.size) * mesh.size for name, rows in sizes.items()}
-        return {name: jnp.zeros((rows, 100)) for name, rows in padded.items()}
-
+    tables = functools.partial(
+        jose_trainer.initial_tables,
+        sizes={"words": words, "contexts": words, "documents": documents},
+        dimension=100,
+        shards=mesh.size,
+    )
     state = abstract_state(tables, optax.identity(), mesh=mesh, rules=jose_trainer.RULES)
     step = jax.jit(
         functools.partial(

@@ -50,7 +50,7 @@ def show(axes: Any, images: np.ndarray, columns: int) -> None:
 
 def draw_samples(samples: np.ndarray, train: np.ndarray) -> Any:
     """Samples that started from noise, beside images of the training set."""
-    figure = extras.require("matplotlib.figure", "plot").Figure((10, 5.2), layout="constrained")
+    figure = extras.require("matplotlib.figure", "plot").Figure((10, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     show(left, samples[:100], 10)
     left.set_title("samples of the model, from uniform noise")

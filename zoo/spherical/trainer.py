@@ -132,7 +132,6 @@ class JoseTrainer:
                 f"{self.vocabulary.counts.sum()} words of the vocabulary in the first pass, "
                 f"{len(self.corpus.ids)} in the second; train on a copy that nobody writes to"
             )
-        self.dimension, self.seed = dimension, seed
         self.chunks = ChunkSampler(
             self.corpus,
             self.vocabulary.counts,
@@ -146,8 +145,17 @@ class JoseTrainer:
             block_size=block_size,
             seed=seed,
         )
+        sizes = {
+            "words": len(self.vocabulary.words),
+            "contexts": len(self.vocabulary.words),
+            "documents": self.num_documents,
+        }
         self.state = init_state(
-            self._tables, optax.identity(), key=jax.random.key(seed), mesh=self.mesh, rules=RULES
+            partial(initial_tables, sizes=sizes, dimension=dimension, shards=self.mesh.size),
+            optax.identity(),
+            key=jax.random.key(seed),
+            mesh=self.mesh,
+            rules=RULES,
         )
         step = partial(
             train_step, objective=objective, margin=margin, text_rows=self.chunks.text_rows
@@ -229,25 +237,34 @@ class JoseTrainer:
         """Lines of the corpus, empty ones too."""
         return len(self.corpus.starts) - 1
 
-    def _tables(self, key: jax.Array) -> dict[str, jax.Array]:
-        """Uniform in a cube, then normalised, as the authors' program starts."""
-        sizes = {
-            "words": len(self.vocabulary.words),
-            "contexts": len(self.vocabulary.words),
-            "documents": self.num_documents,
-        }
 
-        def table(key: jax.Array, rows: int) -> jax.Array:
-            padded = -(-rows // self.mesh.size) * self.mesh.size
-            # Row by row, so that the vectors do not depend on the padding.
-            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(padded))
-            shape = (self.dimension,)
-            return unit(
-                jax.vmap(lambda k: jax.random.uniform(k, shape, minval=-0.5, maxval=0.5))(keys)
-            )
+def initial_tables(
+    key: jax.Array, sizes: dict[str, int], *, dimension: int, shards: int
+) -> dict[str, jax.Array]:
+    """Uniform in a cube, then normalised, as the authors' program starts.
 
-        keys = jax.random.split(key, len(sizes))
-        return {name: table(k, n) for k, (name, n) in zip(keys, sizes.items(), strict=True)}
+    Args:
+        key: of the random numbers; consumed.
+        sizes: rows of each table by its name.
+        dimension: D.
+        shards: rows are filled up to a multiple of it; the others do not depend on it.
+
+    Returns:
+        A table ``[rows, D]`` for each name.
+
+    >>> initial_tables(jax.random.key(0), {"words": 3}, dimension=5, shards=2)["words"].shape
+    (4, 5)
+    """
+
+    def table(key: jax.Array, rows: int) -> jax.Array:
+        padded = -(-rows // shards) * shards
+        # Row by row, so that the vectors do not depend on the padding.
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(padded))
+        shape = (dimension,)
+        return unit(jax.vmap(lambda k: jax.random.uniform(k, shape, minval=-0.5, maxval=0.5))(keys))
+
+    keys = jax.random.split(key, len(sizes))
+    return {name: table(k, n) for k, (name, n) in zip(keys, sizes.items(), strict=True)}
 
 
 def train_jose(

@@ -1,0 +1,98 @@
+"""Words a second and memory of JoSE's step as the vocabulary and the number of documents grow.
+
+    python -m benchmarks.jose_scale                       # every row
+    python -m benchmarks.jose_scale 1000000 10000000      # one: words of the vocabulary, documents
+
+Documents of ten words after Zipf's law. The tables are whole; of the text only the chunks that are
+timed are drawn, the rest of it takes its memory and no more. Each row is a process of its own.
+"""
+
+import functools
+import resource
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import optax
+
+from zoo.spherical import trainer
+from zoo.spherical.corpus import EncodedCorpus
+from zoo.spherical.sampling import ChunkSampler
+from zoo.training import init_state, make_mesh, put_batch
+
+ROWS = ((10_000, 100_000), (100_000, 1_000_000), (1_000_000, 1_000_000), (1_000_000, 10_000_000))
+LENGTH, DIMENSION, WARM, TIMED = 10, 100, 20, 200  # words a document; chunks
+
+
+def measure(vocabulary: int, documents: int) -> str:
+    """Trains some chunks; one row of the table."""
+    shares = 1 / np.arange(1, vocabulary + 1)
+    shares /= shares.sum()
+    words = documents * LENGTH
+    ids = np.zeros(words, np.int32)
+    drawn = min(words, 4 * 1024 * (WARM + TIMED))  # subsampling drops some of them
+    ids[:drawn] = np.random.default_rng(0).choice(vocabulary, drawn, p=shares)
+    chunks = ChunkSampler(
+        EncodedCorpus(ids, np.arange(0, words + 1, LENGTH)),
+        np.maximum(shares * words, 1).astype(np.int64),
+        window=10,
+        negatives=2,
+        passes=1,
+        learning_rate=0.04,
+        subsample=1e-3,
+        shuffle=False,
+        chunk_size=1024,
+        block_size=32,
+        seed=0,
+    )
+
+    tables = functools.partial(
+        trainer.initial_tables,
+        sizes={"words": vocabulary, "contexts": vocabulary, "documents": documents},
+        dimension=DIMENSION,
+        shards=1,
+    )
+    mesh = make_mesh()
+    state = init_state(
+        tables, optax.identity(), key=jax.random.key(0), mesh=mesh, rules=trainer.RULES
+    )
+    step = jax.jit(
+        functools.partial(
+            trainer.train_step, objective="two_hinges", margin=0.15, text_rows=chunks.text_rows
+        ),
+        donate_argnums=0,
+    )
+    read, begin = 0.0, 0.0
+    for number in range(WARM + TIMED):
+        if number == WARM:
+            jax.block_until_ready(state)
+            begin = time.perf_counter()
+        chunk = next(chunks)
+        read += float(np.sum(chunk.words)) if number >= WARM else 0
+        state, _ = step(state, put_batch(chunk, mesh))
+    jax.block_until_ready(state)
+    rate = read / (time.perf_counter() - begin)
+    chunks.close()
+    tables_bytes = 4 * DIMENSION * (2 * vocabulary + documents)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (
+        f"| {vocabulary:,} | {documents:,} | {words:,} | {tables_bytes / 2**30:.2f} "
+        f"| {peak / 2**30:.2f} | {rate:,.0f} |"
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table, or one row of it."""
+    if arguments:
+        print(measure(*map(int, arguments)), flush=True)
+        return
+    print("| vocabulary | documents | words | tables, GiB | peak, GiB | words a second |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    for row in ROWS:
+        subprocess.run([sys.executable, "-m", __spec__.name, *map(str, row)], check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
