@@ -25,10 +25,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "seed 2": {"training.seed": 2},
     "joint hinge": {"model.objective": "joint"},
     "5 negatives": {"model.negatives": 5},
-    "50 dimensions": {"model.dimension": 50},
     "200 dimensions": {"model.dimension": 200},
-    "margin 0.05": {"model.margin": 0.05},
     "margin 0.3": {"model.margin": 0.3},
+    "50 dimensions": {"model.dimension": 50},
+    "margin 0.05": {"model.margin": 0.05},
     "documents shuffled": {"training.shuffle": True},
 }
 
