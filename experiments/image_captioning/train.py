@@ -33,8 +33,8 @@ from zoo.training import (
 from zoo.transformer import placement_rules
 
 NORM_RULES = (  # of the bottleneck between the image vector and each norm
-    (r"norm/hidden_kernel$", PartitionSpec(None, "fsdp", None)),
-    (r"norm/(scale|bias)_kernel$", PartitionSpec(None, None, "fsdp")),
+    (r"layers/\w+_norm/hidden_kernel$", PartitionSpec(None, "fsdp", None)),
+    (r"layers/\w+_norm/(scale|bias)_kernel$", PartitionSpec(None, None, "fsdp")),
 )
 SHOWN = 300  # pictures of the test from which the sheet takes the best and the worst
 
