@@ -21,12 +21,12 @@ from zoo.training import open_workdir, results_table
 # Name -> fields that differ from the config.
 CHANGES: dict[str, dict[str, Any]] = {
     "as configured": {},
-    "seed 1": {"training.seed": 1},
-    "seed 2": {"training.seed": 2},
     "joint hinge": {"model.objective": "joint"},
     "5 negatives": {"model.negatives": 5},
     "200 dimensions": {"model.dimension": 200},
     "margin 0.3": {"model.margin": 0.3},
+    "seed 1": {"training.seed": 1},
+    "seed 2": {"training.seed": 2},
     "50 dimensions": {"model.dimension": 50},
     "margin 0.05": {"model.margin": 0.05},
     "documents shuffled": {"training.shuffle": True},
