@@ -1,6 +1,6 @@
 """Sentiment of reviews, from pretrained weights and from scratch, at the same budget.
 
-    python -m experiments.pretraining.finetune --pretrained runs/pretraining/bert
+    python -m experiments.pretraining.finetune --pretrained runs/pretraining_reviews/bert
 
 The encoder is a folder in Hugging Face's format with ``tokenizer.json``, such as ``bert/`` in the
 workdir of a masked-language-model run. A linear layer reads the mean of the hidden states. Both
@@ -56,7 +56,7 @@ Reviews = list[dict[str, Any]]
 class Config:
     """Fine-tuning on reviews."""
 
-    pretrained: str = "runs/pretraining/bert"
+    pretrained: str = "runs/pretraining_reviews/bert"
     """Folder with config.json, model.safetensors and tokenizer.json."""
     positive: str = "file:$ZOO_DATA/imdb/{split}_pos.tsv.xz?columns=id,rating,text"
     """Reviews with a field text; {split} stands for train and test."""

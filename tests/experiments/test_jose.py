@@ -1,5 +1,6 @@
 """The experiment as a user runs it, and the mistakes a user makes."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import command_line
+from experiments.jose import study
 from experiments.jose.config import PRESETS
 from experiments.jose.documents import read_documents
 from experiments.jose.train import run
@@ -47,6 +49,21 @@ def test_passages_are_documents():
     assert documents.texts[0].startswith("Before we proceed any further, hear me speak.")
     assert len(documents.names) == 20
     assert set(documents.labels) == set(range(-1, 20))
+
+
+def test_study_changes_what_it_names():
+    config = PRESETS["smoke"]
+    for changes in study.CHANGES.values():
+        found = dataclasses.asdict(study.changed(config, changes))
+        for name, value in changes.items():
+            section, field = name.split(".")
+            assert found[section].pop(field) == value
+        before = dataclasses.asdict(config)
+        assert all(before[key][name] == v for key in before for name, v in _fields(found[key]))
+
+
+def _fields(part):
+    return part.items() if isinstance(part, dict) else ()
 
 
 def test_labelled_file(tmp_path):
