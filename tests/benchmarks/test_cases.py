@@ -1,5 +1,7 @@
 """Every case builds at its smallest size, and rivals that claim to be equal are."""
 
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,14 @@ CASES = discover()
 PROGRAMS = [
     pytest.param(case, name, id=f"{case.name}-{name}") for case in CASES for name in case.rivals
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def subnormal_numbers_afterwards():
+    """Rivals in PyTorch have the processor flush them to zero; other tests need them."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")
