@@ -16,7 +16,7 @@ TINY = dataclasses.replace(
     model=dataclasses.replace(SMOKE.model, features=16, num_heads=2, feedforward_features=32),
     training=dataclasses.replace(SMOKE.training, batch_size=24),  # no axis of a parameter
 )
-GATHER = "%x = {}{{3,2,1,0}} all-gather-start(bf16[1,4]{{1,0}} %y), channel_id=1"
+GATHER = "%x = (s32[]{{}}, {}{{3,2,1,0}}) all-gather-start(bf16[1,4]{{1,0}} %y), channel_id=1"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def step():
 def test_the_step_of_pretraining_gathers_single_layers_alone(step):
     cheap = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     text = step.function.lower(*step.arguments).compile(compiler_options=cheap).as_text()
-    kinds = {kind for kind, _, _ in tpu_compile.collectives(text)}
+    kinds = {kind for kind, _ in tpu_compile.collectives(text)}
     assert "all-gather" in kinds  # of parameters: the check has something to look at
     assert tpu_compile.problems(step, text) == []
 
@@ -37,7 +37,10 @@ def test_gathered_activations_and_stacks_are_found(step):
         ("f32[24,16,16]", "activations of all devices are gathered: f32[24, 16, 16]"),
         ("bf16[2,32,16]", "all layers of a parameter are gathered: bf16[2, 32, 16]"),
     ):
-        assert tpu_compile.problems(step, GATHER.format(shape)) == [message]
+        gathered = GATHER.format(shape)
+        assert tpu_compile.problems(step, gathered) == [message]
+        summed = gathered.replace("all-gather-start", "all-reduce")
+        assert tpu_compile.problems(step, summed) == [message]
     assert tpu_compile.problems(step, GATHER.format("bf16[16,32]")) == []
 
 
