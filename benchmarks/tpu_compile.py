@@ -119,6 +119,7 @@ def problems(step: Step, text: str) -> list[str]:
     stacked = {  # [layers, in, out, …]
         leaf.shape for _, leaf in leaves if leaf.ndim > 2 and not leaf.sharding.is_fully_replicated
     }
+    layers = [sorted(leaf.shape[1:]) for _, leaf in leaves if leaf.ndim > 2]
     arrays = [
         array
         for kind, results in collectives(text)
@@ -128,6 +129,8 @@ def problems(step: Step, text: str) -> list[str]:
     ]
     for dtype, shape in arrays:
         if dtype[0] not in "bf":  # ids of tokens may go anywhere
+            continue
+        if sorted(shape) in layers:  # a batch may be as large as a head
             continue
         if len(shape) >= 3 and step.batch in shape[:2]:  # [B, T, …] or [T, B, …]
             messages.append(f"activations of all devices are gathered: {dtype}{list(shape)}")
