@@ -17,9 +17,9 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks.cases.jose_programs import chunk_sampler
 from zoo.spherical import trainer
 from zoo.spherical.corpus import EncodedCorpus
-from zoo.spherical.sampling import ChunkSampler
 from zoo.training import init_state, make_mesh, put_batch
 
 ROWS = ((10_000, 100_000), (100_000, 1_000_000), (1_000_000, 1_000_000), (1_000_000, 10_000_000))
@@ -34,20 +34,10 @@ def measure(vocabulary: int, documents: int) -> str:
     ids = np.zeros(words, np.int32)
     drawn = min(words, 4 * 1024 * (WARM + TIMED))  # subsampling drops some of them
     ids[:drawn] = np.random.default_rng(0).choice(vocabulary, drawn, p=shares)
-    chunks = ChunkSampler(
+    chunks = chunk_sampler(
         EncodedCorpus(ids, np.arange(0, words + 1, LENGTH)),
         np.maximum(shares * words, 1).astype(np.int64),
-        window=10,
-        negatives=2,
-        passes=1,
-        learning_rate=0.04,
-        subsample=1e-3,
-        shuffle=False,
-        chunk_size=1024,
-        block_size=32,
-        seed=0,
     )
-
     tables = functools.partial(
         trainer.initial_tables,
         sizes={"words": vocabulary, "contexts": vocabulary, "documents": documents},

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from benchmarks.cases.jose_programs import chunk_sampler
 from experiments.conditional_text import config as text_config
 from experiments.conditional_text import train as text
 from experiments.conditional_text.model import Generator
@@ -36,6 +37,7 @@ from experiments.on_lstm_logic.batches import LONG
 from experiments.on_lstm_logic.model import PairClassifier
 from experiments.pretraining.config import PRESETS, Config, ModelConfig, ObjectiveConfig
 from experiments.pretraining.train import make_loss, make_optimizer, transformer_config
+from experiments.running import decaying_adamw
 from experiments.self_orthogonality import config as orthogonality_config
 from experiments.self_orthogonality import train as orthogonality
 from experiments.weight_averaging import config as averaging_config
@@ -45,7 +47,6 @@ from zoo.energy import replay_init
 from zoo.ordered import OnLstmLanguageModel
 from zoo.spherical import trainer as jose_trainer
 from zoo.spherical.corpus import EncodedCorpus
-from zoo.spherical.sampling import ChunkSampler
 from zoo.training import (
     Rules,
     abstract_state,
@@ -190,7 +191,7 @@ def conditional_text(mesh: Mesh) -> Step:
         mesh,
         init,
         text.make_loss(rebuild, config.training.drop_label, untold=2),
-        text.make_optimizer(config.training, 1000),
+        decaying_adamw(config.training, 1000),
         {
             "inputs": ids,
             "targets": ids,
@@ -215,7 +216,7 @@ def image_captions(mesh: Mesh) -> Step:
         mesh,
         init,
         caption.make_loss(rebuild, config),
-        caption.make_optimizer(config, 1000),
+        decaying_adamw(config.training, 1000),
         {
             "image": ((rows, 1280), jnp.float32),
             "inputs": ((rows, length), jnp.int32),
@@ -300,19 +301,8 @@ def spherical_embeddings(mesh: Mesh) -> Step:
     counts = np.maximum(2.4e9 / 12 / np.arange(1, words + 1), 1).astype(np.int64)  # Zipf's law
     generator = np.random.default_rng(0)
     text_ids = generator.choice(words, 4 * chunk_size, p=counts / counts.sum()).astype(np.int32)
-    sampler = ChunkSampler(
-        EncodedCorpus(text_ids, np.arange(0, len(text_ids) + 1, 32)),
-        counts,
-        window=10,
-        negatives=2,
-        passes=1,
-        learning_rate=0.04,
-        subsample=1e-3,
-        shuffle=False,
-        chunk_size=chunk_size,
-        block_size=32,
-        seed=0,
-    )
+    corpus = EncodedCorpus(text_ids, np.arange(0, len(text_ids) + 1, 32))
+    sampler = chunk_sampler(corpus, counts, chunk_size=chunk_size)
     chunk = next(sampler)
     sampler.close()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -17,6 +18,7 @@ from zoo.training import (
     fit,
     initialize_distributed,
     make_mesh,
+    path_name,
 )
 
 
@@ -62,3 +64,25 @@ def on_host(parameters: Any) -> Any:
 def number_of_parameters(parameters: Any) -> int:
     """How many numbers there are."""
     return sum(leaf.size for leaf in jax.tree.leaves(parameters))
+
+
+def decaying_adamw(training: Any, num_steps: int) -> optax.GradientTransformation:
+    """Clipping, then AdamW with warm-up and cosine decay; kernels and embeddings decay.
+
+    Args:
+        training: has ``learning_rate``, ``weight_decay`` and ``gradient_clip``.
+        num_steps: of the whole run.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, training.learning_rate, max(1, num_steps // 10), num_steps
+    )
+
+    def decays(parameters: Any) -> Any:
+        return jax.tree.map_with_path(
+            lambda path, _: path_name(path).endswith(("kernel", "embedding")), parameters
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(training.gradient_clip),
+        optax.adamw(schedule, b2=0.99, weight_decay=training.weight_decay, mask=decays),
+    )

@@ -15,6 +15,8 @@ import numpy as np
 from benchmarks.case import Floor, Program
 from zoo import spherical
 from zoo.spherical.blocks import BlockMasks, BlockVectors, block_descent
+from zoo.spherical.corpus import EncodedCorpus
+from zoo.spherical.sampling import ChunkSampler
 from zoo.training import make_mesh
 
 WINDOW, NEGATIVES, BLOCK = 10, 2, 32
@@ -70,6 +72,25 @@ def train_floor(*, words: int, vocabulary: int, length: int, dimension: int) -> 
     documents = words // length
     tables = 4 * dimension * (2 * vocabulary + documents)
     return Floor(int(kept * triples * 10 * dimension), 2 * tables)
+
+
+def chunk_sampler(
+    corpus: EncodedCorpus, counts: np.ndarray, *, chunk_size: int = 1024
+) -> ChunkSampler:
+    """Chunks of one pass with the options of the paper, in the order of the corpus."""
+    return ChunkSampler(
+        corpus,
+        counts,
+        window=WINDOW,
+        negatives=NEGATIVES,
+        passes=1,
+        learning_rate=0.04,
+        subsample=1e-3,
+        shuffle=False,
+        chunk_size=chunk_size,
+        block_size=BLOCK,
+        seed=0,
+    )
 
 
 def original(*, words: int, vocabulary: int, length: int, dimension: int) -> Callable[[], Any]:

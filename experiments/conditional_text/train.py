@@ -14,10 +14,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 from experiments.command_line import MAY_CHANGE
 from experiments.conditional_text import figures, metrics, texts
-from experiments.conditional_text.config import Config, SamplingConfig, TrainingConfig, Variant
+from experiments.conditional_text.config import Config, SamplingConfig, Variant
 from experiments.conditional_text.model import Generator, with_pretrained
 from experiments.conditional_text.texts import SPLITS, Pieces, Rows, Tokens
-from experiments.running import fit_in, number_of_parameters, on_host, open_mesh
+from experiments.running import decaying_adamw, fit_in, number_of_parameters, on_host, open_mesh
 from zoo.data import Pipeline
 from zoo.decoding import guide, prefill, sample
 from zoo.training import (
@@ -26,7 +26,6 @@ from zoo.training import (
     init_state,
     make_train_step,
     open_workdir,
-    path_name,
     results_table,
     write_summary,
 )
@@ -131,7 +130,7 @@ def train(
     init_parameters, rebuild = functional(
         lambda rngs: Generator(config, variant, len(classes), tokens, rngs=rngs)
     )
-    optimizer = make_optimizer(training, num_steps)
+    optimizer = decaying_adamw(training, num_steps)
     state = init_state(
         init_parameters, optimizer, key=jax.random.key(training.seed), mesh=mesh, rules=RULES
     )
@@ -163,23 +162,6 @@ def train(
     rate = statistics.median(json.loads(line)["tokens_per_second"] or 0 for line in lines)
     total = num_steps * training.batch_size * training.length * (rows.pieces >= 0).mean()
     return Trained(rebuild, parameters, float(total / rate) if rate else np.nan)
-
-
-def make_optimizer(training: TrainingConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW with warm-up and cosine decay; kernels and embeddings decay."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, training.learning_rate, max(1, num_steps // 10), num_steps
-    )
-
-    def decays(parameters: Any) -> Any:
-        return jax.tree.map_with_path(
-            lambda path, _: path_name(path).endswith(("kernel", "embedding")), parameters
-        )
-
-    return optax.chain(
-        optax.clip_by_global_norm(training.gradient_clip),
-        optax.adamw(schedule, b2=0.99, weight_decay=training.weight_decay, mask=decays),
-    )
 
 
 def make_loss(

@@ -15,7 +15,7 @@ from experiments.command_line import MAY_CHANGE
 from experiments.image_captioning import data, figures, scores
 from experiments.image_captioning.config import Config
 from experiments.image_captioning.model import Captioner, make_captioner, transformer_config
-from experiments.running import fit_in, number_of_parameters, on_host, open_mesh
+from experiments.running import decaying_adamw, fit_in, number_of_parameters, on_host, open_mesh
 from zoo.data import Pipeline, Vocabulary, build_word_vocabulary
 from zoo.decoding import beam_search, prefill, sample
 from zoo.training import (
@@ -25,7 +25,6 @@ from zoo.training import (
     init_state,
     make_train_step,
     open_workdir,
-    path_name,
     put_batch,
     results_table,
     write_summary,
@@ -68,7 +67,7 @@ def run(config: Config) -> None:
     init_parameters, rebuild = functional(
         lambda rngs: make_captioner(config, transformer, vectors, rngs=rngs)
     )
-    optimizer = make_optimizer(config, num_steps)
+    optimizer = decaying_adamw(training, num_steps)
     state = init_state(
         init_parameters,
         optimizer,
@@ -122,24 +121,6 @@ def run(config: Config) -> None:
     write = make_writer(rebuild, parameters, vocabulary, config)
     if jax.process_index() == 0:
         report(workdir, config, sets, vectors.scaled, seen, write, perplexity)
-
-
-def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW with warm-up and cosine decay; kernels and embeddings decay."""
-    training = config.training
-
-    def decays(parameters: Any) -> Any:
-        return jax.tree.map_with_path(
-            lambda path, _: path_name(path).endswith(("kernel", "embedding")), parameters
-        )
-
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, training.learning_rate, max(1, num_steps // 10), num_steps
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(training.gradient_clip),
-        optax.adamw(schedule, b2=0.99, weight_decay=training.weight_decay, mask=decays),
-    )
 
 
 def make_loss(rebuild: Callable[..., Captioner], config: Config | None = None) -> Callable:
