@@ -222,8 +222,13 @@ CASES = [
         sizes=SIZES,
         small=("tiny",),
         build=functools.partial(step, chosen_only=True),
-        rivals={"Hugging Face, all logits": hugging_face},
-        equal=("Hugging Face, all logits",),
+        rivals={
+            "written out": functools.partial(
+                step, chosen_only=True, options=(("scan_layers", False),)
+            ),
+            "Hugging Face, all logits": hugging_face,
+        },
+        equal=("written out", "Hugging Face, all logits"),
         count=tokens,
         unit="tokens",
         floor=functools.partial(step_floor, chosen_only=True),
