@@ -18,6 +18,7 @@ arXiv 1310.4546).
 
 import collections
 import concurrent.futures
+import math
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -112,7 +113,8 @@ class ChunkSampler:
         self.begin = corpus.starts[self.document] + place * self.slab
         self.length = np.minimum(self.slab, corpus.starts[self.document + 1] - self.begin)
         self.num_documents = len(lengths)
-        mean_length = np.dot(counts, self.keep) / max(len(filled), 1)
+        self.kept = float(np.dot(counts, self.keep))  # words of a pass, on average
+        mean_length = self.kept / max(len(filled), 1)
         self.document_rows = _multiple(min(chunk_size, 16 + int(4 * chunk_size / mean_length)))
         self._identity = {
             "words": self.total,
@@ -135,9 +137,9 @@ class ChunkSampler:
 
     @property
     def most_chunks(self) -> int:
-        """No fewer than there are."""
-        kept = self.total  # all of them, in the worst case
-        slabs = -(-kept // self.slab) * 2 + 1
+        """No fewer than there are; that chance keeps so many more words is out of the question."""
+        kept = min(self.total, int(self.kept + 10 * math.sqrt(self.total)))
+        slabs = -(-self.total // self.slab) * 2 + 1
         by_documents = len(self.document) // max(self.document_rows, 1) + 1
         return self.passes * (-(-kept // self.chunk_size) + slabs + by_documents)
 
