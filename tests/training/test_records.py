@@ -27,6 +27,7 @@ def test_same_config_enters_again_and_another_is_refused_by_field(tmp_path):
     folder = open_workdir(tmp_path / "run", Config())
     assert json.loads((folder / "config.json").read_text())["optimizer"]["betas"] == [0.9, 0.99]
     before = (folder / "config.json").read_text()
+    (folder / "metrics.jsonl").write_text("{}")
     open_workdir(folder, Config())
     other = Config(seed=1, optimizer=Optimizer(learning_rate=0.2))
     message = (
@@ -39,11 +40,20 @@ def test_same_config_enters_again_and_another_is_refused_by_field(tmp_path):
     with pytest.raises(ValueError, match=r"settings:\n  optimizer\.learning_rate: [^\n]*\nGive"):
         open_workdir(folder, other, ignore=("seed", "optimizer.betas"))
     assert (folder / "config.json").read_text() == before
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.jsonl"}
+
+
+def test_after_a_run_that_failed_at_its_start_other_settings_are_fine(tmp_path):
+    open_workdir(tmp_path, Config())
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    open_workdir(tmp_path, Config(seed=1))
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
 
 
 def test_fields_that_came_or_went_are_named(tmp_path):
     open_workdir(tmp_path, Config())
+    (tmp_path / "metrics.jsonl").write_text("{}")
     with pytest.raises(ValueError, match=r"optimizer\.betas: \[0\.9, 0\.99\] there, absent here"):
         open_workdir(tmp_path, Config(optimizer=None))
     (tmp_path / "config.json").write_text('{"seed": ')

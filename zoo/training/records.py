@@ -23,6 +23,8 @@ def open_workdir(
 ) -> pathlib.Path:
     """Makes the folder of a run, or enters it again with the same settings.
 
+    Where nothing was written but the settings, since the run failed at its start, others are fine.
+
     Args:
         directory: created if absent.
         config: dataclass instance, written to ``config.json`` the first time.
@@ -40,7 +42,7 @@ def open_workdir(
     ... class Config:
     ...     seed: int = 0
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = open_workdir(folder, Config())
+    ...     _ = (open_workdir(folder, Config()) / "metrics.jsonl").write_text("{}")
     ...     _ = open_workdir(folder, Config(seed=1))
     Traceback (most recent call last):
     ...
@@ -54,7 +56,8 @@ def open_workdir(
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "config.json"
     here = _plain(config)
-    if not path.exists():
+    results = (file for file in directory.rglob("*") if file.is_file() and file != path)
+    if not path.exists() or not any(file.stat().st_size for file in results):
         _write(path, here)
         return directory
     try:
