@@ -106,8 +106,10 @@ PRESETS = {
         data=DataConfig(uri="file:$ZOO_DATA/20news_bydate/20news_bydate.jsonl.xz"),
         evaluation=EvaluationConfig(neighbours_of=("god", "hockey", "windows", "space")),
     ),
+    # Words are what it is scored by: fewer of the frequent ones, which draw all others to one side.
     "imdb": Config(
         workdir="runs/jose_imdb",
+        training=TrainingConfig(subsample=1e-4),
         data=DataConfig(
             uri="file:$ZOO_DATA/imdb/{part}.tsv.xz?columns=id,rating,text",
             similarity="$ZOO_DATA/word_similarity",
