@@ -130,7 +130,8 @@ def problems(step: Step, text: str) -> list[str]:
     for dtype, shape in arrays:
         if dtype[0] not in "bf":  # ids of tokens may go anywhere
             continue
-        if sorted(shape) in layers:  # a batch may be as large as a head
+        # A batch may be as large as a head.
+        if sorted(shape) in layers or tuple(shape) in step.gathered:
             continue
         if len(shape) >= 3 and step.batch in shape[:2]:  # [B, T, …] or [T, B, …]
             messages.append(f"activations of all devices are gathered: {dtype}{list(shape)}")
