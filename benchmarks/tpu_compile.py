@@ -131,7 +131,7 @@ def problems(step: Step, text: str) -> list[str]:
         if dtype[0] not in "bf":  # ids of tokens may go anywhere
             continue
         # A batch may be as large as a head.
-        if sorted(shape) in layers or tuple(shape) in step.gathered:
+        if sorted(shape) in layers or shape in step.gathered:
             continue
         if len(shape) >= 3 and step.batch in shape[:2]:  # [B, T, …] or [T, B, …]
             messages.append(f"activations of all devices are gathered: {dtype}{list(shape)}")

@@ -302,7 +302,7 @@ def energy_model(mesh: Mesh) -> Step:
 
 def spherical_embeddings(mesh: Mesh) -> Step:
     """Of `experiments.jose`, with the words of Wikipedia and 60 million documents."""
-    words, documents, chunk_size = 239_672, 60_000_000, 1024 * mesh.size
+    words, documents, dimension, chunk_size = 239_672, 60_000_000, 100, 1024 * mesh.size
     counts = np.maximum(2.4e9 / 12 / np.arange(1, words + 1), 1).astype(np.int64)  # Zipf's law
     generator = np.random.default_rng(0)
     text_ids = generator.choice(words, 4 * chunk_size, p=counts / counts.sum()).astype(np.int32)
@@ -314,7 +314,7 @@ def spherical_embeddings(mesh: Mesh) -> Step:
     tables = functools.partial(
         jose_trainer.initial_tables,
         sizes={"words": words, "contexts": words, "documents": documents},
-        dimension=100,
+        dimension=dimension,
         shards=mesh.size,
     )
     state = abstract_state(tables, optax.identity(), mesh=mesh, rules=jose_trainer.RULES)
@@ -332,9 +332,8 @@ def spherical_embeddings(mesh: Mesh) -> Step:
     arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), chunk)
     # Any device may hold the row that a word moves. To gather what moves it is less than a sum over
     # devices of all rows of the chunk would be: 94 rows a block, once, against 74 twice.
-    blocks, size = chunk.centers.shape
-    moves = ((blocks, size, 100), (blocks, chunk.negatives.shape[1], 100))
-    return Step(step, (state, arrays), blocks, True, moves)
+    moves = tuple((*places.shape, dimension) for places in (chunk.centers, chunk.negatives))
+    return Step(step, (state, arrays), len(chunk.centers), True, gathered=moves)
 
 
 BASE = PRESETS["base"]
