@@ -1,7 +1,47 @@
 """Eight ideas from the blog Scientific Spaces as pure JAX functions, Flax modules and Optax parts.
 
-Each idea is a package of its own (``zoo.ordered`` …); ``zoo.training`` and ``zoo.data`` hold what
-their experiments share. Importing ``zoo`` imports none of them.
+=============================================  =====================================================
+``zoo.ordered``                                ON-LSTM and cumax
+``zoo.smooth``                                 smooth max, argmax, top-k, metrics
+``zoo.spherical``                              JoSE: words and documents on the sphere
+``zoo.conditional``                            Conditional Layer Normalization
+``zoo.transformer``, ``zoo.decoding``          pretraining on many devices; generation
+``zoo.averaging``, ``zoo.capture``             weight averaging; any intermediate value
+``zoo.orthogonal``                             Self-Orthogonality Module
+``zoo.energy``                                 energy-based models by Langevin dynamics
+=============================================  =====================================================
+
+The frame that their experiments share: ``zoo.training`` and ``zoo.data``. A package is imported
+when it is first used.
 """
 
+import importlib
+from types import ModuleType
+
 __version__ = "0.1.0"
+
+IDEAS = (
+    "averaging",
+    "capture",
+    "conditional",
+    "decoding",
+    "energy",
+    "ordered",
+    "orthogonal",
+    "smooth",
+    "spherical",
+    "transformer",
+)
+FRAME = ("data", "training")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in (*IDEAS, *FRAME):
+        return importlib.import_module(f"zoo.{name}")
+    raise AttributeError(
+        f"module 'zoo' has no attribute {name!r}; its packages are {', '.join((*IDEAS, *FRAME))}"
+    )
+
+
+def __dir__() -> list[str]:
+    return sorted((*IDEAS, *FRAME, "__version__"))
