@@ -2,8 +2,8 @@
 
     python -m experiments.<name> [--preset NAME] [--any.field value] [--workdir DIR]
 
-A preset is a whole config; every field of it is a flag. The settings that say where and how a run
-is computed, but not what comes out, are the same for all experiments and are here.
+A preset is a complete config; every field of it is a flag. The settings that say where and how a
+run is computed, but not what comes out, are the same for all experiments and are here.
 """
 
 import dataclasses
@@ -15,8 +15,31 @@ from typing import Any
 
 from zoo import extras
 
-# Fields that a run may be continued with changed.
-MAY_CHANGE = ("workdir", "mesh", "distributed", "loop")
+
+def local_path(name: str) -> pathlib.Path:
+    """The path of ``PATH`` or ``file:PATH``, with ``$NAME`` and ``~`` filled in."""
+    return pathlib.Path(os.path.expandvars(name.removeprefix("file:"))).expanduser()
+
+
+def at_least(bound: float, settings: Any, *names: str) -> None:
+    """Raises a ValueError that names the field unless each of them is ≥ ``bound`` or None."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value >= bound:
+            raise ValueError(f"{_flag(settings, name)} must be at least {bound}, got {value}")
+
+
+def in_unit_interval(settings: Any, *names: str) -> None:
+    """Raises a ValueError that names the field unless 0 ≤ each of them < 1."""
+    for name in names:
+        if not 0 <= getattr(settings, name) < 1:
+            value = getattr(settings, name)
+            raise ValueError(f"{_flag(settings, name)} must be in [0, 1), got {value}")
+
+
+def _flag(settings: Any, name: str) -> str:
+    """``training.epochs`` for the field epochs of a TrainingConfig."""
+    return f"{type(settings).__name__.removesuffix('Config').lower()}.{name}".removeprefix(".")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +59,14 @@ class DistributedConfig:
     """Several processes: the same command in each, with its own process_id."""
 
     coordinator_address: str | None = None
-    """host:port of process 0; «auto» on Cloud TPU, Slurm and GKE."""
+    """host:port of process 0; "auto" on Cloud TPU, Slurm and GKE."""
     num_processes: int | None = None
     process_id: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How often the run speaks and saves, in steps."""
+    """How often the run logs and saves, in steps."""
 
     log_every: int = 50
     checkpoint_every: int = 200
@@ -51,25 +74,27 @@ class LoopConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
-            at_least(1, name, getattr(self, name))
+        at_least(1, self, "log_every", "checkpoint_every", "keep_checkpoints")
 
 
-def local_path(name: str) -> pathlib.Path:
-    """The path of ``PATH`` or ``file:PATH``, with ``$NAME`` and ``~`` filled in."""
-    return pathlib.Path(os.path.expandvars(name.removeprefix("file:"))).expanduser()
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Where and how a run is computed, not what comes out.
+
+    A config names it before its own fields, whose flags then come first in ``--help``:
+
+        class Config(RunConfig, Fields): ...
+    """
+
+    workdir: str = ""
+    """Folder of the run; the same command continues it."""
+    loop: LoopConfig = LoopConfig()
+    mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
 
 
-def at_least(bound: float, name: str, value: float) -> None:
-    """Raises a ValueError that names the field unless ``value`` ≥ ``bound``."""
-    if not value >= bound:
-        raise ValueError(f"{name} must be at least {bound}, got {value}")
-
-
-def in_unit_interval(name: str, value: float) -> None:
-    """Raises a ValueError that names the field unless 0 ≤ ``value`` < 1."""
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {value}")
+# Fields that a run may be continued with changed.
+MAY_CHANGE = tuple(field.name for field in dataclasses.fields(RunConfig))
 
 
 def main(
@@ -93,11 +118,14 @@ def main(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         preset, arguments = _take_preset(arguments, presets)
+        package = run.__module__.rpartition(".")[0]
+        folder = package.rpartition(".")[2] + ("" if preset == "small" else f"_{preset}")
+        workdir = presets[preset].workdir or f"runs/{folder}"
         config = tyro.cli(
             type(presets[preset]),
-            default=presets[preset],
+            default=dataclasses.replace(presets[preset], workdir=workdir),
             args=arguments,
-            prog=f"python -m {run.__module__.rpartition('.')[0]}",
+            prog=f"python -m {package}",
             config=(tyro.conf.FlagConversionOff,),  # --any.field value for truth values too
             description=f"{description or ''}\n\nPresets: --preset {' | '.join(presets)}.",
         )

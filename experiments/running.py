@@ -1,42 +1,120 @@
-"""What the experiments that train in a folder share: devices, the loop, and what is left of it."""
+"""What the experiments share: what a run is made of, how it is trained in a folder, what it leaves.
+
+data = load(config)                          # files -> arrays
+experiment = build(config, mesh, data)       # nothing is computed
+workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
+state = train(experiment, mesh, workdir, config.loop)
+"""
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
-from experiments.command_line import DistributedConfig, LoopConfig, MeshConfig
+from experiments.command_line import LoopConfig, RunConfig
+from zoo._paths import matches
 from zoo.training import (
     Checkpointer,
+    Loop,
+    LossOutput,
     MetricsLog,
+    Rules,
     TrainState,
+    abstract_state,
     fit,
+    init_state,
     initialize_distributed,
     make_mesh,
-    path_name,
+    make_train_step,
+    write_summary,
 )
 
 
-def open_mesh(mesh: MeshConfig, distributed: DistributedConfig) -> Mesh:
+class Experiment(NamedTuple):
+    """What ``build(config, mesh)`` gives: everything a run needs, nothing of it computed yet.
+
+    Attributes:
+        init: ``(key) -> parameters``.
+        merge: ``(parameters, …) -> module``, the way back to the model.
+        loss: the loss function of ``zoo.training.make_train_step``.
+        optimizer: an Optax transformation.
+        batches: iterator with ``get_state`` and ``set_state``.
+        num_steps: of the complete run.
+        seed: of the parameters and of every step.
+        evaluate: ``(state) -> (state, {name: number})``, see ``zoo.training.fit``.
+        evaluate_every: in steps; None evaluates at the end alone.
+        rate_unit: what the weight of the loss counts.
+        rules: ordered (path pattern, axes) pairs that place the parameters.
+        carry: what is handed from batch to batch, arrays ``[B, ...]`` of this process.
+        init_model_state: ``(key) -> model state``, for variables that no gradient moves.
+        accumulation_steps: micro-batches per batch.
+        compute_dtype: such as ``jnp.bfloat16``; None computes in the parameters' dtype.
+        max_nonfinite_steps: refused updates in a row that end the run.
+    """
+
+    init: Callable[[jax.Array], Any]
+    merge: Callable[..., Any]
+    loss: Callable[..., LossOutput]
+    optimizer: optax.GradientTransformation
+    batches: Iterator[Any]
+    num_steps: int
+    seed: int = 0
+    evaluate: Callable[[TrainState], tuple[TrainState, Mapping[str, float]]] | None = None
+    evaluate_every: int | None = None
+    rate_unit: str = "examples"
+    rules: Rules = ()
+    carry: Any = ()
+    init_model_state: Callable[[jax.Array], Any] | None = None
+    accumulation_steps: int = 1
+    compute_dtype: DTypeLike | None = None
+    max_nonfinite_steps: int = 10
+
+    def abstract_state(self, mesh: Mesh) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        return abstract_state(self.init, self.optimizer, mesh=mesh, **self._placed())
+
+    def initial_state(self, mesh: Mesh) -> TrainState:
+        """The state before the first step."""
+        key = jax.random.key(self.seed)
+        return init_state(self.init, self.optimizer, key=key, mesh=mesh, **self._placed())
+
+    def train_step(self, shardings: TrainState) -> Callable[..., Any]:
+        """The jitted step ``(state, batch) -> (state, metrics)``."""
+        return make_train_step(
+            self.loss,
+            self.optimizer,
+            accumulation_steps=self.accumulation_steps,
+            compute_dtype=self.compute_dtype,
+            shardings=shardings,
+        )
+
+    def _placed(self) -> dict[str, Any]:
+        return {
+            "rules": self.rules,
+            "carry": self.carry,
+            "init_model_state": self.init_model_state,
+        }
+
+
+def open_mesh(config: RunConfig) -> Mesh:
     """Joins the other processes, if there are any, and gives the mesh of all devices."""
-    initialize_distributed(**dataclasses.asdict(distributed))
-    return make_mesh(**dataclasses.asdict(mesh))
+    initialize_distributed(**dataclasses.asdict(config.distributed))
+    return make_mesh(**dataclasses.asdict(config.mesh))
 
 
-def fit_in(
-    folder: pathlib.Path,
-    loop: LoopConfig,
-    step: Callable[..., Any],
-    state: TrainState,
-    batches: Iterator[Any],
-    **options: Any,
-) -> TrainState:
-    """``zoo.training.fit`` with checkpoints and a log in the folder; ``options`` are its own."""
+def train(experiment: Experiment, mesh: Mesh, folder: pathlib.Path, loop: LoopConfig) -> TrainState:
+    """Draws the parameters, compiles the step and fits, with checkpoints and a log in the folder.
+
+    A run that was stopped continues from its last checkpoint.
+    """
+    state = experiment.initial_state(mesh)
+    step = experiment.train_step(state.shardings)
     with (
         Checkpointer(folder / "checkpoints", keep=loop.keep_checkpoints) as checkpointer,
         MetricsLog(folder / "metrics.jsonl") as log,
@@ -44,25 +122,51 @@ def fit_in(
         return fit(
             step,
             state,
-            batches,
+            experiment.batches,
+            num_steps=experiment.num_steps,
+            mesh=mesh,
+            loop=Loop(
+                log_every=loop.log_every,
+                evaluate_every=experiment.evaluate_every,
+                checkpoint_every=loop.checkpoint_every,
+                max_nonfinite_steps=experiment.max_nonfinite_steps,
+                rate_unit=experiment.rate_unit,
+                progress=loop.progress,
+            ),
             checkpointer=checkpointer,
             log=log,
-            checkpoint_every=loop.checkpoint_every,
-            log_every=loop.log_every,
-            progress=loop.progress,
-            **options,
+            evaluate=experiment.evaluate,
         )
 
 
+def is_main_process() -> bool:
+    """Whether this process prints and writes results; on several machines one does."""
+    return jax.process_index() == 0
+
+
+def on_devices(mesh: Mesh) -> str:
+    """The devices of a mesh in words."""
+    return f"{mesh.size} {mesh.devices.flat[0].device_kind} device(s)"
+
+
+def finish(
+    workdir: pathlib.Path, summary: Mapping[str, Any], pictures: Sequence[pathlib.Path] = ()
+) -> None:
+    """Writes ``summary.json``, with JAX's version and the devices, and lists what was written."""
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    path = write_summary(workdir, {**summary, "jax": jax.__version__, "device": device})
+    print("written:", ", ".join(str(path) for path in (*pictures, path)))
+
+
 def on_host(parameters: Any) -> Any:
-    """The whole of parameters that may be split over devices and processes, as NumPy arrays."""
+    """Parameters that may be split over devices and processes, as complete NumPy arrays."""
     if jax.process_count() > 1:
         parameters = multihost_utils.process_allgather(parameters, tiled=True)
     return jax.device_get(parameters)
 
 
 def number_of_parameters(parameters: Any) -> int:
-    """How many numbers there are."""
+    """How many numbers there are, in arrays or in their shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(parameters))
 
 
@@ -71,18 +175,17 @@ def decaying_adamw(training: Any, num_steps: int) -> optax.GradientTransformatio
 
     Args:
         training: has ``learning_rate``, ``weight_decay`` and ``gradient_clip``.
-        num_steps: of the whole run.
+        num_steps: of the complete run.
     """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, training.learning_rate, max(1, num_steps // 10), num_steps
     )
-
-    def decays(parameters: Any) -> Any:
-        return jax.tree.map_with_path(
-            lambda path, _: path_name(path).endswith(("kernel", "embedding")), parameters
-        )
-
     return optax.chain(
         optax.clip_by_global_norm(training.gradient_clip),
-        optax.adamw(schedule, b2=0.99, weight_decay=training.weight_decay, mask=decays),
+        optax.adamw(
+            schedule,
+            b2=0.99,
+            weight_decay=training.weight_decay,
+            mask=lambda parameters: matches(parameters, "(kernel|embedding)$"),
+        ),
     )

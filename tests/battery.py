@@ -79,6 +79,7 @@ class Row:
         wide: which outputs are promised in at least float32, as a tree prefix.
         axis_name: the function reduces over the batch and takes ``axis_name``.
         random: draws random bits, which differ between dtypes.
+        pmap: also run under ``jax.pmap``, which wraps jit and shard_map: one row or two a package.
         bad: calls that must be refused.
         skip: reason per check that this row does not meet.
     """
@@ -99,6 +100,7 @@ class Row:
     wide: Any = False
     axis_name: bool = False
     random: bool = False
+    pmap: bool = False
     bad: tuple[BadInput, ...] = ()
     skip: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -376,6 +378,8 @@ def checks_of(row: Row) -> list[Callable[[Row], None]]:
         absent.add(gradients_match_differences)
     if row.state is None:
         absent.add(state_keeps_structure)
+    if not row.pmap:
+        absent.add(pmap_equals_loop)
     if not row.bad:
         absent.add(refuses_bad_input)
     if all(axis is None for axis in row.axes):

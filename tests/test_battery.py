@@ -94,7 +94,7 @@ def one_array(generator, batch, dtype):
 
 
 def row(function, **changes):
-    options = {"name": "toy", "arguments": one_array, "axes": (0,), "extreme": 0.1}
+    options = {"name": "toy", "arguments": one_array, "axes": (0,), "extreme": 0.1, "pmap": True}
     return Row(function=function, **(options | changes))
 
 

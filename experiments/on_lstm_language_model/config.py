@@ -1,6 +1,6 @@
 """Settings of the ON-LSTM language model.
 
-Paper: Shen, Tan, Sordoni, Courville, «Ordered Neurons», arXiv 1810.09536, section 5.1.
+Paper: Shen, Tan, Sordoni, Courville, "Ordered Neurons", arXiv 1810.09536, section 5.1.
 
     small   the default: 2 × 200 units on the builtin plays, minutes on two CPU cores
     smoke   seconds, to see that everything works
@@ -12,13 +12,7 @@ Paper: Shen, Tan, Sordoni, Courville, «Ordered Neurons», arXiv 1810.09536, sec
 import dataclasses
 from typing import Literal
 
-from experiments.command_line import (
-    DistributedConfig,
-    LoopConfig,
-    MeshConfig,
-    at_least,
-    in_unit_interval,
-)
+from experiments.command_line import LoopConfig, RunConfig, at_least, in_unit_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +31,8 @@ class DataConfig:
     """Most frequent tokens kept; for subwords the size to train (8,000 if not given)."""
 
     def __post_init__(self) -> None:
-        at_least(1, "data.min_count", self.min_count)
-        if self.max_vocabulary is not None:
-            at_least(3, "data.max_vocabulary", self.max_vocabulary)
+        at_least(1, self, "min_count")
+        at_least(3, self, "max_vocabulary")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +54,9 @@ class ModelConfig:
     """Whether recurrent dropout scales while training; False scales in evaluation, as published."""
 
     def __post_init__(self) -> None:
-        at_least(1, "model.num_layers", self.num_layers)
-        for field in dataclasses.fields(self):
-            if field.name.endswith("dropout"):
-                in_unit_interval(f"model.{field.name}", getattr(self, field.name))
+        at_least(1, self, "num_layers")
+        names = [field.name for field in dataclasses.fields(self)]
+        in_unit_interval(self, *(name for name in names if name.endswith("dropout")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,23 +91,10 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "epochs",
-            "batch_size",
-            "num_steps",
-            "evaluation_batch_size",
-            "accumulation_steps",
-            "patience",
-        ):
-            at_least(1, f"training.{name}", getattr(self, name))
-        for name in (
-            "learning_rate",
-            "weight_decay",
-            "gradient_clip",
-            "activation_penalty",
-            "temporal_penalty",
-        ):
-            at_least(0, f"training.{name}", getattr(self, name))
+        at_least(1, self, "epochs", "batch_size", "num_steps", "evaluation_batch_size")
+        at_least(1, self, "accumulation_steps", "patience")
+        at_least(0, self, "learning_rate", "weight_decay", "gradient_clip")
+        at_least(0, self, "activation_penalty", "temporal_penalty")
         if self.random_lengths and self.optimizer == "adamw":
             raise ValueError("training.random_lengths needs sgd or nt_asgd, got adamw")
 
@@ -129,18 +108,18 @@ class ParsingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """ON-LSTM language model."""
+class Fields:
+    """What comes out depends on these alone."""
 
-    workdir: str = "runs/on_lstm_language_model"
-    """Folder of the run; the same command continues it."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     parsing: ParsingConfig = ParsingConfig()
-    loop: LoopConfig = LoopConfig()
-    mesh: MeshConfig = MeshConfig()
-    distributed: DistributedConfig = DistributedConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig, Fields):
+    """ON-LSTM language model."""
 
 
 PENN_TREEBANK = DataConfig(
@@ -151,7 +130,6 @@ WSJ_SAMPLE = ParsingConfig(treebank="file:$ZOO_DATA/wsj_treebank_sample/treebank
 PRESETS = {
     "small": Config(),
     "smoke": Config(
-        workdir="runs/on_lstm_language_model_smoke",
         data=DataConfig(min_count=20),
         model=ModelConfig(
             embed_features=32,
@@ -167,7 +145,6 @@ PRESETS = {
         loop=LoopConfig(log_every=20, checkpoint_every=50),
     ),
     "penn_treebank": Config(
-        workdir="runs/on_lstm_language_model_penn_treebank",
         data=PENN_TREEBANK,
         model=ModelConfig(
             embed_features=200,
@@ -183,7 +160,6 @@ PRESETS = {
         loop=LoopConfig(checkpoint_every=500),
     ),
     "paper": Config(
-        workdir="runs/on_lstm_language_model_paper",
         data=PENN_TREEBANK,
         model=ModelConfig(
             embed_features=400,

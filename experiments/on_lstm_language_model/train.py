@@ -1,23 +1,31 @@
 """Trains the language model, compares it with a 5-gram model, and scores the trees it sees."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from experiments.command_line import MAY_CHANGE
 from experiments.on_lstm_language_model import figures, ngram, parsing
 from experiments.on_lstm_language_model.config import Config, DataConfig, TrainingConfig
 from experiments.on_lstm_language_model.windows import RandomWindows
-from experiments.running import fit_in, number_of_parameters, open_mesh
+from experiments.running import (
+    Experiment,
+    finish,
+    is_main_process,
+    number_of_parameters,
+    on_devices,
+    open_mesh,
+    train,
+)
 from zoo.data import (
+    Source,
     StreamPipeline,
     Vocabulary,
     build_character_vocabulary,
@@ -27,26 +35,18 @@ from zoo.data import (
     open_source,
     train_subword_vocabulary,
 )
-from zoo.ordered import (
-    GoldTree,
-    OnLstmLanguageModel,
-    Tree,
-    activation_penalty,
-    depths_to_tree,
-    nt_asgd,
-    nt_asgd_parameters,
-    observe_validation,
-)
+from zoo.ordered import OnLstmLanguageModel, depths_to_tree
+from zoo.ordered.nt_asgd import nt_asgd, nt_asgd_parameters, observe_validation
+from zoo.ordered.regularization import activation_penalty
+from zoo.ordered.treebank import GoldTree
+from zoo.ordered.trees import Tree
 from zoo.training import (
     LossOutput,
     TrainState,
     functional,
-    init_state,
-    make_train_step,
     open_workdir,
     put_batch,
     results_table,
-    write_summary,
 )
 
 SPLITS = ("train", "valid", "test")
@@ -58,135 +58,159 @@ RULES = (
 )
 
 
+class Data(NamedTuple):
+    """The texts and what they are read with."""
+
+    sources: dict[str, Source]  # by split
+    vocabulary: Vocabulary
+    ids: dict[str, np.ndarray]  # int32 [N] by split
+    gold: list[GoldTree]
+
+
+class Results(NamedTuple):
+    """What the report shows."""
+
+    baseline: dict[str, float]  # perplexity by split
+    ours: dict[str, float]
+    sentences: list[list[str]]
+    trees: list[list[Tree]]  # by sentence and layer
+    gates: list[np.ndarray] | None  # [words, levels] by layer, of the first sentence
+    table: list[dict[str, str | float]]  # scores against the treebank
+    compared: tuple[np.ndarray, GoldTree] | None
+
+
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    mesh = open_mesh(config.mesh, config.distributed)
+    mesh = open_mesh(config)
+    data = load(config)
+    experiment = build(config, mesh, data)
+    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
+    keep_vocabulary(workdir / "vocabulary.json", data.vocabulary)
+    if is_main_process():
+        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
+        print(
+            f"{config.data.uri}: {len(data.ids['train']):,} tokens, {len(data.vocabulary):,} "
+            f"types; {size:,} parameters; {experiment.num_steps:,} steps on {on_devices(mesh)}"
+        )
+    baseline = ngram_perplexities(data)
+    state = train(experiment, mesh, workdir, config.loop)
+    ours = {split: experiment.evaluate(state, split)[1] for split in SPLITS[1:]}
+    ours = {split: values[f"{split}_perplexity"] for split, values in ours.items()}
+    parameters = parameters_that_count(state, config.training)
+    results = Results(baseline, ours, *parse(experiment.merge, parameters, data, config))
+    if is_main_process():
+        report(workdir, results)
+
+
+def load(config: Config) -> Data:
+    """Reads the texts and the treebank, and makes the vocabulary of the training text."""
     sources = {split: open_source(config.data.uri, split=split) for split in SPLITS}
-    vocabulary = build_vocabulary(sources["train"], config.data)
+    vocabulary = make_vocabulary(sources["train"], config.data)
     ids = {split: encode_lines(source, vocabulary) for split, source in sources.items()}
-    gold = parsing.open_treebank(config.parsing.treebank) if config.parsing.treebank else []
+    treebank = config.parsing.treebank
+    return Data(sources, vocabulary, ids, parsing.open_treebank(treebank) if treebank else [])
+
+
+def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
+    """Model, loss, optimiser, batches and evaluation; ``data`` is ``load(config)`` if None."""
+    data = load(config) if data is None else data
     training = config.training
     windows = RandomWindows if training.random_lengths else StreamPipeline
     batches = windows(
-        ids["train"],
+        data.ids["train"],
         batch_size=training.batch_size,
         num_steps=training.num_steps,
         seed=training.seed,
     )
     num_steps = training.epochs * batches.batches_per_epoch
-    init_parameters, rebuild = functional(
+    init, merge = functional(
         lambda rngs: OnLstmLanguageModel(
-            len(vocabulary), **dataclasses.asdict(config.model), rngs=rngs
+            len(data.vocabulary), **dataclasses.asdict(config.model), rngs=rngs
         )
     )
-    lengths = batches.lengths if isinstance(batches, RandomWindows) else None
-    optimizer = make_optimizer(training, num_steps, lengths)
+    evaluation_loss = jax.jit(make_loss(merge))
 
-    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
-    keep_vocabulary(workdir / "vocabulary.json", vocabulary)
-    state = init_state(
-        init_parameters,
-        optimizer,
-        key=jax.random.key(training.seed),
-        mesh=mesh,
-        rules=RULES,
-        carry=local_carries(rebuild, init_parameters, training.batch_size),
-    )
-    step = make_train_step(
-        make_loss(rebuild, training),
-        optimizer,
-        accumulation_steps=training.accumulation_steps,
-        compute_dtype=jnp.bfloat16 if training.bfloat16 else None,
-        shardings=state.shardings,
-    )
-    evaluation_loss = jax.jit(make_loss(rebuild))
-    averaging = training.optimizer == "nt_asgd"
-
-    def evaluated(state: TrainState) -> Any:
-        """The parameters that count."""
-        if averaging:
-            return nt_asgd_parameters(state.optimizer_state, state.parameters)
-        return state.parameters
-
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=state.shardings)
-    def observe(state: TrainState, loss: float) -> TrainState:
-        return state._replace(optimizer_state=observe_validation(state.optimizer_state, loss))
-
-    def evaluate(state: TrainState, split: str = "valid") -> dict[str, float]:
+    def evaluate(state: TrainState, split: str = "valid") -> tuple[TrainState, dict[str, float]]:
         rows = training.evaluation_batch_size
         held_out = StreamPipeline(
-            ids[split],
+            data.ids[split],
             batch_size=rows,
             num_steps=training.num_steps,
             seed=0,
             num_epochs=1,
             shuffle_offset=False,
         )
-        carry = put_batch(local_carries(rebuild, init_parameters, rows), mesh)
-        parameters = evaluated(state)
+        carry = put_batch(local_carries(merge, init, rows), mesh)
+        parameters = parameters_that_count(state, training)
         total = weight = 0.0
         for batch in held_out:
             output = evaluation_loss(parameters, put_batch(batch, mesh), key=state.key, carry=carry)
             carry = output.carry
             total, weight = total + float(output.total), weight + float(output.weight)
-        return {f"{split}_perplexity": float(np.exp(total / weight))}
+        loss = total / weight
+        if split == "valid" and training.optimizer == "nt_asgd":
+            observed = observe_validation(state.optimizer_state, loss)
+            state = state._replace(optimizer_state=observed)
+        return state, {f"{split}_perplexity": float(np.exp(loss))}
 
-    if jax.process_index() == 0:
-        size = number_of_parameters(state.parameters)
-        print(
-            f"{config.data.uri}: {len(ids['train']):,} tokens, {len(vocabulary):,} types; "
-            f"{size:,} parameters; {num_steps:,} steps on {mesh.size} "
-            f"{jax.devices()[0].device_kind} device(s)"
-        )
-    orders = ngram.fit_kneser_ney(ids["train"], vocab_size=len(vocabulary))
-    baseline = {
-        split: ngram.perplexity(orders, ids[split], vocab_size=len(vocabulary))
-        for split in SPLITS[1:]
-    }
-    state = fit_in(
-        workdir,
-        config.loop,
-        step,
-        state,
-        batches,
+    return Experiment(
+        init=init,
+        merge=merge,
+        loss=make_loss(merge, training),
+        optimizer=make_optimizer(training, num_steps, getattr(batches, "lengths", None)),
+        batches=batches,
         num_steps=num_steps,
-        mesh=mesh,
+        seed=training.seed,
         evaluate=evaluate,
         evaluate_every=batches.batches_per_epoch,
-        after_evaluation=(
-            (lambda state, values: observe(state, np.log(values["valid_perplexity"])))
-            if averaging
-            else None
-        ),
         rate_unit="tokens",
+        rules=RULES,
+        carry=local_carries(merge, init, training.batch_size),
+        accumulation_steps=training.accumulation_steps,
+        compute_dtype=jnp.bfloat16 if training.bfloat16 else None,
     )
-    ours = {split: evaluate(state, split)[f"{split}_perplexity"] for split in SPLITS[1:]}
-    parameters = evaluated(state)
-    read = parsing.make_reader(rebuild, end=vocabulary.end)
-    sentences = choose_sentences(sources["valid"], vocabulary)
+
+
+def parameters_that_count(state: TrainState, training: TrainingConfig) -> Any:
+    """The average that NT-ASGD keeps, or the parameters themselves."""
+    if training.optimizer == "nt_asgd":
+        return nt_asgd_parameters(state.optimizer_state, state.parameters)
+    return state.parameters
+
+
+def ngram_perplexities(data: Data) -> dict[str, float]:
+    """Perplexity of a 5-gram model on the held-out splits."""
+    size = len(data.vocabulary)
+    orders = ngram.fit_kneser_ney(data.ids["train"], vocab_size=size)
+    return {
+        split: ngram.perplexity(orders, data.ids[split], vocab_size=size) for split in SPLITS[1:]
+    }
+
+
+def parse(merge: Callable[..., Any], parameters: Any, data: Data, config: Config) -> tuple:
+    """The fields of ``Results`` from ``sentences`` on: trees, gates and their scores."""
+    read = parsing.make_reader(merge, end=data.vocabulary.end)
+    sentences = choose_sentences(data.sources["valid"], data.vocabulary)
+    encoded = parsing.encode_sentences(sentences, data.vocabulary)
     trees = [
         [depths_to_tree(depths, words) for depths in layers]
         for words, layers in zip(
-            sentences,
-            read(parameters, parsing.encode_sentences(sentences, vocabulary)) if sentences else [],
-            strict=True,
+            sentences, read(parameters, encoded) if encoded else [], strict=True
         )
     ]
     gates = None
     if sentences and config.model.master_input != "none":
-        gates = read_gates(rebuild, parameters, sentences[0], vocabulary)
-    table, compared = [], None
-    if gold:
-        depths = read(parameters, parsing.encode_sentences([t.words for t in gold], vocabulary))
-        table = parsing.table_of_scores(depths, gold)
-        compared = next(
-            (pair for pair in zip(depths, gold, strict=True) if 7 <= len(pair[1].words) <= 12), None
-        )
-    if jax.process_index() == 0:
-        report(workdir, baseline, ours, sentences, trees, gates, table, compared)
+        gates = read_gates(merge, parameters, sentences[0], data.vocabulary)
+    if not data.gold:
+        return sentences, trees, gates, [], None
+    words = [tree.words for tree in data.gold]
+    depths = read(parameters, parsing.encode_sentences(words, data.vocabulary))
+    pairs = zip(depths, data.gold, strict=True)
+    compared = next((pair for pair in pairs if 7 <= len(pair[1].words) <= 12), None)
+    return sentences, trees, gates, parsing.table_of_scores(depths, data.gold), compared
 
 
-def build_vocabulary(source: Any, data: DataConfig) -> Vocabulary:
+def make_vocabulary(source: Any, data: DataConfig) -> Vocabulary:
     """The vocabulary of the training text as the config asks for it."""
     if data.tokens == "characters":
         return build_character_vocabulary(source)
@@ -238,7 +262,7 @@ def make_optimizer(
 
 
 def make_loss(
-    rebuild: Callable[..., OnLstmLanguageModel], training: TrainingConfig | None = None
+    merge: Callable[..., OnLstmLanguageModel], training: TrainingConfig | None = None
 ) -> Callable:
     """Sum of the negative log probabilities of the next tokens, in nats.
 
@@ -251,7 +275,7 @@ def make_loss(
             start = jnp.expand_dims(batch["start"], tuple(range(1, leaf.ndim)))
             return jnp.where(start, jnp.zeros_like(leaf), leaf)
 
-        model = rebuild(parameters)
+        model = merge(parameters)
         # The text of an epoch does not follow on that of the one before it.
         carry = jax.tree.map(fresh, carry)
         output = model(
@@ -281,12 +305,10 @@ def make_loss(
     return loss_fn
 
 
-def local_carries(rebuild: Callable, init_parameters: Callable, rows: int) -> Any:
+def local_carries(merge: Callable, init: Callable, rows: int) -> Any:
     """Zero carries for this process's share of ``rows``."""
     local = rows // jax.process_count()
-    shapes = jax.eval_shape(
-        lambda key: rebuild(init_parameters(key)).initial_carries(local), jax.random.key(0)
-    )
+    shapes = jax.eval_shape(lambda key: merge(init(key)).initial_carries(local), jax.random.key(0))
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
@@ -303,57 +325,49 @@ def choose_sentences(source: Any, vocabulary: Vocabulary, count: int = 3) -> lis
 
 
 def read_gates(
-    rebuild: Callable, parameters: Any, sentence: list[str], vocabulary: Vocabulary
+    merge: Callable, parameters: Any, sentence: list[str], vocabulary: Vocabulary
 ) -> list[np.ndarray]:
     """The master forget gates ``[words, levels]`` of each layer, after an end of line."""
     ids = np.array([[vocabulary.end, *parsing.encode_sentences([sentence], vocabulary)[0]]])
-    layers = jax.jit(lambda parameters, ids: rebuild(parameters).master_gates(ids))(parameters, ids)
+    layers = jax.jit(lambda parameters, ids: merge(parameters).master_gates(ids))(parameters, ids)
     return [np.asarray(gates.forget[0, 1:]) for gates in layers]
 
 
-def report(
-    workdir: pathlib.Path,
-    baseline: dict[str, float],
-    ours: dict[str, float],
-    sentences: list[list[str]],
-    trees: list[list[Tree]],
-    gates: list[np.ndarray] | None,
-    table: list[dict[str, str | float]],
-    compared: tuple[np.ndarray, GoldTree] | None,
-) -> None:
+def report(workdir: pathlib.Path, results: Results) -> None:
     """Tables, trees, pictures and summary."""
+    perplexities = (("5-gram, modified Kneser-Ney", results.baseline), ("ON-LSTM", results.ours))
     results_table(
         [
             {"model": name, **{f"{split} perplexity": numbers[split] for split in SPLITS[1:]}}
-            for name, numbers in (("5-gram, modified Kneser-Ney", baseline), ("ON-LSTM", ours))
+            for name, numbers in perplexities
         ],
         title="Held-out text, same vocabulary",
     )
-    for sentence_trees in trees:
-        for number, tree in enumerate(sentence_trees, start=1):
+    for layers in results.trees:
+        for number, tree in enumerate(layers, start=1):
             print(f"layer {number}: {figures.brackets(tree)}")
-    if table:
+    if table := results.table:
         # In two, for the width of a terminal: how well brackets agree, and what they are like.
         scores = [name for name in table[0] if "F1" in name]
+        others = [name for name in table[0] if name not in scores]
         for names, title in (
-            (scores, "Brackets of the layers against the treebank, %"),
-            ([name for name in table[0] if name not in scores], "Recall by label, %, and depth"),
+            (["trees", *scores], "Brackets of the layers against the treebank, %"),
+            (others, "Recall by label, %, and depth"),
         ):
-            results_table(
-                [{"trees": row["trees"]} | {name: row[name] for name in names} for row in table],
-                title=title,
-            )
+            results_table([{name: row[name] for name in names} for row in table], title=title)
         print(parsing.NOTE)
-    pictures = figures.save(workdir, baseline["valid"], sentences, gates, trees, compared)
+    pictures = figures.save(
+        workdir,
+        results.baseline["valid"],
+        results.sentences,
+        results.gates,
+        results.trees,
+        results.compared,
+    )
     summary = {
-        "baseline": baseline,
-        "on_lstm": ours,
-        "trees": [[figures.brackets(tree) for tree in layers] for layers in trees],
+        "baseline": results.baseline,
+        "on_lstm": results.ours,
+        "trees": [[figures.brackets(tree) for tree in layers] for layers in results.trees],
         "parsing": table,
-        "jax": jax.__version__,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    if table:
-        summary["parsing_note"] = parsing.NOTE
-    summary_path = write_summary(workdir, summary)
-    print("written:", ", ".join(str(path) for path in (*pictures, summary_path)))
+    finish(workdir, summary | ({"parsing_note": parsing.NOTE} if table else {}), pictures)

@@ -1,7 +1,7 @@
 """What every experiment shares: mesh, state, step, loop, checkpoints, records."""
 
 from zoo.training.checkpoint import Checkpointer
-from zoo.training.fit import fit
+from zoo.training.fit import Loop, fit
 from zoo.training.mesh import batch_sharding, initialize_distributed, make_mesh, put_batch
 from zoo.training.placement import Rules, path_name, shardings
 from zoo.training.records import MetricsLog, open_workdir, results_table, write_summary
@@ -18,6 +18,7 @@ from zoo.training.step import LossOutput, make_train_step
 __all__ = [
     "Checkpointer",
     "Functional",
+    "Loop",
     "LossOutput",
     "MetricsLog",
     "Rules",

@@ -11,13 +11,14 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from zoo import _checks as checks
 from zoo.training.checkpoint import Checkpointer
 from zoo.training.mesh import put_batch
 from zoo.training.progress import Progress
@@ -30,6 +31,26 @@ from zoo.training.state import TrainState
 STEPS_AHEAD = 4
 
 
+class Loop(NamedTuple):
+    """How often a run logs, evaluates and saves, in steps.
+
+    Attributes:
+        log_every: steps between two records, each of means over the accepted steps since the last.
+        evaluate_every: None evaluates at the end alone.
+        checkpoint_every: None saves at the end alone.
+        max_nonfinite_steps: refused updates in a row that end the run.
+        rate_unit: what ``weight`` counts, for the display.
+        progress: show a bar on a terminal, else a line per record.
+    """
+
+    log_every: int = 50
+    evaluate_every: int | None = None
+    checkpoint_every: int | None = None
+    max_nonfinite_steps: int = 10
+    rate_unit: str = "examples"
+    progress: bool = True
+
+
 def fit(
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
     state: TrainState,
@@ -37,16 +58,10 @@ def fit(
     *,
     num_steps: int,
     mesh: Mesh,
+    loop: Loop = Loop(),
     checkpointer: Checkpointer | None = None,
     log: MetricsLog | None = None,
-    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
-    evaluate_every: int | None = None,
-    after_evaluation: Callable[[TrainState, Mapping[str, float]], TrainState] | None = None,
-    checkpoint_every: int | None = None,
-    log_every: int = 50,
-    rate_unit: str = "examples",
-    max_nonfinite_steps: int = 10,
-    progress: bool = True,
+    evaluate: Callable[[TrainState], tuple[TrainState, Mapping[str, float]]] | None = None,
 ) -> TrainState:
     """Trains until ``num_steps`` steps are done in all, or the batches end.
 
@@ -63,19 +78,12 @@ def fit(
             process) and ``set_state(position)``, as ``zoo.data.Pipeline`` has.
         num_steps: the step to stop at, counted from the very first start.
         mesh: the one the state lies on.
-        checkpointer: keeps the run; None trains without a net.
-        log: gets a record at each log step (means over the steps since the last, refused ones left
-            out) and each evaluation.
-        evaluate: ``(state) -> {name: number}``; runs at the end, and every evaluate_every
-            steps; all processes call it.
-        evaluate_every: in steps.
-        after_evaluation: ``(state, what evaluate returned) -> state`` to go on with, of the same
-            structure and shardings, such as with a lower learning rate; consumes the state.
-        checkpoint_every: in steps.
-        log_every: in steps.
-        rate_unit: what ``weight`` counts, for the display.
-        max_nonfinite_steps: refused updates in a row that end the run.
-        progress: show a bar on a terminal, else a line at each log step.
+        loop: how often it logs, evaluates and saves.
+        checkpointer: keeps the run; without one nothing is saved.
+        log: gets every record and every evaluation.
+        evaluate: ``(state) -> (state, {name: number})``; consumes the state and returns the one to
+            go on with, usually the same, with equal structure and shardings. It runs at the end and
+            every ``loop.evaluate_every`` steps, on all processes.
 
     Returns:
         The state after the last step.
@@ -83,7 +91,7 @@ def fit(
     Raises:
         ValueError: if a number is not positive.
         TypeError: if the batches cannot be resumed but a checkpointer is given.
-        FloatingPointError: after ``max_nonfinite_steps`` refused updates in a row.
+        FloatingPointError: after ``loop.max_nonfinite_steps`` refused updates in a row.
         SystemExit: when stopped by a signal.
 
     >>> import itertools, optax
@@ -96,20 +104,13 @@ def fit(
     >>> state = init_state(init, optimizer, key=jax.random.key(0), mesh=mesh)
     >>> step = make_train_step(loss_fn, optimizer, shardings=state.shardings)
     >>> batches = itertools.repeat(np.ones((8, 3), np.float32))
-    >>> state = fit(step, state, batches, num_steps=20, mesh=mesh, progress=False)
+    >>> state = fit(step, state, batches, num_steps=20, mesh=mesh, loop=Loop(progress=False))
     >>> state.parameters["kernel"].sum().round(3)
     Array(1., dtype=float32)
     """
-    settings = {
-        "num_steps": num_steps,
-        "log_every": log_every,
-        "evaluate_every": evaluate_every,
-        "checkpoint_every": checkpoint_every,
-        "max_nonfinite_steps": max_nonfinite_steps,
-    }
-    for name, value in settings.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, value in {"num_steps": num_steps, **loop._asdict()}.items():
+        if name not in ("rate_unit", "progress") and value is not None:
+            checks.count(name, value, at_least=1)
     positioned = _check_batches(batches, resumable=checkpointer is not None)
     if checkpointer is not None:
         state = _restore(checkpointer, state, positioned)
@@ -118,27 +119,26 @@ def fit(
         log.resume(first)
     # Several CPU devices share one pool of threads: steps that overlap may wait forever.
     one_by_one = mesh.devices.flat[0].platform == "cpu" and len(mesh.local_devices) > 1
-    window = _Window(max_nonfinite_steps, steps_ahead=0 if one_by_one else STEPS_AHEAD)
+    window = _Window(loop.max_nonfinite_steps, steps_ahead=0 if one_by_one else STEPS_AHEAD)
     logged = evaluated = first
     stop = 0
 
-    with StopSignals() as signals, Progress(num_steps, done, rate_unit, shown=progress) as display:
+    display = Progress(num_steps, done, loop.rate_unit, shown=loop.progress)
+    with StopSignals() as signals, display:
 
         def write_log() -> None:
             nonlocal logged
             record, rate, pace = window.read()
             display.report(done, record, rate=rate, pace=pace)
             if log is not None:
-                log.write(done, {**record, f"{rate_unit}_per_second": rate})
+                log.write(done, {**record, f"{loop.rate_unit}_per_second": rate})
             logged = done
 
         def write_evaluation() -> None:
             nonlocal evaluated, state
             if evaluate is not None:
                 with window.paused():
-                    values = evaluate(state)
-                    if after_evaluation is not None:
-                        state = after_evaluation(state, values)
+                    state, values = evaluate(state)
                 if log is not None:
                     log.write(done, values)
             evaluated = done
@@ -157,13 +157,13 @@ def fit(
             done += 1
             window.add(done, metrics)
             display.advance(done)
-            if done % log_every == 0:
+            if done % loop.log_every == 0:
                 write_log()
-            if evaluate_every and done % evaluate_every == 0:
+            if loop.evaluate_every and done % loop.evaluate_every == 0:
                 write_evaluation()
-            if checkpoint_every and done % checkpoint_every == 0:
+            if loop.checkpoint_every and done % loop.checkpoint_every == 0:
                 save()
-            if jax.process_count() == 1 or done % log_every == 0:
+            if jax.process_count() == 1 or done % loop.log_every == 0:
                 stop = _agreed(signals.received)
 
         if logged < done:
