@@ -1,4 +1,8 @@
-"""Makes a Markdown table and a plot of a result file: ``python -m benchmarks.report FILE.jsonl``.
+"""Tables and plots of result files.
+
+    python -m benchmarks.report                        # writes the tables of benchmarks/README.md
+    python -m benchmarks.report FILE.jsonl --plot OUT.png
+    python -m benchmarks.report OLD.jsonl NEW.jsonl    # the same rows before and after
 
 Where a case was measured more than once, the last run counts.
 """
@@ -6,40 +10,61 @@ Where a case was measured more than once, the last run counts.
 import argparse
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.run import BUSY, duration, quantity
+from zoo._files import replace_file
 from zoo.extras import require
 
+Row = dict[str, Any]
+FOLDER = pathlib.Path(__file__).parent
+README, RESULTS, BOUNDS = FOLDER / "README.md", FOLDER / "results", FOLDER / "results/bounds.json"
 HEAD = ("case", "program", "time of a call", "× zoo", "rate", "memory", "compile", "roofline")
+BUSY = 0.05  # share of the cores that others may take before the reader is told
+PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+UNITS = ((1, "s"), (1e3, "ms"), (1e6, "us"))
+NOTE = (
+    "Median time of one call with its quartiles; programs of a case took turns. `× zoo`: how many "
+    "times ours; memory as planned by XLA; compile without tracing; roofline: least time the "
+    "measured peaks allow / time, for programs that compute the same numbers."
+)
+CPU = " CPU times are one run on one machine: read the ratios, not the seconds."
+DAGGER = f" † Other processes took more than {BUSY:.0%} of the cores: not to be trusted."
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("file", type=pathlib.Path, metavar="FILE.jsonl")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="*", type=pathlib.Path, metavar="FILE.jsonl")
     parser.add_argument("--plot", type=pathlib.Path, metavar="OUT.png")
     options = parser.parse_args(words)
     try:
-        rows = read(options.file)
+        if not options.files:
+            replace_file(README, filled(README.read_text()))
+            return 0
+        measured = [read(file) for file in options.files]
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(table(rows))
+    print(comparison(*measured) if len(measured) == 2 else "\n\n".join(map(table, measured)))
     if options.plot is not None:
-        plot(rows, options.plot)
+        plot(measured[-1], options.plot)
     return 0
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
+def read(path: pathlib.Path) -> list[Row]:
     """The rows of the last run of each case and size, in the order of the file.
 
     Raises:
         ValueError: if the file holds no rows, or a line that `benchmarks.run` did not write.
     """
-    blocks: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    blocks: dict[tuple[str, str], list[Row]] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
             row = json.loads(line)
@@ -58,34 +83,70 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     return [row for block in blocks.values() for row in block]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """A sentence for each machine and run, then the Markdown table."""
-    lines = [f"{line}  " for line in machines(rows)]
-    lines.append(
-        "Median time of one call with its quartiles; programs of a case took turns. `× zoo`: how "
-        "many times ours; memory as planned by XLA; compile without tracing; roofline: least time "
-        "the measured peaks allow / time, for programs that compute the same numbers."
-    )
-    if any(row["environment"]["platform"] == "cpu" for row in rows):
-        lines[-1] += " CPU times are one run on one machine: read the ratios, not the seconds."
-    if any((row.get("others_share") or 0) > BUSY for row in rows):
-        lines[-1] += (
-            f" † Other processes took more than {BUSY:.0%} of the cores: not to be trusted."
-        )
-    lines += ["", _line(HEAD), _line(["---", "---", *["---:"] * (len(HEAD) - 2)])]
-    before = None
-    for row in rows:
-        name = f"{row['case']}, {row['size']}" + " †" * ((row.get("others_share") or 0) > BUSY)
-        lines.append(_line([name if name != before else "", *cells(row)]))
-        before = name
+def filled(page: str) -> str:
+    """The page with the table of every ``<!-- results: FILE -->`` and ``<!-- summary -->``."""
+
+    def section(found: re.Match[str]) -> str:
+        what, file = found["what"], found["file"]
+        if what == "summary":
+            text = summary([row for path in sorted(RESULTS.glob("*.jsonl")) for row in read(path)])
+        else:
+            text = table(read(RESULTS / f"{file}.jsonl"))
+        return f"{found['begin']}\n\n{text}\n\n<!-- end -->"
+
+    marks = r"(?P<begin><!-- (?P<what>summary|results)(?:: (?P<file>\w+))? -->).*?<!-- end -->"
+    return re.sub(marks, section, page, flags=re.DOTALL)
+
+
+def summary(rows: list[Row]) -> str:
+    """One line per case and size: the fastest other program, and what bounds ours."""
+    known = json.loads(BOUNDS.read_text())
+    lines = [_line(("case", "fastest other program", "its time / zoo's", "bound by")), "|---|---|---:|---|"]
+    for name, block in _blocks(rows).items():
+        ours = block[0]
+        times = {r["program"]: r["times_zoo"] for r in block[1:] if "times_zoo" in r}
+        rival = min(times, key=lambda program: times[program], default="")
+        bound = known.get(name) or known.get(name.split(", ")[0]) or ""
+        if not bound and ours.get("counted_by") == "analytic":
+            bound = f"{ours['roofline_fraction']:.0%} of the peak ({ours['bound']})"
+        ratio = f"{times[rival]:.2f}{_dagger(ours)}" if rival else ""
+        lines.append(_line((name, rival, ratio, bound)))
     return "\n".join(lines)
 
 
-def machines(rows: list[dict[str, Any]]) -> list[str]:
+def comparison(old: list[Row], new: list[Row]) -> str:
+    """Our times before and after; the quartiles of the two runs say whether they differ."""
+    before = {name: block[0] for name, block in _blocks(old).items()}
+    lines = [_line(("case", "before", "after", "after / before", "")), "|---|---:|---:|---:|---|"]
+    for name, block in _blocks(new).items():
+        a, b = before.get(name, {"status": "absent"}), block[0]
+        if a["status"] != "ok" or b["status"] != "ok":
+            lines.append(_line((name, a["status"], b["status"], "", "")))
+            continue
+        (low_a, high_a), (low_b, high_b) = a["quartiles_seconds"], b["quartiles_seconds"]
+        verdict = "slower" if low_b > high_a else "faster" if high_b < low_a else "within noise"
+        times = (a["median_seconds"], b["median_seconds"])
+        ratio = f"{times[1] / times[0]:.2f}"
+        lines.append(_line((name, *map(duration, times), ratio, verdict)))
+    return "\n".join(lines)
+
+
+def table(rows: list[Row]) -> str:
+    """A sentence for each machine and run, then the Markdown table."""
+    busy = any((row.get("others_share") or 0) > BUSY for row in rows)
+    on_cpu = any(row["environment"]["platform"] == "cpu" for row in rows)
+    lines = [*(f"{line}  " for line in machines(rows)), NOTE + CPU * on_cpu + DAGGER * busy, ""]
+    lines += [_line(HEAD), _line(["---", "---", *["---:"] * (len(HEAD) - 2)])]
+    for name, block in _blocks(rows).items():
+        names = [name + _dagger(block[0]), *[""] * (len(block) - 1)]
+        lines += [_line([n, *cells(row)]) for n, row in zip(names, block, strict=True)]
+    return "\n".join(lines)
+
+
+def machines(rows: list[Row]) -> list[str]:
     """One sentence for each machine and state of the code; runs differ in the peaks they found."""
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        environment = row["environment"]
+    runs: dict[str, list[Row]] = {}
+    for environment in (row["environment"] for row in rows):
         kind = "processor" if environment["platform"] == "cpu" else "device"
         versions = environment["versions"]
         text = (
@@ -100,14 +161,8 @@ def machines(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _range(values: Iterable[float]) -> str:
-    """In units of 1e9, «40» or «40 to 42»."""
-    texts = [f"{value / 1e9:,.0f}" for value in sorted(values)]
-    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    """All columns but the case."""
+def cells(row: Row) -> list[str]:
+    """All columns of a program but the case."""
     if row["status"] != "ok":
         return [row["program"], row["status"], *[""] * (len(HEAD) - 3)]
     low, high = row["quartiles_seconds"]
@@ -123,18 +178,27 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+def duration(seconds: float) -> str:
+    """Seconds with a fitting unit and three digits."""
+    factor, unit = next(((f, u) for f, u in UNITS if seconds * f >= 1), UNITS[-1])
+    digits = ".3g" if seconds * factor < 999.5 else ".0f"
+    return f"{seconds * factor:{digits}} {unit}"
+
+
+def quantity(number: float, unit: str = "") -> str:
+    """A number with a decimal prefix and three digits, such as ``12.3 MB``."""
+    factor, prefix = next((pair for pair in PREFIXES if number >= pair[0]), (1, ""))
+    return f"{number / factor:.3g} {prefix}{unit}".rstrip()
+
+
+def plot(rows: list[Row], path: pathlib.Path) -> None:
     """Bars: time relative to ours, and the share of the roofline that was reached."""
-    figure_module, ticker = (
-        require("matplotlib.figure", "plot"),
-        require("matplotlib.ticker", "plot"),
-    )
+    figure = require("matplotlib.figure", "plot").Figure
+    ticker = require("matplotlib.ticker", "plot")
     rows = [row for row in rows if row["status"] == "ok" and "times_zoo" in row]
-    blocks: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        blocks.setdefault(f"{row['case']}, {row['size']}", []).append(row)
+    blocks = _blocks(rows)
     height = 1.2 + 0.2 * (len(rows) + 1.3 * len(blocks))
-    figure = figure_module.Figure(figsize=(11, height), layout="constrained")
+    figure = figure(figsize=(11, height), layout="constrained")
     ratios, fractions = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     labels: dict[float, str] = {}
     position = 0.0
@@ -169,6 +233,24 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     fractions.set_xlabel("share of the measured roofline")
     figure.suptitle("\n".join(machines(rows)), fontsize=8)
     figure.savefig(path, dpi=130)
+
+
+def _blocks(rows: list[Row]) -> dict[str, list[Row]]:
+    """The programs of each ``case, size``, ours first."""
+    blocks: dict[str, list[Row]] = {}
+    for row in rows:
+        blocks.setdefault(f"{row['case']}, {row['size']}", []).append(row)
+    return blocks
+
+
+def _dagger(row: Row) -> str:
+    return " †" if (row.get("others_share") or 0) > BUSY else ""
+
+
+def _range(values: Iterable[float]) -> str:
+    """In units of 1e9, "40" or "40 to 42"."""
+    texts = [f"{value / 1e9:,.0f}" for value in sorted(values)]
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
 
 
 def _line(columns: Sequence[str]) -> str:

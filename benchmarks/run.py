@@ -1,6 +1,6 @@
 """Runs the microbenchmarks: ``python -m benchmarks.run [pattern]``.
 
-Prints a table, one block a case and size, and writes each finished block as JSON lines. What is
+Prints a table, one block per case and size, and writes each finished block as JSON lines. What is
 measured and how is in `benchmarks.measure`; `benchmarks.report` turns the lines into a table and a
 plot. An interrupted run keeps its finished blocks.
 """
@@ -15,23 +15,11 @@ from typing import Any
 
 import jax
 
-from benchmarks import measure
+from benchmarks import measure, report
 from benchmarks.case import Case, Program, discover, select
+from benchmarks.report import BUSY, HEAD
 
-COLUMNS = (
-    ("program", 28),
-    ("median", 11),
-    ("quartiles", 21),
-    ("x zoo", 7),
-    ("rate", 14),
-    ("memory", 10),
-    ("trace", 8),
-    ("compile", 8),
-    ("roofline", 8),
-)
-PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
-BUSY = 0.05  # share of the cores that others may take before the reader is told
-UNITS = ((1, "s"), (1e3, "ms"), (1e6, "us"))
+WIDTHS = (28, 36, 6, 18, 8, 8, 14)  # of the columns of benchmarks.report.cells
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -79,9 +67,9 @@ def run(chosen: list[tuple[Case, str]], *, rounds: int, output: pathlib.Path | N
         for case, label in chosen:
             rows = measure_case(case, label, rounds, peaks)
             print(f"\n{case.name}/{label}  " + _describe(case.sizes[label]))
-            print("  ".join(name.ljust(width) for name, width in COLUMNS))
-            for row in rows:
-                print(line_of(row), flush=True)
+            for cells in (HEAD[1:], *map(report.cells, rows)):
+                line = "  ".join(c.ljust(w) for c, w in zip(cells, WIDTHS, strict=True))
+                print(line.rstrip(), flush=True)
             if (rows[0].get("others_share") or 0) > BUSY:
                 print(
                     f"  other processes took {rows[0]['others_share']:.0%} of the cores meanwhile"
@@ -100,7 +88,7 @@ def run(chosen: list[tuple[Case, str]], *, rounds: int, output: pathlib.Path | N
 
 
 def measure_case(case: Case, label: str, rounds: int, peaks: measure.Peaks) -> list[dict[str, Any]]:
-    """One row a program: ours, then the rivals."""
+    """One row per program: ours, then the rivals."""
     size = case.sizes[label]
     rows, calls = {}, {}
     for name, build in case.programs().items():
@@ -154,63 +142,13 @@ def prepare(program: Program) -> tuple[Callable[[], Any], dict[str, Any]]:
 
 def header(environment: dict[str, Any], rounds: int) -> str:
     """What is measured, on what, and how far to trust it."""
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    peaks = ", ".join(
-        f"{value / 1e9:,.0f} GFLOP/s {dtype}"
-        for dtype, value in environment["peak_operations"].items()
-    )
-    text = [
-        f"{environment['device']} ({environment['platform']}), {environment['processor']}, "
-        f"{environment['threads']} threads for every program, load {environment['load_at_start']}",
-        f"{versions}; commit {environment['commit']}; {environment['date']}",
-        f"measured peaks: {peaks} (matrix product), "
-        f"{environment['peak_bandwidth'] / 1e9:,.1f} GB/s (read and write)",
-        f"median: seconds of one call until its outputs are ready, over at most {rounds} rounds "
-        "in which the programs of a block take turns.",
-        "roofline: least time the peaks allow / median. memory: what XLA plans for the program.",
-    ]
+    row = {"environment": environment}
+    text = [*report.machines([row]), f"{report.NOTE} At most {rounds} rounds."]
     if environment["platform"] == "cpu":
-        text.append(
-            "CPU times come from one run on one machine: read the ratios (x zoo) of a block, not "
-            "the seconds, and neither where other processes took a part of the cores."
-        )
+        text[-1] += report.CPU
     if (environment["others_share"] or 0) > BUSY:
         text.append(f"other processes took {environment['others_share']:.0%} of the cores so far")
     return "\n".join(text)
-
-
-def line_of(row: dict[str, Any]) -> str:
-    """One line of the table."""
-    if row["status"] != "ok":
-        return f"{row['program']:28}  {row['status']}"
-    low, high = row["quartiles_seconds"]
-    rate = f"{quantity(row['rate'])} {row['unit']}/s" if "rate" in row else ""
-    fraction = row.get("roofline_fraction")
-    cells = (
-        row["program"],
-        duration(row["median_seconds"]),
-        f"{duration(low)}..{duration(high)}",
-        f"{row['times_zoo']:.2f}" if "times_zoo" in row else "",
-        rate,
-        "" if row.get("memory_bytes") is None else quantity(row["memory_bytes"], "B"),
-        duration(row["trace_seconds"]) if "trace_seconds" in row else "",
-        duration(row["compile_seconds"]) if "compile_seconds" in row else "",
-        "" if fraction is None else f"{fraction:.1%}",
-    )
-    return "  ".join(str(c).ljust(w) for c, (_, w) in zip(cells, COLUMNS, strict=True)).rstrip()
-
-
-def duration(seconds: float) -> str:
-    """Seconds with a fitting unit and three digits."""
-    factor, unit = next(((f, u) for f, u in UNITS if seconds * f >= 1), UNITS[-1])
-    digits = ".3g" if seconds * factor < 999.5 else ".0f"
-    return f"{seconds * factor:{digits}} {unit}"
-
-
-def quantity(number: float, unit: str = "") -> str:
-    """A number with a decimal prefix and three digits, such as ``12.3 MB``."""
-    factor, prefix = next((pair for pair in PREFIXES if number >= pair[0]), (1, ""))
-    return f"{number / factor:.3g} {prefix}{unit}".rstrip()
 
 
 def _describe(size: Any) -> str:

@@ -233,9 +233,27 @@ def test_report_names_a_missing_file(tmp_path, capsys):
     ],
 )
 def test_durations(seconds, text):
-    assert command.duration(seconds) == text
+    assert report.duration(seconds) == text
 
 
 @pytest.mark.parametrize(("number", "text"), [(12, "12 B"), (1.5e3, "1.5 kB"), (2e9, "2 GB")])
 def test_quantities(number, text):
-    assert command.quantity(number, "B") == text
+    assert report.quantity(number, "B") == text
+
+
+def test_the_tables_of_the_page_are_those_of_the_result_files():
+    page = report.README.read_text()
+    assert "<!-- summary -->" in page
+    assert page.count("<!-- results: ") == len(list(report.RESULTS.glob("*.jsonl")))
+    assert report.filled(page) == page, "stale: python -m benchmarks.report writes them anew"
+
+
+def test_comparison_knows_the_noise():
+    def rows(median, low, high):
+        row = {"case": "toy", "size": "s", "status": "ok", "quartiles_seconds": [low, high]}
+        return [row | {"median_seconds": median}]
+
+    old = rows(1.0, 0.9, 1.1)
+    assert "| 2.00 | slower |" in report.comparison(old, rows(2.0, 1.9, 2.1))
+    assert "| 1.05 | within noise |" in report.comparison(old, rows(1.05, 0.95, 1.2))
+    assert "| 0.50 | faster |" in report.comparison(old, rows(0.5, 0.4, 0.6))
