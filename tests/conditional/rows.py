@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.battery import BadInput, Row
-from zoo import conditional
+from zoo.conditional import conditional_layer_norm
+from zoo.conditional.layer_norm import conditional_rms_norm, drop_condition
 
 UNITS, FEATURES, TIME = 4, 3, 2
 
@@ -34,85 +35,55 @@ def drop_arguments(generator, batch, dtype):
     return key, normal(generator, (*batch, FEATURES), dtype)
 
 
-def bad_inputs(function, make):
-    x, condition, *parameters = make(np.random.default_rng(0), (2,), jnp.float32)
-
-    def bad(label, error, argument, expected, got, **changed):
-        x_, condition_ = changed.get("x", x), changed.get("condition", condition)
-        parameters_ = changed.get("parameters", parameters)
-        call = functools.partial(function, x_, condition_, *parameters_)
-        return BadInput(label, call, error, argument, expected, got)
-
-    rows = {"argument": "condition", "expected": r"leading axes of x, \(2, 2\)"}
-    return (
-        bad(
-            "one feature too few",
-            ValueError,
-            "condition",
-            "kernels have rows, 3",
-            r"2 in shape \(2, 2\)",
-            condition=condition[:, 1:],
-        ),
-        bad("another batch", ValueError, **rows, got=r"\(1, 3\)", condition=condition[:1]),
-        bad(
-            "more axes than x",
-            ValueError,
-            **rows,
-            got=r"\(2, 1, 1, 3\)",
-            condition=condition[:, None, None],
-        ),
-        bad("no condition", TypeError, "condition", r"an array \[B, E\]", "None", condition=None),
-        bad(
-            "labels",
-            TypeError,
-            "condition",
-            "floating-point",
-            "int32",
-            condition=jnp.arange(2),
-        ),
-        bad("integer x", TypeError, "x", "floating-point", "int32", x=x.astype(int)),
-        bad(
-            "a scale of another width",
-            ValueError,
-            "scale",
-            "D = 4",
-            r"\(3,\)",
-            parameters=[parameters[0][1:], *parameters[1:]],
-        ),
-        bad(
-            "a kernel without rows",
-            ValueError,
-            "kernel",
-            r"\[E, D\]",
-            r"\(4,\)",
-            parameters=[*parameters[:-1], parameters[-1][0]],
-        ),
-    )
+def ones(*shape):
+    return jnp.ones(shape)
 
 
-_, DROPPED = drop_arguments(np.random.default_rng(0), (2,), jnp.float32)
+def bad(label, error, name, value, expected, got):
+    """The call of conditional_layer_norm with one argument replaced."""
+    names = ("x", "condition", "scale", "bias", "scale_kernel", "bias_kernel")
+    values = layer_norm_arguments(np.random.default_rng(0), (2,), jnp.float32)
+    arguments = dict(zip(names, values, strict=True)) | {name: value}
+    call = functools.partial(conditional_layer_norm, **arguments)
+    return BadInput(label, call, error, name, expected, got)
 
+
+LEADING = r"leading axes of x, \(2, 2\)"
+BAD = (
+    bad("a feature less", ValueError, "condition", ones(2, 2), "kernels have rows, 3", r"\(2, 2\)"),
+    bad("another batch", ValueError, "condition", ones(1, 3), LEADING, r"\(1, 3\)"),
+    bad("more axes than x", ValueError, "condition", ones(2, 2, 1, 3), LEADING, r"\(2, 2, 1, 3\)"),
+    bad("no condition", TypeError, "condition", None, r"an array \[B, E\]", "None"),
+    bad("labels", TypeError, "condition", jnp.arange(2), "floating-point", "int32"),
+    bad("integer x", TypeError, "x", ones(2, 2, 4).astype(int), "floating-point", "int32"),
+    bad("another width", ValueError, "scale", ones(3), "D is 4", r"\[3\]"),
+    bad("a vector as kernel", ValueError, "bias_kernel", ones(4), r"\[E, D\]", r"\[4\]"),
+)
+
+# The gradient at zeros is 1/√epsilon, which must be in the range of float16.
+NORM = {"extreme": 1e-21, "extreme_arguments": (0,)}  # sums of squares
 ROWS = [
-    *(
-        Row(
-            name=f"zoo.conditional.{function.__name__}",
-            # The gradient of zeros is 1/√epsilon, which must be in the range of float16.
-            function=functools.partial(function, epsilon=1e-5),
-            arguments=make,
-            axes=(0, 0, *(None,) * count),
-            differentiable=tuple(range(2 + count)),
-            extreme=1e-21,  # squares
-            extreme_arguments=(0,),
-            bad=bad_inputs(function, make),
-        )
-        for function, make, count in (
-            (conditional.conditional_layer_norm, layer_norm_arguments, 4),
-            (conditional.conditional_rms_norm, rms_norm_arguments, 2),
-        )
+    Row(
+        name="zoo.conditional.conditional_layer_norm",
+        function=functools.partial(conditional_layer_norm, epsilon=1e-5),
+        arguments=layer_norm_arguments,
+        axes=(0, 0, None, None, None, None),
+        differentiable=(0, 1, 2, 3, 4, 5),
+        pmap=True,
+        bad=BAD,
+        **NORM,
     ),
     Row(
-        name="zoo.conditional.drop_condition",
-        function=functools.partial(conditional.drop_condition, rate=0.5),
+        name="zoo.conditional.layer_norm.conditional_rms_norm",
+        function=functools.partial(conditional_rms_norm, epsilon=1e-5),
+        arguments=rms_norm_arguments,
+        axes=(0, 0, None, None),
+        differentiable=(0, 1, 2, 3),
+        **NORM,
+    ),
+    Row(
+        name="zoo.conditional.layer_norm.drop_condition",
+        function=functools.partial(drop_condition, rate=0.5),
         arguments=drop_arguments,
         axes=(None, 0),
         differentiable=(1,),
@@ -121,17 +92,14 @@ ROWS = [
         bad=(
             BadInput(
                 "a share of 15",
-                lambda: conditional.drop_condition(jax.random.key(0), DROPPED, rate=15.0),
+                lambda: drop_condition(jax.random.key(0), jnp.ones((2, 3)), rate=15.0),
                 ValueError,
                 argument="rate",
-                expected=r"\[0, 1\]",
+                expected="≤ 1",
                 got="got 15",
             ),
         ),
     ),
 ]
 
-EXEMPT = {
-    "zoo.conditional.conditionalize": "takes and gives a module, tested in test_conversion.py",
-    "zoo.conditional.conditioned_on": "a context, tested in test_conversion.py",
-}
+EXEMPT = {"zoo.conditional.conditionalize": "converts a module, tested in test_conversion.py"}

@@ -1,4 +1,4 @@
-"""Turns the norms of a model into conditional ones: how a pretrained model gets a condition.
+"""Replaces the norms of a model by conditional ones: how a pretrained model gets a condition.
 
 https://kexue.fm/archives/7124
 """
@@ -13,6 +13,8 @@ from flax import nnx
 from zoo.conditional.modules import ConditionalLayerNorm, ConditionalRMSNorm
 
 KINDS = {"LayerNorm": ConditionalLayerNorm, "RMSNorm": ConditionalRMSNorm}
+# What must be so in a norm of the last axis alone; norms without these attributes are such.
+LAST_AXIS = {"reduction_axes": -1, "feature_axes": -1, "axis_name": None}
 
 
 def conditionalize(
@@ -27,9 +29,9 @@ def conditionalize(
 
     A norm is a module whose class, or a base of it, is called ``LayerNorm`` or ``RMSNorm``: those
     of ``zoo.transformer``, of Flax and of anyone who follows Flax. One whose parameters are stacked
-    ``[..., D]``, as in layers made by ``nnx.vmap``, becomes a stack of conditional norms. Before a
-    step is taken the model computes what it did, whatever the condition: with norms of
-    ``zoo.transformer`` to the last bit, with those of Flax, which sum up in another order, to
+    ``[..., D]``, as in layers made by ``nnx.vmap``, becomes a stack of conditional norms. Before
+    the first step the model computes what it did, whatever the condition: with norms of
+    ``zoo.transformer`` to the last bit, with those of Flax, which sum in another order, to
     rounding.
 
     Args:
@@ -40,8 +42,8 @@ def conditionalize(
         rngs: Flax's random streams; ``params`` is used, for the bottlenecks.
 
     Returns:
-        The same model with :class:`ConditionalLayerNorm` and :class:`ConditionalRMSNorm` in it. It
-        must be given conditions by its own code or by :func:`conditioned_on`.
+        The same model with :class:`ConditionalLayerNorm` and :class:`ConditionalRMSNorm` in it. Its
+        own code or ``zoo.conditional.modules.conditioned_on`` must give them conditions.
 
     Raises:
         ValueError: if there is no norm, or one that does not normalise the last axis alone.
@@ -53,35 +55,39 @@ def conditionalize(
 
     Reference: https://kexue.fm/archives/7124.
     """
-    found = []
+    found = 0
 
-    def make(kind: Any, num_features: int, epsilon: float, key: jax.Array) -> Any:
-        return kind(
-            num_features,
+    def convert(path: tuple, node: Any) -> Any:
+        nonlocal found
+        kind = next((KINDS[c.__name__] for c in type(node).__mro__ if c.__name__ in KINDS), None)
+        if kind is None:
+            return node
+        found += 1
+        axes = {name: getattr(node, name, default) for name, default in LAST_AXIS.items()}
+        if axes != LAST_AXIS:
+            raise ValueError(
+                f"model has a norm at {'/'.join(map(str, path))!r} that must normalise the last "
+                f"axis alone, got {axes}"
+            )
+        names = [name for name in ("scale", "bias") if getattr(node, name, None) is not None]
+        *stack, features = getattr(node, names[0]).shape if names else (node.num_features,)
+        make = functools.partial(
+            kind,
+            features,
             condition_features,
             hidden_features=hidden_features,
             activation=activation,
-            epsilon=epsilon,
-            rngs=nnx.Rngs(params=key),
+            epsilon=node.epsilon,
         )
 
-    def convert(path: tuple, node: Any) -> Any:
-        names = [base.__name__ for base in type(node).__mro__]
-        kind = next((KINDS[name] for name in names if name in KINDS), None)
-        if kind is None:
-            return node
-        found.append(path)
-        _check_axes(node, path)
-        weights = {name: getattr(node, name, None) for name in ("scale", "bias")}
-        known = [weight for weight in weights.values() if weight is not None]
-        *stack, num_features = known[0].shape if known else (node.num_features,)
-        build = functools.partial(make, kind, num_features, node.epsilon)
+        def build(key: jax.Array) -> Any:
+            return make(rngs=nnx.Rngs(params=key))
+
         for _ in stack:
             build = nnx.vmap(build)
         conditional = build(jax.random.split(rngs.params(), tuple(stack)))
-        for name, weight in weights.items():
-            if weight is not None:
-                setattr(conditional, name, weight)
+        for name in names:
+            setattr(conditional, name, getattr(node, name))
         return conditional
 
     converted = nnx.recursive_map(convert, model)
@@ -91,13 +97,3 @@ def conditionalize(
             f"{type(model).__name__} without one"
         )
     return converted
-
-
-def _check_axes(norm: Any, path: tuple) -> None:
-    axes = {name: getattr(norm, name, -1) for name in ("reduction_axes", "feature_axes")}
-    axes["axis_name"] = getattr(norm, "axis_name", None)
-    if axes != {"reduction_axes": -1, "feature_axes": -1, "axis_name": None}:
-        raise ValueError(
-            f"model has a norm at {'/'.join(map(str, path))!r} that must normalise the last axis "
-            f"alone, got {axes}"
-        )

@@ -1,16 +1,25 @@
-"""Conditional norms as modules, and what gives them their condition."""
+"""Conditional norms as modules, and where their condition comes from."""
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from zoo.conditional.layer_norm import Condition, aligned, modulated, shifted
+from zoo._checks import choice, count, integers, number
+from zoo.conditional.layer_norm import (
+    Condition,
+    affine,
+    aligned_conditions,
+    conditional_layer_norm,
+    conditional_rms_norm,
+)
 
-# Functions with f(0) = 0: the condition 0 stays no condition behind them.
+# Functions with f(0) = 0, which keep the null condition 0.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": jax.nn.swish,
     "gelu": jax.nn.gelu,
@@ -23,7 +32,9 @@ _AMBIENT: contextvars.ContextVar[Condition | None] = contextvars.ContextVar("con
 
 
 class _ConditionalNorm(nnx.Module):
-    """What both norms share: a scale, its kernel and the bottleneck."""
+    """The parameters of both norms: the module owns them, the public function computes."""
+
+    has_bias = False
 
     def __init__(
         self,
@@ -32,52 +43,48 @@ class _ConditionalNorm(nnx.Module):
         *,
         hidden_features: int | None = None,
         activation: str = "swish",
-        epsilon: float = 1e-6,
+        epsilon: float = 1e-12,
         rngs: nnx.Rngs,
     ):
         sizes = condition_features
         self.condition_features = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-        given = {"num_features": num_features, "hidden_features": hidden_features}
-        given |= {"condition_features": min(self.condition_features, default=0)}
-        for name, value in given.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
-        if not epsilon > 0:
-            raise ValueError(f"epsilon must be positive, got {epsilon}")
-        self.epsilon = epsilon
+        count("num_features", num_features, at_least=1)
+        count("condition_features", min(self.condition_features, default=0), at_least=1)
+        choice("activation", activation, list(ACTIVATIONS))
         self.activation = activation
-        width = sum(self.condition_features)
+        self.epsilon = number("epsilon", epsilon, above=0)
         self.hidden_features = hidden_features
+        width = sum(self.condition_features)
         if hidden_features is not None:
+            count("hidden_features", hidden_features, at_least=1)
             draw = jax.nn.initializers.truncated_normal(HIDDEN_SCALE, lower=-2, upper=2)
             self.hidden_kernel = nnx.Param(draw(rngs.params(), (width, hidden_features)))
             width = hidden_features
         self.scale = nnx.Param(jnp.ones(num_features))
         self.scale_kernel = nnx.Param(jnp.zeros((width, num_features)))
+        if self.has_bias:
+            self.bias = nnx.Param(jnp.zeros(num_features))
+            self.bias_kernel = nnx.Param(jnp.zeros((width, num_features)))
 
-    def _conditions(self, x: jax.Array, condition: Condition | None) -> list[jax.Array]:
-        """The conditions, aligned with x and through the bottleneck."""
-        if condition is None:
-            condition = _AMBIENT.get(None)
-        conditions = aligned(x, condition, sum(self.condition_features))
+    def _condition(self, x: jax.Array, condition: Condition | None) -> Any:
+        """The condition, or that of :func:`conditioned_on`, through the bottleneck."""
+        condition = _AMBIENT.get(None) if condition is None else condition
         if self.hidden_features is None:
-            return conditions
-        kernel = self.hidden_kernel[...]
-        hidden = shifted(jnp.zeros(self.hidden_features), kernel, conditions, x)
-        return [ACTIVATIONS[self.activation](hidden)]
+            return condition
+        c = aligned_conditions(x, condition, sum(self.condition_features))
+        hidden = affine(jnp.zeros(self.hidden_features), self.hidden_kernel[...], c)
+        return ACTIVATIONS[self.activation](hidden)
 
 
 class ConditionalLayerNorm(_ConditionalNorm):
-    """:func:`conditional_layer_norm` with its parameters; a plain LayerNorm before it learns.
+    """:func:`conditional_layer_norm` with its parameters; at the start a plain LayerNorm.
 
     y = (scale + h W_scale) · (x - mean) / √(variance + epsilon) + bias + h W_bias, h the condition
     c or, with ``hidden_features``, activation(c W_h).
 
     Args:
         num_features: D.
-        condition_features: E; several for several conditions at once, whose effects are summed.
+        condition_features: E; a sequence for several conditions, whose effects are added.
         hidden_features: width of the bottleneck W_h, drawn from a normal; None: there is none.
         activation: of the bottleneck: ``"swish"``, ``"gelu"``, ``"relu"`` or ``"tanh"``.
         epsilon: added to the variance.
@@ -93,53 +100,29 @@ class ConditionalLayerNorm(_ConditionalNorm):
     Reference: https://kexue.fm/archives/7124.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        condition_features: int | Sequence[int],
-        *,
-        hidden_features: int | None = None,
-        activation: str = "swish",
-        epsilon: float = 1e-12,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(
-            num_features,
-            condition_features,
-            hidden_features=hidden_features,
-            activation=activation,
-            epsilon=epsilon,
-            rngs=rngs,
-        )
-        self.bias = nnx.Param(jnp.zeros(num_features))
-        self.bias_kernel = nnx.Param(jnp.zeros(self.scale_kernel.shape))
+    has_bias = True
 
     def __call__(self, x: jax.Array, condition: Condition | None = None) -> jax.Array:
         """``[..., D]`` and ``[B, E]`` (or ``[..., E]``, or a sequence of them) to ``[..., D]``.
 
-        Without a condition, that of :func:`conditioned_on` counts.
+        Without a condition, that of :func:`conditioned_on` is used.
         """
-        conditions = self._conditions(x, condition)
-        gain = shifted(self.scale[...], self.scale_kernel[...], conditions, x)
-        shift = shifted(self.bias[...], self.bias_kernel[...], conditions, x)
-        return modulated(x, gain, shift, epsilon=self.epsilon)
+        return conditional_layer_norm(
+            x,
+            self._condition(x, condition),
+            self.scale[...],
+            self.bias[...],
+            self.scale_kernel[...],
+            self.bias_kernel[...],
+            epsilon=self.epsilon,
+        )
 
 
 class ConditionalRMSNorm(_ConditionalNorm):
-    """:func:`conditional_rms_norm` with its parameters; a plain RMSNorm before it learns.
+    """:func:`conditional_rms_norm` with its parameters; at the start a plain RMSNorm.
 
-    y = (scale + h W_scale) · x / √(mean(x²) + epsilon), h as for :class:`ConditionalLayerNorm`.
-
-    Args:
-        num_features: D.
-        condition_features: E; several for several conditions at once, whose effects are summed.
-        hidden_features: width of the bottleneck W_h, drawn from a normal; None: there is none.
-        activation: of the bottleneck: ``"swish"``, ``"gelu"``, ``"relu"`` or ``"tanh"``.
-        epsilon: added to the mean square.
-        rngs: Flax's random streams; ``params`` is used.
-
-    Raises:
-        ValueError: if a size or epsilon is not positive, or the activation unknown.
+    y = (scale + h W_scale) · x / √(mean(x²) + epsilon); arguments and errors are those of
+    :class:`ConditionalLayerNorm`, but for the default of epsilon.
 
     >>> norm = ConditionalRMSNorm(2, 3, rngs=nnx.Rngs(0))
     >>> norm(jnp.array([[2.0, -2.0]]), jnp.ones((1, 3))).round(4)
@@ -148,24 +131,23 @@ class ConditionalRMSNorm(_ConditionalNorm):
     Reference: https://kexue.fm/archives/7124.
     """
 
-    def __call__(self, x: jax.Array, condition: Condition | None = None) -> jax.Array:
-        """``[..., D]`` and ``[B, E]`` (or ``[..., E]``, or a sequence of them) to ``[..., D]``.
+    def __init__(self, *sizes: Any, epsilon: float = 1e-6, **options: Any):
+        super().__init__(*sizes, epsilon=epsilon, **options)
 
-        Without a condition, that of :func:`conditioned_on` counts.
-        """
-        conditions = self._conditions(x, condition)
-        gain = shifted(self.scale[...], self.scale_kernel[...], conditions, x)
-        return modulated(x, gain, epsilon=self.epsilon)
+    def __call__(self, x: jax.Array, condition: Condition | None = None) -> jax.Array:
+        """As that of :class:`ConditionalLayerNorm`."""
+        h, kernel = self._condition(x, condition), self.scale_kernel[...]
+        return conditional_rms_norm(x, h, self.scale[...], kernel, epsilon=self.epsilon)
 
 
 class ClassCondition(nnx.Module):
-    """The condition of a class: a row of a table, to be learned.
+    """The condition of a class: one row of a learned table.
 
     Args:
         num_classes: K.
         condition_features: E.
         initializer: of the table; None: uniform in ±0.05, as in the article. Adam moves c W by
-            about its rate times Σ|c| a step, so a model from scratch wants larger entries.
+            about its rate times Σ|c| per step, so training from scratch needs larger entries.
         rngs: Flax's random streams; ``params`` is used.
 
     Raises:
@@ -185,28 +167,15 @@ class ClassCondition(nnx.Module):
         initializer: Callable[..., jax.Array] | None = None,
         rngs: nnx.Rngs,
     ):
-        for name, value in (
-            ("num_classes", num_classes),
-            ("condition_features", condition_features),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        count("num_classes", num_classes, at_least=1)
+        count("condition_features", condition_features, at_least=1)
+        draw = initializer or functools.partial(jax.random.uniform, minval=-0.05, maxval=0.05)
         shape = (num_classes, condition_features)
-        if initializer is None:
-            table = jax.random.uniform(rngs.params(), shape, minval=-0.05, maxval=0.05)
-        else:
-            table = initializer(rngs.params(), shape, jnp.float32)
-        self.table = nnx.Param(table)
+        self.table = nnx.Param(draw(rngs.params(), shape, jnp.float32))
 
     def __call__(self, labels: jax.Array) -> jax.Array:
-        """Labels ``[...]`` in 0..K-1 to ``[..., E]``; NaN for a label that is no class.
-
-        Raises:
-            TypeError: if the labels are not integers.
-        """
-        if not jnp.issubdtype(labels.dtype, jnp.integer):
-            raise TypeError(f"labels must be integers, got {labels.dtype}")
-        rows = self.table[...].at[labels]
+        """Labels ``[...]`` in 0..K-1 to ``[..., E]``; NaN for a label that is no class."""
+        rows = self.table[...].at[integers("labels", labels)]
         return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
@@ -214,8 +183,8 @@ class ClassCondition(nnx.Module):
 def conditioned_on(condition: Condition) -> Iterator[None]:
     """Gives a condition to every conditional norm that is called without one.
 
-    For models whose code knows of no condition, such as those of Flax after :func:`conditionalize`.
-    Enter it inside the function that is traced, where the condition is an argument of it.
+    For models whose code passes no condition on, such as those of Flax after
+    :func:`conditionalize`. Enter it inside the traced function that takes the condition.
 
     Args:
         condition: as for :func:`conditional_layer_norm`.
