@@ -19,10 +19,10 @@ from zoo.averaging import (
     lookahead,
     parameter_ema,
     post_hoc_average,
-    post_hoc_weights,
     power_law_ema,
     stochastic_weight_average,
 )
+from zoo.averaging.power import post_hoc_weights
 
 DECAY = 0.999
 

@@ -25,8 +25,8 @@ from zoo.averaging import (
     parameter_ema,
     post_hoc_average,
     power_law_ema,
-    recompute_statistics,
 )
+from zoo.averaging.statistics import recompute_statistics
 from zoo.data import Pipeline, image_arrays
 from zoo.training import (
     Functional,

@@ -3,35 +3,113 @@
     average_n = decay · average_{n-1} + (1 - decay) · θ_n
 
 θ_n are the parameters after step n. Started from θ_0 it is that line; debiased it is divided by
-1 - decay^n and holds θ_1 … θ_n alone. Its memory is about 1 / (1 - decay) steps: noise around a
-fixed point loses all but (1 - decay) / (1 + decay) of its variance, and a drift of slope s is
-followed decay · s / (1 - decay) behind.
+1 - decay^n and holds θ_1 … θ_n alone. Its memory is about 1 / (1 - decay) steps: noise keeps
+(1 - decay) / (1 + decay) of its variance, a drift of slope s is followed decay · s / (1 - decay)
+behind. It runs as the recursion of every average of this package, in the share of the newest term
+(here 1 - decay, for a plain mean 1 / n):
 
-Source: article https://kexue.fm/archives/6575 and https://kexue.fm/archives/6583; Boris Polyak,
-Anatoli Juditsky, «Acceleration of Stochastic Approximation by Averaging», 1992, SIAM Journal on
-Control and Optimization 30.
+    weight_n  = weight_{n-1} + share_n · (1 - weight_{n-1})
+    average_n = average_{n-1} + share_n / weight_n · (θ_n - average_{n-1})
+
+weight_n is the total share of θ_1 … θ_n. It starts at 1 where θ_0 is a term; debiased it starts at
+0, and no n divides by almost zero. Shares, not decays, are computed: 1 - 0.9999 is wrong in its
+fourth digit in float32.
+
+Source: articles https://kexue.fm/archives/6575 and https://kexue.fm/archives/6583; Boris Polyak,
+Anatoli Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
 """
 
+import functools
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from zoo.averaging.running import (
-    AverageState,
-    Count,
-    Gain,
-    Mask,
-    advance,
-    check_count,
-    is_static,
-    running_average,
-)
+from zoo import _checks
+from zoo._paths import path_name
 
 Decay = ArrayLike | Callable[[jax.Array], ArrayLike]
+Share = Callable[[jax.Array], ArrayLike]  # number of terms, at least 1 -> share of the newest
+Steps = int | jax.Array
+Mask = Any  # as for optax.masked; None averages every leaf
+
+
+class AverageState(NamedTuple):
+    """A running average of a tree.
+
+    Attributes:
+        steps: ``[]`` int32, number of steps seen.
+        weight: ``[]`` at least float32, total share of the terms; the rest is the initial tree's.
+        average: the tree, floating leaves in at least float32, others as they last were.
+    """
+
+    steps: jax.Array
+    weight: jax.Array
+    average: Any
+
+
+def average_init(values: Any, *, debias: bool = True) -> AverageState:
+    """An average without terms, which reads as the tree it starts from.
+
+    Args:
+        values: pytree of arrays, copied in at least float32.
+        debias: whether they leave the average with the first term, or are a term of weight 1.
+
+    Returns:
+        The state.
+
+    >>> float(average_init(jnp.float32(3)).average)
+    3.0
+    """
+
+    def copy(leaf: ArrayLike) -> jax.Array:
+        leaf = jnp.array(leaf, copy=True)
+        return leaf.astype(_checks.accumulator(leaf.dtype)) if _is_inexact(leaf) else leaf
+
+    average = jax.tree.map(copy, values)
+    floats = [leaf.dtype for leaf in jax.tree.leaves(average) if _is_inexact(leaf)]
+    weight = jnp.asarray(0 if debias else 1, jnp.finfo(jnp.result_type(jnp.float32, *floats)).dtype)
+    return AverageState(jnp.zeros((), jnp.int32), weight, average)
+
+
+def running_update(
+    state: AverageState, values: Any, *, share: Share, start_step: Steps, every: Steps
+) -> AverageState:
+    """The recursion of the module docstring, for any share; else as :func:`average_update`."""
+    _check_steps(start_step, every)
+    steps = optax.safe_increment(state.steps)
+    started = steps > start_step
+    terms = jnp.maximum(steps // every - start_step // every, 1)
+    newest = jnp.asarray(share(terms), state.weight.dtype)
+    weight = jnp.where(started, state.weight + newest * (1 - state.weight), state.weight)
+    # A share of 0 before there is any weight leaves the average alone; NaN stays NaN.
+    rate = jnp.where(started, newest / jnp.where(newest == 0, 1, weight), 1)
+    if isinstance(every, int) and every == 1:
+        return AverageState(steps, weight, _move(rate, state.average, values))
+    due = steps % every == 0
+    weight = jnp.where(due, weight, state.weight)
+    return AverageState(steps, weight, _move_if(due, rate, state.average, values))
+
+
+def _move(rate: jax.Array, average: Any, values: Any) -> Any:
+    def leaf(old: jax.Array, new: ArrayLike) -> jax.Array:
+        new = jnp.asarray(new).astype(old.dtype)
+        if not _is_inexact(old):  # counters are not averaged
+            return new
+        step = rate.astype(jnp.finfo(old.dtype).dtype)
+        # old + step · (new - old) is exact for a constant tree; the other form is not.
+        return jnp.where(step == 1, new, old + step * (new - old))
+
+    return jax.tree.map(leaf, average, values)
+
+
+@jax.jit  # outside of jit every new conditional would be compiled again
+def _move_if(due: jax.Array, rate: jax.Array, average: Any, values: Any) -> Any:
+    return jax.lax.cond(due, _move, lambda rate, average, values: average, rate, average, values)
 
 
 def average_update(
@@ -40,37 +118,76 @@ def average_update(
     *,
     decay: Decay,
     warmup: bool = False,
-    start_step: Count = 0,
-    every: Count = 1,
+    start_step: Steps = 0,
+    every: Steps = 1,
 ) -> AverageState:
-    """One step of an exponential average of any tree: statistics, activations, metrics.
+    """One step of an exponential average of any tree: parameters, statistics, activations, metrics.
+
+    average_n = decay · average_{n-1} + (1 - decay) · values_n, divided by 1 - decay^n if debiased.
 
     Args:
         state: from ``average_init`` or an earlier update.
-        values: the newest tree, structured like the first.
+        values: the newest tree, with the structure of the first.
         decay: as for :func:`parameter_ema`, and so are the other arguments.
         warmup: whether the decay is at most (1 + n) / (10 + n) at the n-th term.
         start_step: steps before the first that is averaged.
         every: only the tree of every so many steps is averaged.
 
     Returns:
-        The new state.
+        The new state, with the same structure, shapes and dtypes.
 
     Raises:
-        ValueError: if decay is not in [0, 1), start_step is negative or every less than 1.
-        TypeError: if start_step or every is no integer.
+        ValueError, TypeError: if an argument is out of range, as for :func:`parameter_ema`.
 
-    >>> from zoo.averaging import average_init
     >>> state = average_init(jnp.zeros(()))
     >>> for value in (1.0, 2.0):
     ...     state = average_update(state, jnp.float32(value), decay=0.5)
     >>> float(state.average)
     1.667
     """
-    check_count("start_step", start_step, at_least=0)
-    check_count("every", every, at_least=1)
-    gain = exponential_gain(decay, warmup)
-    return advance(state, values, gain=gain, start_step=start_step, every=every)
+    _check_decay(decay)
+
+    def share(terms: jax.Array) -> ArrayLike:
+        current = decay(terms - 1) if callable(decay) else decay
+        current = 1 - _checks.number("decay", current, at_least=0, at_most=1)
+        return jnp.maximum(current, 9 / (10 + terms)) if warmup else current
+
+    return running_update(state, values, share=share, start_step=start_step, every=every)
+
+
+def next_parameters(parameters: Any, updates: Any) -> Any:
+    """The parameters after the step, to the last bit."""
+    if parameters is None:
+        raise ValueError("params must be given to update(updates, state, params), got None")
+
+    def stored(leaf: Any) -> Any:
+        # XLA may skip the rounding to a narrow dtype where the sum is also used wide.
+        if not _is_inexact(leaf) or jnp.finfo(leaf.dtype).bits >= 32:
+            return leaf
+        info = jnp.finfo(leaf.dtype)
+        return jax.lax.reduce_precision(leaf, info.nexp, info.nmant)
+
+    return jax.tree.map(stored, optax.apply_updates(parameters, updates))
+
+
+def average_of_parameters(
+    step: Callable[..., AverageState], debias: bool, start_step: Steps, every: Steps, mask: Mask
+) -> optax.GradientTransformation:
+    """The Optax transformation that averages the parameters and passes the updates through."""
+    _check_steps(start_step, every)
+
+    def init(parameters: Any) -> AverageState:
+        leaves = jax.tree.leaves(parameters, is_leaf=_is_masked)
+        if leaves and all(map(_is_masked, leaves)):
+            raise ValueError("mask must select at least one parameter, got False for every one")
+        return average_init(parameters, debias=debias)
+
+    def update(updates: Any, state: AverageState, parameters: Any = None) -> tuple[Any, Any]:
+        newest = next_parameters(parameters, updates)
+        return updates, step(state, newest, start_step=start_step, every=every)
+
+    transformation = optax.GradientTransformation(init, update)
+    return transformation if mask is None else optax.masked(transformation, mask)
 
 
 def parameter_ema(
@@ -78,39 +195,36 @@ def parameter_ema(
     *,
     debias: bool = True,
     warmup: bool = False,
-    start_step: Count = 0,
-    every: Count = 1,
-    mask: Mask | None = None,
+    start_step: Steps = 0,
+    every: Steps = 1,
+    mask: Mask = None,
 ) -> optax.GradientTransformation:
     """Keeps an exponential moving average of the parameters; passes the updates through unchanged.
 
-    average_n = decay · average_{n-1} + (1 - decay) · θ_n, and divided by 1 - decay^n if debiased.
-
-    It comes last in a chain, where it sees the updates as they will be applied; read it with
-    :func:`averaged_parameters`. Inside ``optax.MultiSteps`` it counts the real steps; outside,
-    behind a ``MultiSteps(..., k)`` in a chain, give it ``every=k``.
+    It is :func:`average_update` of the parameters after each step, last in a chain, where it sees
+    the updates as they will be applied; read it with :func:`averaged_parameters`. Inside
+    ``optax.MultiSteps`` it counts the real steps; after ``MultiSteps(..., k)`` give it ``every=k``.
 
     Args:
-        decay: in [0, 1); or a schedule of the number of terms averaged before (0, 1, …), or an
-            array. There, values outside [0, 1] give NaN, and 1 - decay has the precision of
-            float32 (of 0.9999 it is off by 2e-4 of itself).
-        debias: whether the parameters at the start are left out of the average (True), or are a
-            term of it that fades (False).
+        decay: in [0, 1); or a schedule of the number of earlier terms (0, 1, …); or a traced
+            scalar. Traced, values outside [0, 1] give NaN, and 1 - 0.9999 is off by 2e-4 of itself.
+        debias: whether the initial parameters are left out of the average (True), or are a term of
+            it that fades (False).
         warmup: whether the decay is at most (1 + n) / (10 + n) at the n-th term, as in TensorFlow.
-        start_step: averaging begins with the parameters after step ``start_step + 1``; until then
+        start_step: averaging starts with the parameters after step ``start_step + 1``; until then
             the average is the parameters themselves.
-        every: steps from one that is averaged to the next; only those cost anything.
-        mask: which leaves to average, as for ``optax.masked``: a tree of truth values like the
-            parameters (or a prefix of it), or a function from them to one.
+        every: steps from one term to the next; steps between them cost nothing.
+        mask: which leaves to average, as for ``optax.masked``: a tree of truth values, a prefix of
+            the parameters' structure, or a function from the parameters to one.
 
     Returns:
-        The transformation. Its state is an ``AverageState`` of the shape of the parameters, in at
-        least float32: in bfloat16 an average with decay 0.9999 would never move.
+        The transformation. Its state is an ``AverageState`` of the parameters, in at least float32:
+        in bfloat16 an average with decay 0.9999 would never move.
 
     Raises:
         ValueError: if decay is not in [0, 1), start_step is negative or every less than 1; at init,
-            if the mask is False throughout; at update, if no parameters are given.
-        TypeError: if start_step or every is no integer.
+            if the mask is False everywhere; at update, if no parameters are given.
+        TypeError: if start_step or every is not an integer.
 
     >>> optimizer = optax.chain(optax.adam(1e-3), parameter_ema(0.999))
     >>> state = optimizer.init({"kernel": jnp.ones((2, 3))})
@@ -119,23 +233,86 @@ def parameter_ema(
 
     Reference: https://kexue.fm/archives/6575.
     """
-    gain = exponential_gain(decay, warmup)
-    return running_average(gain, debias=debias, start_step=start_step, every=every, mask=mask)
+    _check_decay(decay)
+    update = functools.partial(average_update, decay=decay, warmup=warmup)
+    return average_of_parameters(update, debias, start_step, every, mask)
 
 
-def exponential_gain(decay: Decay, warmup: bool) -> Gain:
-    """The share 1 - decay of a term, in float64 where it is known before tracing."""
-    if is_static(decay) and not 0 <= decay < 1:  # type: ignore[operator]
+def averaged_parameters(opt_state: Any, parameters: Any = None, *, path: str | None = None) -> Any:
+    """The average that an optimiser state holds, at any depth: evaluate, save or sample with it.
+
+    The arrays are those of the state, not copies: a step that donates the state deletes them too.
+
+    Args:
+        opt_state: state of an optimiser with one of the averages of this package in it, or any
+            tree that holds one (a ``TrainState``, say).
+        parameters: if given, each leaf of the average has the dtype of its parameter, and leaves
+            that a mask left out are taken from here.
+        path: regular expression to be found in the slash-joined path of the average, where there
+            are several: a name given by ``optax.named_chain``, or an index in a chain.
+
+    Returns:
+        A tree like the parameters, in at least float32 unless ``parameters`` are given.
+
+    Raises:
+        ValueError: if there is no average, or more than one; if a mask was used and ``parameters``
+            are not given, or if they are not those that were averaged.
+
+    >>> optimizer = optax.chain(optax.sgd(1.0), parameter_ema(0.5))
+    >>> parameters = {"kernel": jnp.array([4.0])}
+    >>> state = optimizer.init(parameters)
+    >>> for _ in range(2):
+    ...     updates, state = optimizer.update({"kernel": jnp.array([1.0])}, state, parameters)
+    ...     parameters = optax.apply_updates(parameters, updates)
+    >>> print(parameters["kernel"], averaged_parameters(state)["kernel"])
+    [2.] [2.333]
+    """
+    leaves = jax.tree.leaves_with_path(opt_state, is_leaf=lambda x: isinstance(x, AverageState))
+    found = {path_name(key): leaf for key, leaf in leaves if isinstance(leaf, AverageState)}
+    chosen = [state for name, state in found.items() if re.search(path or "", name)]
+    if len(chosen) != 1:
         raise ValueError(
-            f"decay must be in [0, 1), got {decay}; 0.999 averages over about 1000 steps"
+            f"opt_state must hold one average{f' at a path with {path!r}' if path else ''}, got "
+            f"{len(chosen)} of the averages at {sorted(found)}; chain parameter_ema(...) after the "
+            "optimiser, and choose between several with path=, by the names of optax.named_chain"
+        )
+    average = chosen[0].average
+    masked = any(map(_is_masked, jax.tree.leaves(average, is_leaf=_is_masked)))
+    if parameters is None:
+        if masked:
+            raise ValueError("parameters must be given, as the mask left some out; got None")
+        return average
+    # By path, so that dictionaries of Flax and its variables of any type fit each other.
+    averages = {path_name(key): leaf for key, leaf in jax.tree.leaves_with_path(average)}
+    names = {path_name(key) for key, _ in jax.tree.leaves_with_path(parameters)}
+    if wrong := sorted(averages.keys() - names if masked else averages.keys() ^ names):
+        raise ValueError(
+            f"parameters must be those that were averaged; {wrong} are on one side only, got "
+            f"{sorted(names)}"
         )
 
-    def gain(terms: jax.Array) -> ArrayLike:
-        if is_static(decay):
-            share: Any = 1 - decay  # type: ignore[operator]
-        else:
-            value = jnp.asarray(decay(terms - 1) if callable(decay) else decay)
-            share = jnp.where((value >= 0) & (value <= 1), 1 - value, jnp.nan)
-        return jnp.maximum(share, 9 / (10 + terms)) if warmup else share
+    def leaf(key: tuple[Any, ...], parameter: Any) -> Any:
+        average = averages.get(path_name(key))
+        return parameter if average is None else average.astype(jnp.result_type(parameter))
 
-    return gain
+    return jax.tree.map_with_path(leaf, parameters)
+
+
+def _check_decay(decay: Decay) -> None:
+    if not callable(decay) and not isinstance(decay, jax.core.Tracer):
+        advice = "0.999 averages over about 1000 steps"
+        _checks.number("decay", decay, at_least=0, below=1, advice=advice)
+
+
+def _check_steps(start_step: Steps, every: Steps) -> None:
+    for name, value, at_least in (("start_step", start_step, 0), ("every", every, 1)):
+        if not isinstance(value, jax.core.Tracer):
+            _checks.count(name, value, at_least=at_least)
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _is_masked(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)

@@ -1,13 +1,12 @@
 """Lookahead: an average of the parameters to which they return every few steps.
 
-    slow_n = slow_{n-1} + slow_step_size · (fast - slow_{n-1}),   fast = slow_n    every sync_period
+    slow_n = slow_{n-1} + slow_step_size · (fast - slow_{n-1}),   fast = slow_n
 
-This is an exponential average with decay 1 - slow_step_size of every sync_period-th step, begun at
-the initial parameters and written back. (A well-known port began its slow parameters at zero, and
-so halved the parameters at the first synchronisation.)
+This is an exponential average with decay 1 - slow_step_size of every sync_period-th step, started
+from the initial parameters (not from zero, as in a well-known port) and written back.
 
-Source: Michael Zhang, James Lucas, Geoffrey Hinton, Jimmy Ba, «Lookahead Optimizer: k steps
-forward, 1 step back», 2019, arXiv 1907.08610.
+Source: Michael Zhang, James Lucas, Geoffrey Hinton, Jimmy Ba, "Lookahead Optimizer: k steps
+forward, 1 step back", 2019, arXiv 1907.08610.
 """
 
 from typing import Any
@@ -16,25 +15,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo.averaging.running import (
-    AverageState,
-    advance,
-    applied,
-    average_init,
-    check_count,
-    is_static,
-)
+from zoo import _checks
+from zoo.averaging.exponential import AverageState, average_init, average_update, next_parameters
 
 
 def lookahead(
     *, sync_period: int = 5, slow_step_size: float | jax.Array = 0.5
 ) -> optax.GradientTransformation:
-    """Makes the optimiser before it in the chain the fast one of Lookahead.
+    """Turns the optimiser before it in the chain into the fast one of Lookahead.
 
     Every ``sync_period`` steps: slow += slow_step_size · (fast - slow), fast = slow.
 
-    Unlike ``optax.lookahead``, the parameters stay what they are, a tree, with which gradients are
-    taken; the slow ones are in the state, and :func:`averaged_parameters` finds them.
+    Unlike with ``optax.lookahead``, the parameters stay one tree; the slow ones are in the state,
+    and :func:`averaged_parameters` finds them.
 
     Args:
         sync_period: fast steps from one synchronisation to the next.
@@ -45,7 +38,7 @@ def lookahead(
 
     Raises:
         ValueError: if an argument is out of range; at update, if no parameters are given.
-        TypeError: if sync_period is no integer.
+        TypeError: if sync_period is not an integer.
 
     >>> optimizer = optax.chain(optax.sgd(1.0), lookahead(sync_period=2))
     >>> parameters, gradient = jnp.zeros(()), jnp.ones(())
@@ -59,25 +52,19 @@ def lookahead(
 
     Reference: arXiv 1907.08610, algorithm 1.
     """
-    check_count("sync_period", sync_period, at_least=1)
-    if is_static(slow_step_size) and not 0 < slow_step_size <= 1:
-        raise ValueError(f"slow_step_size must be in (0, 1], got {slow_step_size}")
-
-    def gain(terms: jax.Array) -> jax.Array:
-        size = jnp.asarray(slow_step_size)
-        return jnp.where((size > 0) & (size <= 1), size, jnp.nan)
+    _checks.count("sync_period", sync_period, at_least=1)
+    decay = 1 - _checks.number("slow_step_size", slow_step_size, above=0, at_most=1)
 
     def init(parameters: Any) -> AverageState:
         return average_init(parameters, debias=False)
 
     def update(updates: Any, state: AverageState, parameters: Any = None) -> tuple[Any, Any]:
-        fast = applied(parameters, updates)
-        state = advance(state, fast, gain=gain, start_step=0, every=sync_period)
+        fast = next_parameters(parameters, updates)
+        state = average_update(state, fast, decay=decay, every=sync_period)
         synchronised = state.steps % sync_period == 0
 
         def leaf(slow: jax.Array, parameter: jax.Array, update: jax.Array) -> jax.Array:
-            back = (slow - parameter).astype(update.dtype)
-            return jnp.where(synchronised, back, update)
+            return jnp.where(synchronised, (slow - parameter).astype(update.dtype), update)
 
         return jax.tree.map(leaf, state.average, parameters, updates), state
 

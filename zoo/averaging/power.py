@@ -12,15 +12,16 @@ projected on it,
 
     x = argmin ∫ (p(τ) - Σ_i x_i p_i(τ))² dτ,   Σ_i x_i = 1,
 
-and the same combination of the stored parameters is the average one would have had. (The paper does
-not ask for the sum, which it gets nearly for nothing from a hundred stored averages. From three the
-sum could be 0.75, and the network would be scaled down by it.)
+and the same combination of the stored parameters is the average one would have had. (Without the
+constraint, which the paper does not have, three stored averages can give a sum of 0.75, which
+scales the network down.)
 
 Source: Tero Karras, Miika Aittala, Jaakko Lehtinen, Janne Hellsten, Timo Aila, Samuli Laine,
-«Analyzing and Improving the Training Dynamics of Diffusion Models», 2024, arXiv 2312.02696,
+"Analyzing and Improving the Training Dynamics of Diffusion Models", 2024, arXiv 2312.02696,
 section 3 and appendix C.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +32,8 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from zoo.averaging.running import Count, Mask, running_average
+from zoo import _checks
+from zoo.averaging.exponential import Mask, Steps, average_of_parameters, running_update
 
 # Of all γ > -1 the relative standard deviation is largest where (γ + 1)² + (γ + 1) = 1.
 WIDEST = (math.sqrt(5) - 1) / 2 - 1
@@ -55,43 +57,33 @@ def power_law_exponent(relative_std: float) -> float:
     >>> power_law_exponent(0.1)
     6.94
     """
-    if not 0 < relative_std < LARGEST_RELATIVE_STD:
-        raise ValueError(
-            f"relative_std must be in (0, {LARGEST_RELATIVE_STD:.4f}), got {relative_std}; it is "
-            "a share of the training so far, such as 0.1"
-        )
+    advice = "it is a fraction of the training so far, such as 0.1"
+    _checks.number("relative_std", relative_std, above=0, below=LARGEST_RELATIVE_STD, advice=advice)
     inverse = relative_std**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
 def power_law_ema(
-    relative_std: float,
-    *,
-    start_step: Count = 0,
-    every: Count = 1,
-    mask: Mask | None = None,
+    relative_std: float, *, start_step: Steps = 0, every: Steps = 1, mask: Mask = None
 ) -> optax.GradientTransformation:
     """Keeps a power-law average of the parameters; passes the updates through unchanged.
 
     average_n = β_n · average_{n-1} + (1 - β_n) · θ_n with β_n = (1 - 1 / n)^{γ + 1}. Its memory is
-    a fixed share of the training so far, so early mistakes are forgotten and late noise is
-    averaged over ever longer times, with no length of training to be known before.
+    a fixed fraction of the training so far, whose length need not be known.
 
     Args:
-        relative_std: width of the profile over the number of terms, in (0, 0.3003); 0.1 is about a
-            tenth of the training to either side of its mean. Of two averages, such as 0.05 and
-            0.1, stored at intervals, :func:`post_hoc_average` makes all others.
+        relative_std: width of the profile over the number of terms, in (0, 0.3003). From two
+            averages, such as 0.05 and 0.1, stored at intervals, :func:`post_hoc_average` makes all
+            others.
         start_step: as for :func:`parameter_ema`, and so are the other arguments.
-        every: steps from one that is averaged to the next.
+        every: steps from one term to the next.
         mask: which leaves to average.
 
     Returns:
         The transformation; read it with :func:`averaged_parameters`.
 
     Raises:
-        ValueError: if relative_std, start_step or every is out of range; at init, if the mask is
-            False throughout; at update, if no parameters are given.
-        TypeError: if start_step or every is no integer.
+        ValueError: if relative_std is out of range; else as :func:`parameter_ema`.
 
     >>> optimizer = optax.named_chain(
     ...     ("adam", optax.adam(1e-3)),
@@ -103,30 +95,23 @@ def power_law_ema(
     """
     order = power_law_exponent(relative_std) + 1
 
-    def gain(terms: jax.Array) -> jax.Array:
+    def share(terms: jax.Array) -> jax.Array:
+        """1 - β_n."""
         return -jnp.expm1(order * jnp.log1p(-1 / terms))
 
-    return running_average(gain, debias=True, start_step=start_step, every=every, mask=mask)
+    update = functools.partial(running_update, share=share)
+    return average_of_parameters(update, True, start_step, every, mask)
 
 
 def post_hoc_weights(
     steps: ArrayLike, relative_stds: ArrayLike, *, step: float, relative_std: float
 ) -> np.ndarray:
-    """The combination of stored power-law averages that comes nearest to another one.
+    """The combination of stored power-law averages that is nearest to another one.
 
     argmin_x ∫ (p(τ) - Σ_i x_i p_i(τ))² dτ with Σ_i x_i = 1, p_i the profiles of integral 1.
 
-    Args:
-        steps: ``[N]`` numbers of terms at which the averages were stored.
-        relative_stds: ``[N]`` their widths.
-        step: number of terms of the wanted average; at most the largest of ``steps``.
-        relative_std: its width.
-
-    Returns:
-        ``[N]`` float64 weights; they sum to 1 and may be negative.
-
-    Raises:
-        ValueError: if the arguments do not fit each other, or a width or step is out of range.
+    Arguments and errors are those of :func:`post_hoc_average`. The ``[N]`` float64 weights sum to
+    1 and may be negative.
 
     >>> print(post_hoc_weights([100, 200, 200], [0.1, 0.05, 0.1], step=200, relative_std=0.1))
     [0. 0. 1.]
@@ -134,15 +119,10 @@ def post_hoc_weights(
     Reference: arXiv 2312.02696, appendix C.2.
     """
     times, widths = (np.atleast_1d(np.asarray(v, np.float64)) for v in (steps, relative_stds))
-    if times.ndim != 1 or times.shape != widths.shape or not times.size:
+    _checks.shapes(steps=(times, "N"), relative_stds=(widths, "N"))
+    if not ((times > 0).all() and 0 < step <= times.max(initial=0)):
         raise ValueError(
-            "steps and relative_stds must be two lists of one length, a pair for each stored "
-            f"average, got shapes {times.shape} and {widths.shape}"
-        )
-    if not (times > 0).all() or not 0 < step <= times.max():
-        raise ValueError(
-            f"steps must be positive, and step in (0, max(steps)], as no stored average knows what "
-            f"came later; got {step=} and steps from {times.min()} to {times.max()}"
+            f"steps must be positive, and step in (0, max(steps)]; got {step=} and steps {times}"
         )
     exponents = np.array([power_law_exponent(width) for width in widths])
     wanted = power_law_exponent(relative_std)
@@ -169,13 +149,11 @@ def post_hoc_average(
     """The power-law average of any width, from a few stored ones.
 
     Args:
-        averages: N trees of one structure, what :func:`averaged_parameters` gave when they were
-            stored (on the host or on devices).
+        averages: N trees of one structure, from :func:`averaged_parameters`, on host or devices.
         steps: ``[N]`` numbers of terms at which they were stored.
         relative_stds: ``[N]`` their widths.
         step: number of terms of the wanted average; the largest of ``steps`` if None.
-        relative_std: its width, in (0, 0.3003). Widths between the stored ones come out nearly
-            exact.
+        relative_std: its width, in (0, 0.3003). Widths between the stored ones are nearly exact.
 
     Returns:
         A tree like the others, summed in at least float32, in the dtypes of the first.
@@ -189,18 +167,15 @@ def post_hoc_average(
 
     Reference: arXiv 2312.02696, section 3.
     """
-    if len(averages) != np.size(steps):
-        raise ValueError(
-            f"averages must be as many as steps, got {len(averages)} and {np.size(steps)}"
-        )
+    _checks.shapes(averages=(np.empty(len(averages)), "N"), steps=(np.atleast_1d(steps), "N"))
     last = float(np.max(steps)) if step is None else step
     weights = post_hoc_weights(steps, relative_stds, step=last, relative_std=relative_std)
 
     def combine(*leaves: Any) -> jax.Array:
         first = jnp.asarray(leaves[0])
-        if not jnp.issubdtype(first.dtype, jnp.inexact):
+        if not jnp.issubdtype(first.dtype, jnp.inexact):  # a counter
             return jnp.asarray(leaves[int(np.argmax(np.asarray(steps)))])
-        total = jnp.zeros(first.shape, jnp.promote_types(first.dtype, jnp.float32))
+        total = jnp.zeros(first.shape, _checks.accumulator(first.dtype))
         for weight, leaf in zip(weights, leaves, strict=True):
             total += jnp.asarray(weight, total.dtype) * leaf
         return total.astype(first.dtype)

@@ -1,14 +1,14 @@
 """Batch normalisation's statistics for averaged parameters.
 
 The running averages of a network belong to the parameters it was trained with, not to their
-average. Recomputed over batches b of w_b rows they are those of all rows together:
+average. Recomputed over batches b of w_b examples they are those of all examples together:
 
     mean = Σ_b w_b mean_b / Σ_b w_b,   var = Σ_b w_b (var_b + (mean_b - mean)²) / Σ_b w_b
 
 The second term is often left out, which makes the variance of small batches too small. The cheap
 alternative, an average of the running averages themselves, is :func:`average_update` on them.
 
-Source: Pavel Izmailov et al., «Averaging Weights Leads to Wider Optima and Better Generalization»,
+Source: Pavel Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization",
 2018, arXiv 1803.05407, section 3.2; article https://kexue.fm/archives/6575.
 """
 
@@ -24,47 +24,35 @@ def recompute_statistics(batch_statistics: Callable[[Any], Any], batches: Iterab
 
     Args:
         batch_statistics: ``(batch) -> statistics`` of this batch alone: what a forward pass in
-            training mode leaves in the state when the momentum of every layer is 0. Compile it
+            training mode leaves in the state when the momentum of every layer is 0. Jit it
             yourself, with the parameters as an argument, so that it is compiled once.
         batches: of training data; pytrees of arrays ``[B, ...]``, each weighted by its B.
 
     Returns:
         A nested dict like that of one batch, in its dtypes. Where ``"mean"`` and ``"var"`` lie side
-        by side, as in Flax, the variance is that of all rows; other leaves are plain means.
+        by side, as in Flax, the variance is that of all examples; other leaves are plain means.
 
     Raises:
         ValueError: if there are no batches.
-        TypeError: if the statistics are no nested dict.
+        TypeError: if the statistics are not a nested dict.
 
-    >>> import functools
-    >>> from flax import nnx
-    >>> from zoo.training import functional_with_state
-    >>> parts = functional_with_state(lambda rngs: nnx.BatchNorm(1, rngs=rngs))
-    >>> key = jax.random.key(0)
-    >>> parameters, state = parts.init_parameters(key), parts.init_model_state(key)
-    >>> @jax.jit
-    ... def batch_statistics(parameters, batch):
-    ...     module = parts.rebuild(parameters, key, model_state=state)
-    ...     module.set_attributes(nnx.BatchNorm, momentum=0.0)
-    ...     module(batch)
-    ...     return parts.model_state(module)
-    >>> statistics = recompute_statistics(
-    ...     functools.partial(batch_statistics, parameters), [jnp.zeros((2, 1)), jnp.ones((2, 1))]
-    ... )
+    >>> def batch_statistics(batch):
+    ...     return {"mean": batch.mean(axis=0), "var": batch.var(axis=0)}
+    >>> batches = [jnp.zeros((2, 1)), jnp.ones((2, 1))]
+    >>> statistics = recompute_statistics(batch_statistics, batches)
     >>> print(statistics["mean"], statistics["var"])
     [0.5] [0.25]
     """
-    total, rows = None, 0
+    total, examples = None, 0
     for batch in batches:
         more = jax.tree.leaves(batch)[0].shape[0]
         statistics = batch_statistics(batch)
         if not isinstance(statistics, Mapping):
             raise TypeError(
-                "batch_statistics must return a nested dict with string keys, got "
-                f"{type(statistics).__name__}"
+                f"batch_statistics must return a nested dict, got {type(statistics).__name__}"
             )
-        rows += more
-        total = statistics if total is None else _merge(total, statistics, more / rows)
+        examples += more
+        total = statistics if total is None else _merge(total, statistics, more / examples)
     if total is None:
         raise ValueError("batches must hold at least one batch, got none")
     return total
@@ -72,7 +60,7 @@ def recompute_statistics(batch_statistics: Callable[[Any], Any], batches: Iterab
 
 @jax.jit
 def _merge(old: Any, new: Any, share: jax.Array) -> Any:
-    """Old and new statistics together, the new ones making up a share of all rows."""
+    """Old and new statistics together, where ``share`` of all examples are new."""
     if not isinstance(old, Mapping):
         return jax.tree.map(lambda a, b: (a + share * (b - a)).astype(a.dtype), old, new)
     merged = {name: _merge(old[name], new[name], share) for name in old}

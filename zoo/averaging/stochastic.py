@@ -2,48 +2,43 @@
 
     average_n = average_{n-1} + (θ_n - average_{n-1}) / n
 
-The rate stays high while it is taken, constant or in cycles, so that the θ_n lie around a wide
-minimum and not all in one place; their mean is nearer to its middle than any of them.
+The learning rate stays high meanwhile, constant or in cycles, so that the θ_n lie around a wide
+minimum; their mean is nearer to its middle than any of them.
 
 Source: Pavel Izmailov, Dmitrii Podoprikhin, Timur Garipov, Dmitry Vetrov, Andrew Gordon Wilson,
-«Averaging Weights Leads to Wider Optima and Better Generalization», 2018, arXiv 1803.05407.
+"Averaging Weights Leads to Wider Optima and Better Generalization", 2018, arXiv 1803.05407.
 """
 
-import jax
+import functools
+
 import optax
 
-from zoo.averaging.running import Count, Mask, running_average
+from zoo.averaging.exponential import Mask, Steps, average_of_parameters, running_update
 
 
 def stochastic_weight_average(
-    *, start_step: Count, every: Count = 1, mask: Mask | None = None
+    *, start_step: Steps, every: Steps = 1, mask: Mask = None
 ) -> optax.GradientTransformation:
     """Keeps the mean of the parameters; passes the updates through unchanged.
 
     average_n = (θ_1 + … + θ_n) / n, over the parameters after steps that ``every`` divides.
 
     Args:
-        start_step: averaging begins after so many steps (three quarters of the training, in the
+        start_step: averaging starts after so many steps (three quarters of the training, in the
             paper); until then the average is the parameters themselves.
-        every: steps from one term to the next, such as those of an epoch, or of a cycle of the
-            learning rate.
+        every: steps from one term to the next, such as an epoch or a cycle of the learning rate.
         mask: which leaves to average, as for :func:`parameter_ema`.
 
     Returns:
-        The transformation; read it with :func:`averaged_parameters`. Networks with batch
-        normalisation need their statistics anew: :func:`recompute_statistics`.
+        The transformation; read it with :func:`averaged_parameters`. Batch normalisation needs new
+        statistics for the mean: ``zoo.averaging.statistics.recompute_statistics``.
 
     Raises:
-        ValueError: if start_step or every is out of range; at init, if the mask is False
-            throughout; at update, if no parameters are given.
-        TypeError: if start_step or every is no integer.
+        ValueError, TypeError: as :func:`parameter_ema`.
 
     >>> optimizer = optax.chain(optax.sgd(0.05), stochastic_weight_average(start_step=750))
 
     Reference: arXiv 1803.05407, algorithm 1.
     """
-
-    def gain(terms: jax.Array) -> jax.Array:
-        return 1 / terms
-
-    return running_average(gain, debias=True, start_step=start_step, every=every, mask=mask)
+    update = functools.partial(running_update, share=lambda terms: 1 / terms)
+    return average_of_parameters(update, True, start_step, every, mask)
