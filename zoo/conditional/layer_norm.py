@@ -170,12 +170,14 @@ def aligned_conditions(x: jax.Array, condition: Condition | None, features: int)
 
 
 def affine(vector: jax.Array, kernel: jax.Array, conditions: Sequence[jax.Array]) -> jax.Array:
-    """The sum vector + Σ c W over aligned conditions, each with its own rows of W: ``[..., D]``."""
+    """The sum vector + Σ c W over aligned conditions, each with its rows of W: ``[..., 1, D]``."""
     wide = accumulator(jnp.result_type(vector, *conditions))
-    total, row = vector.astype(wide)[(None,) * (conditions[0].ndim - 1)], 0
+    total, row = vector.astype(wide)[(None,) * conditions[0].ndim], 0
     for c in conditions:
         rows = kernel[row : row + c.shape[-1]]
-        total += jnp.matmul(c, rows, preferred_element_type=wide)
+        # With an axis of size 1 in between, the gradients of vector and W are summed from one sum
+        # over positions, which XLA makes twice otherwise.
+        total += jnp.matmul(c[..., None, :], rows, preferred_element_type=wide)
         row += c.shape[-1]
     return total
 
@@ -184,7 +186,7 @@ def _modulate(
     x: jax.Array, gain: jax.Array, shift: jax.Array, *, epsilon: float, centred: bool
 ) -> jax.Array:
     """The result gain · n + shift; leading axes of gain and shift are the first of x."""
-    own, shared = x.shape[: gain.ndim - 1], x.shape[gain.ndim - 1 : -1]
+    own, shared = x.shape[: gain.ndim - 2], x.shape[gain.ndim - 2 : -1]
     batch, time, units = math.prod(own), math.prod(shared), x.shape[-1]
     gain, shift = gain.reshape(batch, 1, units), shift.reshape(batch, 1, units)
     y = _scale_and_shift(epsilon, centred, x.reshape(batch, time, units), gain, shift)

@@ -72,7 +72,7 @@ class _ConditionalNorm(nnx.Module):
         if self.hidden_features is None:
             return condition
         c = aligned_conditions(x, condition, sum(self.condition_features))
-        hidden = affine(jnp.zeros(self.hidden_features), self.hidden_kernel[...], c)
+        hidden = affine(jnp.zeros(self.hidden_features), self.hidden_kernel[...], c)[..., 0, :]
         return ACTIVATIONS[self.activation](hidden)
 
 
