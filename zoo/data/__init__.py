@@ -3,14 +3,13 @@
 from zoo.data.corpus import (
     build_character_vocabulary,
     build_word_vocabulary,
-    encode_lines,
     train_subword_vocabulary,
 )
 from zoo.data.generators import wrap_generator
 from zoo.data.images import image_arrays
 from zoo.data.pipeline import Pipeline, StreamPipeline
 from zoo.data.sources import Source, open_source
-from zoo.data.vocabulary import Vocabulary, check_vocabulary
+from zoo.data.vocabulary import Vocabulary, build_vocabulary, check_vocabulary, encode_lines
 
 __all__ = [
     "Pipeline",
@@ -18,6 +17,7 @@ __all__ = [
     "StreamPipeline",
     "Vocabulary",
     "build_character_vocabulary",
+    "build_vocabulary",
     "build_word_vocabulary",
     "check_vocabulary",
     "encode_lines",
