@@ -14,6 +14,8 @@ import optax
 
 from benchmarks.case import Case, Floor, Program
 from zoo import energy
+from zoo.energy.clipped_adam import clipped_adam
+from zoo.energy.networks import MnistEnergy
 from zoo.extras import require
 from zoo.training import functional_with_state
 
@@ -40,7 +42,7 @@ def rival() -> Any:
 def network(features: int) -> tuple[Any, Any, Any]:
     """The functional network, its parameters and the vectors of its spectral normalisation."""
     parts = functional_with_state(
-        lambda rngs: energy.MnistEnergy(features, stem_features=features, rngs=rngs)
+        lambda rngs: MnistEnergy(features, stem_features=features, rngs=rngs)
     )
     generator = np.random.default_rng(0)
 
@@ -126,7 +128,7 @@ def torch_chain(*, features: int, num_steps: int, batch: int) -> Program:
 
 def our_step(*, features: int, num_steps: int, batch: int) -> Program:
     parts, parameters, state = network(features)
-    optimizer = energy.clipped_adam()
+    optimizer = clipped_adam()
 
     def step(
         parameters: Any, state: Any, moments: Any, key: jax.Array, data: jax.Array, start: jax.Array

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.energy_model.config import ModelConfig
-from zoo.energy import (
+from zoo.energy.networks import (
     RESNET,
     RESNET_LARGE,
     MnistEnergy,
     MultiscaleEnergy,
     ResNetEnergy,
-    SpectralKernel,
 )
+from zoo.energy.spectral import SpectralKernel
 
 GAIN = 6.0
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.energy_model import figures
-from zoo.energy import Sampler, clamped_energy, energies_by_label, product_energy, run_chain
+from zoo.energy import Sampler, run_chain
+from zoo.energy.composition import clamped_energy, energies_by_label, product_energy
 from zoo.training import results_table
 
 COLUMNS = 20

@@ -9,14 +9,9 @@ import pytest
 from flax import nnx
 
 from tests.battery import quick_jit
-from zoo.energy import energies_by_label
-from zoo.energy.networks import (
-    RESNET_LARGE,
-    MnistEnergy,
-    MultiscaleEnergy,
-    ResNetEnergy,
-    convolution,
-)
+from zoo._cpu import convolution
+from zoo.energy.composition import energies_by_label
+from zoo.energy.networks import RESNET_LARGE, MnistEnergy, MultiscaleEnergy, ResNetEnergy
 from zoo.energy.spectral import SpectralKernel, spectral_normalize
 
 
@@ -209,11 +204,9 @@ def test_labels_matter_where_there_are_classes():
     assert table.shape == (3, 3)
     np.testing.assert_allclose(table[:, 0], zero, rtol=1e-5)
     np.testing.assert_allclose(table[:, 2], two, rtol=1e-5)
-    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
-        energies_by_label(network, x, num_classes=0)
     with pytest.raises(ValueError, match="num_classes=3, got no labels"):
         network(x)
-    with pytest.raises(ValueError, match=r"labels: expected \(3,\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"labels must have shape \[B\].* got \[2\]"):
         network(x, jnp.zeros(2, int))
     with pytest.raises(ValueError, match="num_classes=None, got labels"):
         ResNetEnergy(4, channels=1, blocks=((1, True),), rngs=nnx.Rngs(0))(x, jnp.zeros(3, int))
@@ -226,9 +219,9 @@ def test_scales_see_the_image_its_half_and_its_quarter():
     network = nnx.eval_shape(lambda: MultiscaleEnergy(4, channels=1, rngs=nnx.Rngs(0)))
     assert [part.least_size for part in network.parts] == [16, 8, 4]
     assert nnx.eval_shape(lambda: energies(16)).shape == (2,)
-    with pytest.raises(ValueError, match=r"must be at least 16, got \[8, 8\]"):
+    with pytest.raises(ValueError, match=r"at least 16 pixels .* got \[2, 8, 8, 1\]"):
         nnx.eval_shape(lambda: energies(8))
-    with pytest.raises(ValueError, match=r"num_scales must be in 1..4, got 5"):
+    with pytest.raises(ValueError, match="num_scales must be at least 1 and at most 4, got 5"):
         MultiscaleEnergy(2, num_scales=5, rngs=nnx.Rngs(0))
 
     # The same call with parts that are known: the sum of the image and the largest of its half.
@@ -291,9 +284,9 @@ def test_accelerators_have_their_convolution(platform, whole):
 
 
 def test_bad_shapes():
-    with pytest.raises(ValueError, match=r"expected \[B, 28, 28, 1\], got \[2, 32, 32, 1\]"):
+    with pytest.raises(ValueError, match=r"\[B, 28, 28, 1\]; got \[2, 32, 32, 1\]"):
         without_values(lambda rngs: MnistEnergy(4, rngs=rngs))(jnp.zeros((2, 32, 32, 1)))
     with pytest.raises(ValueError, match=r"u: expected shape \[out\].*got \(2,\) for \(4, 3\)"):
         spectral_normalize(jnp.ones((4, 3)), jnp.ones(2))
-    with pytest.raises(TypeError, match="kernel must be floating-point, got int32"):
+    with pytest.raises(TypeError, match="kernel must be a floating-point array, got int32"):
         spectral_normalize(jnp.ones((4, 3), int), jnp.ones(3))

@@ -143,7 +143,7 @@ BAD = {
     ),
     "rate": (
         lambda: replay_draw(KEY, PLAIN, jnp.zeros((1, 2)), fresh_rate=1.5),
-        r"fresh_rate must be in \[0, 1\], got 1.5",
+        "fresh_rate must be .* ≥ 0 and ≤ 1, got 1.5",
     ),
     "labels missing": (
         lambda: replay_insert(KEY, LABELLED, jnp.zeros((1, 2))),
@@ -163,7 +163,7 @@ BAD = {
     ),
     "policy": (
         lambda: replay_insert(KEY, PLAIN, jnp.zeros((1, 2)), policy="newest"),
-        "'reservoir' or 'in_place', got 'newest'",
+        "'reservoir', 'in_place'; got 'newest'",
     ),
     "rows missing": (
         lambda: replay_insert(KEY, PLAIN, jnp.zeros((1, 2)), policy="in_place"),

@@ -1,9 +1,11 @@
-"""The original's optimiser: Adam whose gradient is clipped by what it has seen before.
+"""The original's optimiser: Adam without a first moment, its gradient clipped by the second.
 
-    g ← clip(g, ±(3·√(v/(1 - β₂^t)) + 0.1)),   v of the step before; then Adam with β₁ = 0
+    g ← clip(g, ±(3·√(v/(1 - β₂^t)) + 0.1)),   v of the step before
+    v ← β₂·v + (1 - β₂)·g²
+    θ ← θ - rate·√(1 - β₂^t)·g/(√v + ε)
 
-A component may grow to three times its running size and a tenth more, which is what keeps a few bad
-chains from moving the energy far. The first step is bounded by 0.1.
+A component may grow to three times its running size and a tenth more, which keeps a few bad chains
+from moving the energy far. The first step is bounded by 0.1.
 
 Source: Du, Mordatch, 2019, arXiv 1903.08689, and its code.
 """
@@ -15,95 +17,86 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zoo._checks import accumulator, number
 
-class ClipBySecondMomentState(NamedTuple):
-    """State of ``clip_by_second_moment``.
+WIDTH, SLACK = 3.0, 0.1  # of the bound, as published
+
+
+class ClippedRmsState(NamedTuple):
+    """State of ``scale_by_clipped_rms``.
 
     Attributes:
         step: ``[]`` int32, updates seen.
-        second_moment: pytree like the parameters, float32.
+        rms: state of ``optax.scale_by_rms``; v is its ``nu``, in at least float32.
     """
 
     step: jax.Array
-    second_moment: Any
+    rms: optax.ScaleByRmsState
 
 
-def clip_by_second_moment(
-    *, decay: float = 0.999, width: float = 3.0, slack: float = 0.1
+def second_moment_bound(second_moment: jax.Array, correction: jax.Array) -> jax.Array:
+    """``3·√(v/(1 - β₂^t)) + 0.1``: what the components of a gradient are clipped to.
+
+    >>> print(second_moment_bound(jnp.array([0.0, 4e-3]), 1e-3).round(3))
+    [0.1 6.1]
+    """
+    return WIDTH * jnp.sqrt(second_moment / correction) + SLACK
+
+
+def scale_by_clipped_rms(
+    *, decay: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Clips every component to ±(width·√v̂ + slack), v̂ the bias-corrected mean of clipped squares.
+    """``g -> √(1 - β₂^t)·clip(g)/(√v + ε)``: ``optax.scale_by_rms`` of the clipped gradient.
 
     Args:
         decay: β₂ in [0, 1).
-        width: in standard deviations, at least 0.
-        slack: added to the bound, at least 0.
+        eps: ε, added to the uncorrected √v (TensorFlow's "epsilon hat").
 
     Returns:
-        An Optax transformation.
+        An Optax transformation with ``ClippedRmsState``.
 
     Raises:
-        ValueError: decay outside [0, 1), a negative width or slack.
-
-    >>> clip = clip_by_second_moment()
-    >>> updates, _ = clip.update(jnp.array([1.0, -0.05]), clip.init(jnp.zeros(2)))
-    >>> print(updates)
-    [ 0.1  -0.05]
+        ValueError: decay outside [0, 1).
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}")
-    for name, value in (("width", width), ("slack", slack)):
-        if value < 0:
-            raise ValueError(f"{name} must be at least 0, got {value}")
+    decay = number("decay", decay, at_least=0, below=1)
+    rms = optax.scale_by_rms(decay, eps, eps_in_sqrt=False)
 
-    def init(parameters: Any) -> ClipBySecondMomentState:
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), parameters)
-        return ClipBySecondMomentState(jnp.zeros((), jnp.int32), zeros)
+    def init(parameters: Any) -> ClippedRmsState:
+        wide = jax.tree.map(lambda p: p.astype(accumulator(p.dtype)), parameters)
+        return ClippedRmsState(jnp.zeros((), jnp.int32), rms.init(wide))
 
     def update(
-        updates: Any, state: ClipBySecondMomentState, parameters: Any = None
-    ) -> tuple[Any, ClipBySecondMomentState]:
+        updates: Any, state: ClippedRmsState, parameters: Any = None
+    ) -> tuple[Any, ClippedRmsState]:
         del parameters
         step = optax.safe_increment(state.step)
-        # The code divides the moment of the step before by the correction of this one.
-        correction = _correction(decay, step)
+        # 1 - β₂^t without cancellation.
+        correction = -jnp.expm1(step * math.log(decay)) if decay else jnp.ones(())
 
-        def clipped(g: jax.Array, v: jax.Array) -> jax.Array:
-            bound = width * jnp.sqrt(v / correction) + slack
+        def clip(g: jax.Array, v: jax.Array) -> jax.Array:
+            bound = second_moment_bound(v, correction)  # v still of the step before, as published
             return jnp.clip(g.astype(v.dtype), -bound, bound)
 
-        wide = jax.tree.map(clipped, updates, state.second_moment)
-        moment = jax.tree.map(
-            lambda g, v: decay * v + (1 - decay) * g**2, wide, state.second_moment
-        )
-        narrow = jax.tree.map(lambda g, like: g.astype(like.dtype), wide, updates)
-        return narrow, ClipBySecondMomentState(step, moment)
+        scaled, after = rms.update(jax.tree.map(clip, updates, state.rms.nu), state.rms)
+        root = jnp.sqrt(correction)
+        scaled = jax.tree.map(lambda s, g: (root * s).astype(g.dtype), scaled, updates)
+        return scaled, ClippedRmsState(step, after)
 
     return optax.GradientTransformation(init, update)
 
 
 def clipped_adam(
-    learning_rate: optax.ScalarOrSchedule = 3e-4,
-    *,
-    b1: float = 0.0,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    learning_rate: optax.ScalarOrSchedule = 3e-4, *, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Adam behind ``clip_by_second_moment``, with the original's numbers.
-
-    ``eps`` is TensorFlow's «epsilon hat»: it is added to the uncorrected √v, so that the step is
-    ``learning_rate·√(1 - β₂^t)/(1 - β₁^t)·m/(√v + eps)``.
+    """``scale_by_clipped_rms`` with a learning rate: the complete optimiser.
 
     Args:
         learning_rate: number or schedule.
-        b1: decay of the mean; keep 0, the target moves.
-        b2: decay of the squares, also for the clipping.
-        eps: see above.
+        b2: decay of the squares.
+        eps: added to the uncorrected √v.
 
     Returns:
         An Optax transformation.
-
-    Raises:
-        ValueError: b2 outside [0, 1).
 
     >>> optimizer = clipped_adam()
     >>> updates, _ = optimizer.update(jnp.array([1.0]), optimizer.init(jnp.zeros(1)))
@@ -111,40 +104,5 @@ def clipped_adam(
     [-0.000299999]
     """
     return optax.chain(
-        clip_by_second_moment(decay=b2),
-        _scale_by_adam_hat(b1, b2, eps),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_clipped_rms(decay=b2, eps=eps), optax.scale_by_learning_rate(learning_rate)
     )
-
-
-def _scale_by_adam_hat(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    def init(parameters: Any) -> optax.ScaleByAdamState:
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), parameters)
-        copy = jax.tree.map(jnp.copy, zeros)
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, copy)
-
-    def update(
-        updates: Any, state: optax.ScaleByAdamState, parameters: Any = None
-    ) -> tuple[Any, optax.ScaleByAdamState]:
-        del parameters
-        count = optax.safe_increment(state.count)
-        mean = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g.astype(m.dtype), updates, state.mu)
-        square = jax.tree.map(
-            lambda g, v: b2 * v + (1 - b2) * g.astype(v.dtype) ** 2, updates, state.nu
-        )
-        rate = jnp.sqrt(_correction(b2, count)) / _correction(b1, count)
-        scaled = jax.tree.map(
-            lambda m, v, g: (rate * m / (jnp.sqrt(v) + eps)).astype(g.dtype), mean, square, updates
-        )
-        return scaled, optax.ScaleByAdamState(count, mean, square)
-
-    return optax.GradientTransformation(init, update)
-
-
-def _correction(decay: float, step: jax.Array) -> jax.Array:
-    """1 - decay^step without cancellation: 1 - 0.999 has but four digits in float32."""
-    return -jnp.expm1(step * math.log(decay)) if decay else jnp.ones(())
-
-
-def _wide(leaf: jax.Array) -> Any:
-    return jnp.promote_types(leaf.dtype, jnp.float32)

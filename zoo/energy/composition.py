@@ -1,16 +1,16 @@
-"""Energies made of energies: and, or, not, and fixed parts.
+"""Composition of energies: and, or, not, and in-painting.
 
-Densities multiply where energies add, so that concepts learned apart combine without training:
+Densities multiply where energies add, so that separately learned concepts combine untrained:
 
     p₁(x)·p₂(x)      E₁ + E₂                   both
     p₁(x)/p₂(x)^w    E₁ - w·E₂                 the first, not the second
     p₁(x) + p₂(x)    -log(e^{-E₁} + e^{-E₂})   either (weights e^{-E} as they are, without log Z)
 
-Source: Hinton, «Training products of experts by minimizing contrastive divergence», 2002; Du, Li,
-Mordatch, «Compositional visual generation with energy based models», 2020, arXiv 2004.06030.
+Source: Hinton, "Training products of experts by minimizing contrastive divergence", 2002; Du, Li,
+Mordatch, "Compositional visual generation with energy based models", 2020, arXiv 2004.06030.
 
 A conditional energy E(x, y) also classifies: y is the label of least energy, which is right if the
-labels are equally frequent and share one normaliser; min_y E(x, y) tells outliers.
+labels are equally frequent and share one normaliser; min_y E(x, y) detects outliers.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zoo.energy.sampling import EnergyFunction, batch_size
+from zoo._checks import count
+from zoo.energy.chains import EnergyFunction, batch_size
 
 
 def product_energy(
@@ -29,7 +30,7 @@ def product_energy(
 
     Args:
         energy_fns: each ``(position) -> [B]``.
-        weights: one for each, 1 if not given; a number, or ``[B]`` with one for every row.
+        weights: one for each, 1 if not given; a number, or ``[B]`` with one per example.
 
     Returns:
         An energy function.
@@ -42,11 +43,10 @@ def product_energy(
     [-7.]
     """
     weights = [1.0] * len(energy_fns) if weights is None else [*weights]
-    if not energy_fns or len(weights) != len(energy_fns):
+    _check_given(energy_fns)
+    if len(weights) != len(energy_fns):
         raise ValueError(
             f"weights: expected one for each of {len(energy_fns)} energies, got {len(weights)}"
-            if energy_fns
-            else "energy_fns must hold at least one energy function, got none"
         )
 
     def energy(position: Any) -> jax.Array:
@@ -59,21 +59,13 @@ def product_energy(
 def mixture_energy(energy_fns: Sequence[EnergyFunction]) -> EnergyFunction:
     """``-log Σ_i e^{-E_i(x)}``: the sum of the unnormalised densities.
 
-    Args:
-        energy_fns: each ``(position) -> [B]``.
-
-    Returns:
-        An energy function.
-
-    Raises:
-        ValueError: no energies.
+    Args, Returns, Raises: as ``product_energy``, without weights.
 
     >>> either = mixture_energy([lambda x: 0 * x.sum(-1), lambda x: 0 * x.sum(-1)])
     >>> print(either(jnp.ones((1, 2))))
     [-0.6931]
     """
-    if not energy_fns:
-        raise ValueError("energy_fns must hold at least one energy function, got none")
+    _check_given(energy_fns)
 
     def energy(position: Any) -> jax.Array:
         return -jax.nn.logsumexp(jnp.stack([-e(position) for e in energy_fns]), axis=0)
@@ -82,10 +74,10 @@ def mixture_energy(energy_fns: Sequence[EnergyFunction]) -> EnergyFunction:
 
 
 def clamped_energy(energy_fn: EnergyFunction, known: jax.Array, mask: jax.Array) -> EnergyFunction:
-    """In-painting: the energy of the free components, the others held at their known values.
+    """In-painting: the energy of the free components, the others fixed at their known values.
 
-    A sampler of it leaves the gradient's zeros alone but still adds noise to the known components;
-    put them back at the end with ``jnp.where(mask, known, position)``.
+    The known components have no gradient, but samplers still add noise to them; restore them at
+    the end with ``jnp.where(mask, known, position)``.
 
     Args:
         energy_fn: ``(position) -> [B]``.
@@ -117,7 +109,7 @@ def energies_by_label(
         energy_fn: ``(position, labels [B]) -> [B]``, such as a ``ResNetEnergy`` with classes in
             evaluation mode.
         position: pytree of ``[B, ...]``.
-        num_classes: K, at least 1; the labels are looked at one after the other.
+        num_classes: K, at least 1; the labels are evaluated one after the other.
 
     Returns:
         ``[B, K]``.
@@ -129,10 +121,14 @@ def energies_by_label(
     >>> energies_by_label(energy, jnp.array([[0.0], [1.9]]), num_classes=3).argmin(axis=1)
     Array([0, 2], dtype=int32)
     """
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    rows = batch_size(position)
-    found = jax.lax.map(
-        lambda label: energy_fn(position, jnp.full(rows, label)), jnp.arange(num_classes)
+    num_classes = count("num_classes", num_classes, at_least=1)
+    batch = batch_size(position)
+    energies = jax.lax.map(
+        lambda label: energy_fn(position, jnp.full(batch, label)), jnp.arange(num_classes)
     )
-    return found.T
+    return energies.T
+
+
+def _check_given(energy_fns: Sequence[EnergyFunction]) -> None:
+    if not energy_fns:
+        raise ValueError("energy_fns must hold at least one energy function, got none")

@@ -11,28 +11,29 @@ not sampling of exp(-E). They also add the noise before they take the gradient (
 that a sample carries no fresh noise; on the quadratic that order has the stationary variance
 s²q/(1-q), q = (1-ha)², against s²/(1-q).
 
-Sources: Welling, Teh, «Bayesian Learning via Stochastic Gradient Langevin Dynamics», 2011; Roberts,
-Tweedie, «Exponential convergence of Langevin distributions», 1996; Du, Mordatch, «Implicit
-Generation and Modeling with Energy-Based Models», 2019, arXiv 1903.08689; article 6612.
+Sources: Welling, Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", 2011; Roberts,
+Tweedie, "Exponential convergence of Langevin distributions", 1996; Du, Mordatch, "Implicit
+Generation and Modeling with Energy-Based Models", 2019, arXiv 1903.08689; article 6612.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from zoo.energy.sampling import (
+from zoo._checks import choice, number
+from zoo.energy.chains import (
     EnergyFunction,
     Sampler,
     SamplerInfo,
     ScalarOrSchedule,
-    at_step,
+    as_schedule,
     batch_size,
-    check_scalar,
+    check_bounds,
+    copied,
     energy_and_gradient,
-    own,
-    rows_dot,
+    inner_product,
+    per_chain,
     standard_normal,
 )
 
@@ -108,37 +109,41 @@ def langevin(
     >>> print(state.position, info.energy)
     [[ 0.9 -1.8]] [2.5]
     """
-    check_scalar("step_size", step_size)
-    check_scalar("temperature", temperature, positive=False)
-    check_scalar("noise_scale", noise_scale, positive=False)
-    check_scalar("gradient_clip", gradient_clip)
-    check_scalar("gradient_norm_clip", gradient_norm_clip)
-    contain = _container(bounds, boundary)
+    step_size = as_schedule("step_size", step_size, above=0)
+    temperature = as_schedule("temperature", temperature, at_least=0)
+    if noise_scale is not None:
+        noise_scale = as_schedule("noise_scale", noise_scale, at_least=0)
+    if gradient_clip is not None:
+        gradient_clip = number("gradient_clip", gradient_clip, above=0)
+    if gradient_norm_clip is not None:
+        gradient_norm_clip = number("gradient_norm_clip", gradient_norm_clip, above=0)
+    choice("boundary", boundary, ("clip", "reflect"))
+    if bounds is not None:
+        check_bounds(bounds)
+
+    def init(position: Any) -> LangevinState:
+        batch_size(position)
+        return LangevinState(copied(position), jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: LangevinState) -> tuple[LangevinState, SamplerInfo]:
-        h = at_step(step_size, state.step)
-        if noise_scale is None:
-            s = jnp.sqrt(2 * h * at_step(temperature, state.step))
-        else:
-            s = at_step(noise_scale, state.step)
-        metric = _like(preconditioner, state.position)
-        noise = standard_normal(key, state.position)
-        noise = _scaled(noise, jax.tree.map(jnp.sqrt, metric), s)
+        h = step_size(state.step)
+        s = noise_scale(state.step) if noise_scale else jnp.sqrt(2 * h * temperature(state.step))
+        x = state.position
+        metric = _like(preconditioner, x)
+        noise = _scaled(standard_normal(key, x), jax.tree.map(jnp.sqrt, metric), s)
 
-        position = state.position
-        if noise_first:
-            position = jax.tree.map(jnp.add, position, noise)
-        energy, gradient = energy_and_gradient(energy_fn, position)
-        norm = jnp.sqrt(rows_dot(gradient, gradient))
-        descent = _clipped(gradient, norm, gradient_clip, gradient_norm_clip)
-        descent = _scaled(descent, metric, -h)
-        position = jax.tree.map(jnp.add, position, descent)
-        if not noise_first:
-            position = jax.tree.map(jnp.add, position, noise)
+        x = _add(x, noise) if noise_first else x
+        energy, gradient = energy_and_gradient(energy_fn, x)
+        norm = jnp.sqrt(inner_product(gradient, gradient))
+        gradient = _clipped(gradient, gradient_clip, gradient_norm_clip)
+        x = _add(x, _scaled(gradient, metric, -h))
+        x = x if noise_first else _add(x, noise)
+        if bounds is not None:
+            x = jax.tree.map(lambda leaf: _contained(leaf, bounds, boundary), x)
         info = SamplerInfo(energy, norm, jnp.ones_like(energy))
-        return LangevinState(jax.tree.map(contain, position), state.step + 1), info
+        return LangevinState(x, state.step + 1), info
 
-    return Sampler(_init_langevin, step)
+    return Sampler(init, step)
 
 
 def metropolis_langevin(
@@ -176,86 +181,70 @@ def metropolis_langevin(
     >>> info.acceptance_probability.shape
     (3,)
     """
-    check_scalar("step_size", step_size)
-    check_scalar("temperature", temperature)
+    step_size = as_schedule("step_size", step_size, above=0)
+    temperature = number("temperature", temperature, above=0)
 
     def init(position: Any) -> MetropolisState:
         energy, gradient = energy_and_gradient(energy_fn, position)
-        return MetropolisState(own(position), energy, gradient, jnp.zeros((), jnp.int32))
+        return MetropolisState(copied(position), energy, gradient, jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: MetropolisState) -> tuple[MetropolisState, SamplerInfo]:
         noise_key, accept_key = jax.random.split(key)
-        h = at_step(step_size, state.step)
-        metric = _like(preconditioner, state.position)
+        h = step_size(state.step)
+        x, energy_x, gradient_x, _ = state
+        metric = _like(preconditioner, x)
 
         def drifted(position: Any, gradient: Any) -> Any:
-            return jax.tree.map(jnp.add, position, _scaled(gradient, metric, -h))
-
-        noise = standard_normal(noise_key, state.position)
-        noise = _scaled(noise, jax.tree.map(jnp.sqrt, metric), jnp.sqrt(2 * h * temperature))
-        proposal = jax.tree.map(jnp.add, drifted(state.position, state.gradient), noise)
-        energy, gradient = energy_and_gradient(energy_fn, proposal)
+            return _add(position, _scaled(gradient, metric, -h))
 
         def log_proposal(to: Any, position: Any, gradient: Any) -> jax.Array:
             gap = jax.tree.map(jnp.subtract, to, drifted(position, gradient))
             scaled = jax.tree.map(jnp.divide, gap, metric)
-            return -rows_dot(gap, scaled) / (4 * h * temperature)
+            return -inner_product(gap, scaled) / (4 * h * temperature)
 
+        noise = standard_normal(noise_key, x)
+        noise = _scaled(noise, jax.tree.map(jnp.sqrt, metric), jnp.sqrt(2 * h * temperature))
+        proposal = _add(drifted(x, gradient_x), noise)
+        energy, gradient = energy_and_gradient(energy_fn, proposal)
         log_ratio = (
-            (state.energy - energy) / temperature
-            + log_proposal(state.position, proposal, gradient)
-            - log_proposal(proposal, state.position, state.gradient)
+            (energy_x - energy) / temperature
+            + log_proposal(x, proposal, gradient)
+            - log_proposal(proposal, x, gradient_x)
         )
         log_ratio = jnp.where(jnp.isfinite(energy), log_ratio, -jnp.inf)
         probability = jnp.exp(jnp.minimum(jnp.nan_to_num(log_ratio, nan=-jnp.inf), 0))
         accepted = jax.random.uniform(accept_key, energy.shape, energy.dtype) < probability
 
-        def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(accepted.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+        def select(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(per_chain(accepted, new), new, old)
 
-        new = (proposal, energy, gradient)
-        position, kept_energy, kept_gradient = jax.tree.map(chosen, new, state[:3])
-        info = SamplerInfo(energy, jnp.sqrt(rows_dot(gradient, gradient)), probability)
-        return MetropolisState(position, kept_energy, kept_gradient, state.step + 1), info
+        info = SamplerInfo(energy, jnp.sqrt(inner_product(gradient, gradient)), probability)
+        x, energy, gradient = jax.tree.map(select, (proposal, energy, gradient), state[:3])
+        return MetropolisState(x, energy, gradient, state.step + 1), info
 
     return Sampler(init, step)
 
 
-def _init_langevin(position: Any) -> LangevinState:
-    batch_size(position)
-    return LangevinState(own(position), jnp.zeros((), jnp.int32))
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
 
 
-def _container(
-    bounds: tuple[float, float] | None, boundary: str
-) -> Callable[[jax.Array], jax.Array]:
-    if boundary not in ("clip", "reflect"):
-        raise ValueError(f"boundary must be 'clip' or 'reflect', got {boundary!r}")
-    if bounds is None:
-        return lambda x: x
+def _contained(x: jax.Array, bounds: tuple[float, float], boundary: str) -> jax.Array:
     low, high = bounds
-    if not low < high:
-        raise ValueError(f"bounds must be (low, high) with low < high, got {bounds}")
-
-    def reflected(x: jax.Array) -> jax.Array:
-        width = high - low
-        return low + width - jnp.abs(jnp.mod(x - low, 2 * width) - width)
-
-    return (lambda x: jnp.clip(x, low, high)) if boundary == "clip" else reflected
+    if boundary == "clip":
+        return jnp.clip(x, low, high)
+    width = high - low
+    return low + width - jnp.abs(jnp.mod(x - low, 2 * width) - width)
 
 
-def _clipped(
-    gradient: Any, norm: jax.Array, component: float | None, norm_bound: float | None
-) -> Any:
-    if component is not None:
-        gradient = jax.tree.map(lambda g: jnp.clip(g, -component, component), gradient)
-        norm = jnp.sqrt(rows_dot(gradient, gradient)) if norm_bound is not None else norm
+def _clipped(gradient: Any, component_bound: float | None, norm_bound: float | None) -> Any:
+    if component_bound is not None:
+        gradient = jax.tree.map(lambda g: jnp.clip(g, -component_bound, component_bound), gradient)
     if norm_bound is None:
         return gradient
+    norm = jnp.sqrt(inner_product(gradient, gradient))
     factor = norm_bound / jnp.maximum(norm, norm_bound)
-    return jax.tree.map(
-        lambda g: g * factor.reshape(-1, *[1] * (g.ndim - 1)).astype(g.dtype), gradient
-    )
+    return jax.tree.map(lambda g: g * per_chain(factor, g).astype(g.dtype), gradient)
 
 
 def _like(value: Any, position: Any) -> Any:

@@ -7,7 +7,7 @@ Chains start from exact samples of a normal density p₀ = e^{-E₀}/Z₀ and me
 one Metropolis-adjusted Langevin step at each. The weights w = Π e^{-(E_{b'} - E_b)(x_b)} have the
 mean Z₁/Z₀ whatever the steps: the estimate of Z is unbiased, that of log Z is low on average.
 
-Source: Neal, «Annealed importance sampling», 2001.
+Source: Neal, "Annealed importance sampling", 2001.
 """
 
 from typing import Any, NamedTuple
@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo._checks import count, number
+from zoo.energy.chains import EnergyFunction, inner_product
 from zoo.energy.langevin import metropolis_langevin
-from zoo.energy.sampling import EnergyFunction, check_scalar, rows_dot
 
 
 class LogNormalizer(NamedTuple):
@@ -68,21 +69,20 @@ def annealed_log_normalizer(
     >>> print(result.log_normalizer, float(jnp.log(2 * jnp.pi)))  # the start is the target
     1.83787 1.83787
     """
-    if num_steps < 1 or not shape:
-        raise ValueError(
-            f"num_steps must be at least 1 and shape (B, ...), got {num_steps} and {shape}"
-        )
-    check_scalar("step_size", step_size)
-    check_scalar("scale", scale)
+    num_steps = count("num_steps", num_steps, at_least=1)
+    if not shape:
+        raise ValueError("shape must be (B, ...), with a batch axis first, got ()")
+    step_size = number("step_size", step_size, above=0)
+    scale = number("scale", scale, above=0)
     dimensions = int(np.prod(shape[1:]))
     log_start = dimensions / 2 * np.log(2 * np.pi * scale**2)
 
     def start_energy(x: jax.Array) -> jax.Array:
-        return rows_dot(x, x) / (2 * scale**2)
+        return inner_product(x, x) / (2 * scale**2)
 
-    def step(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> Any:
+    def step(carry: tuple[jax.Array, jax.Array], index: jax.Array) -> Any:
         position, log_weights = carry
-        share = (number + 1) / num_steps
+        share = (index + 1) / num_steps
         gap = energy_fn(position) - start_energy(position)
         log_weights = log_weights - gap.astype(jnp.float32) / num_steps
 
@@ -90,7 +90,7 @@ def annealed_log_normalizer(
             return (1 - share) * start_energy(x) + share * energy_fn(x)
 
         sampler = metropolis_langevin(between, step_size=step_size)
-        state, info = sampler.step(jax.random.fold_in(key, number + 1), sampler.init(position))
+        state, info = sampler.step(jax.random.fold_in(key, index + 1), sampler.init(position))
         return (state.position, log_weights), info.acceptance_probability.mean()
 
     position = scale * jax.random.normal(jax.random.fold_in(key, 0), shape)

@@ -1,13 +1,13 @@
-"""The energy networks of the original: images in, one energy each out.
+"""The energy networks of the original, from images to one energy each.
 
-Every convolution and all but the last linear layer are spectrally normalised, nothing else
-normalises. Labels enter a residual block through the bias of what goes into each convolution and
-through the gain of what leaves the second:
+Every convolution and all linear layers but the last are spectrally normalised; there is no other
+normalisation. Labels enter a residual block through the biases before both convolutions and the
+gain after the second:
 
     h = act(conv₁(x + b₁[y])),   out = act(pool(conv₂(h + b₂[y])·(g[y] + c) + skip(x)))
 
-Activations are leaky ReLUs of slope 0.2, convolutions have no bias of their own, the last features
-are summed over space, so that the energy is extensive: twice the picture, twice the energy.
+Activations are leaky ReLUs of slope 0.2, convolutions have no other bias, and the last features are
+summed over space, so that the energy grows with the size of the image.
 
 Source: Du, Mordatch, 2019, arXiv 1903.08689, and its code.
 """
@@ -15,11 +15,14 @@ Source: Du, Mordatch, 2019, arXiv 1903.08689, and its code.
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from zoo._checks import count, shapes
+from zoo._cpu import convolution
 from zoo.energy.spectral import SpectralKernel
 
 activation = functools.partial(jax.nn.leaky_relu, negative_slope=0.2)
@@ -56,17 +59,16 @@ class MnistEnergy(nnx.Module):
             rngs: stream ``params``.
         """
         f = features
+        widths = (1, stem_features, f, 2 * f, 4 * f)
         self.convolutions = nnx.List(
             [
-                SpectralKernel(3, 3, 1, stem_features, rngs=rngs),
-                SpectralKernel(4, 4, stem_features, f, rngs=rngs),
-                SpectralKernel(4, 4, f, 2 * f, rngs=rngs),
-                SpectralKernel(4, 4, 2 * f, 4 * f, rngs=rngs),
+                SpectralKernel(size, size, *pair, rngs=rngs)
+                for size, pair in zip((3, 4, 4, 4), itertools.pairwise(widths), strict=True)
             ]
         )
         self.hidden = SpectralKernel(4 * 4 * 4 * f, 2 * f, rngs=rngs)
         self.hidden_bias = nnx.Param(jnp.zeros(2 * f))
-        self.output = nnx.Linear(2 * f, 1, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+        self.output = _output(2 * f, rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """The energies.
@@ -80,8 +82,7 @@ class MnistEnergy(nnx.Module):
         Raises:
             ValueError: images of another shape.
         """
-        if images.ndim != 4 or images.shape[1:] != (28, 28, 1):
-            raise ValueError(f"images: expected [B, 28, 28, 1], got {list(images.shape)}")
+        shapes(images=(images, "B 28 28 1"))
         x = images
         for number, kernel in enumerate(self.convolutions):
             x = activation(convolution(x, kernel(), stride=2 if number else 1))
@@ -121,23 +122,12 @@ class ResidualBlock(nnx.Module):
         self.gain = nnx.Param(jnp.ones((*rows, features)))
         if num_classes is not None:
             self.shared_gain = nnx.Param(jnp.zeros(features))
-        self.skip = (
-            None
-            if in_features == features
-            else SpectralKernel(3, 3, in_features, features, rngs=rngs)
-        )
+        widens = in_features != features
+        self.skip = SpectralKernel(3, 3, in_features, features, rngs=rngs) if widens else None
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
 
     def __call__(self, x: jax.Array, labels: jax.Array | None = None) -> jax.Array:
-        """One block.
-
-        Args:
-            x: ``[B, height, width, in_features]``.
-            labels: integers ``[B]``, or None.
-
-        Returns:
-            ``[B, height, width, features]``, halved on request.
-        """
+        """``x [B, height, width, in_features]``, ``labels [B]`` to ``[B, ..., features]``."""
 
         def of_class(table: nnx.Param) -> jax.Array:
             row = table[...] if labels is None else table[...][labels]
@@ -184,53 +174,42 @@ class ResNetEnergy(nnx.Module):
         self.least_size = 2 ** sum(halve for _, halve in blocks)
         self.stem = SpectralKernel(3, 3, channels, features, rngs=rngs)
         widths = [features, *(features * units for units, _ in blocks)]
+        options: dict[str, Any] = {"num_classes": num_classes, "dropout": dropout, "rngs": rngs}
         self.blocks = nnx.List(
             [
-                ResidualBlock(
-                    before,
-                    after,
-                    halve=halve,
-                    num_classes=num_classes,
-                    dropout=dropout,
-                    rngs=rngs,
-                )
-                for before, after, (_, halve) in zip(widths, widths[1:], blocks, strict=False)
+                ResidualBlock(*pair, halve=halve, **options)
+                for pair, (_, halve) in zip(itertools.pairwise(widths), blocks, strict=True)
             ]
         )
-        self.output = nnx.Linear(
-            widths[-1], 1, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs
-        )
+        self.output = _output(widths[-1], rngs)
 
     def __call__(self, images: jax.Array, labels: jax.Array | None = None) -> jax.Array:
         """The energies.
 
         Args:
             images: ``[B, height, width, channels]`` in 0..1.
-            labels: integers ``[B]``, just when the network has classes.
+            labels: integers ``[B]`` if the network has classes, else None.
 
         Returns:
             ``[B]``. A label out of range gives NaN.
 
         Raises:
-            ValueError: labels missing, not wanted or of another batch; images without their axes or
+            ValueError: labels missing, not wanted or of another batch; images of another rank or
                 too small.
         """
-        if images.ndim != 4:
+        size = shapes(images=(images, "B height width channels"))
+        if min(size["height"], size["width"]) < self.least_size:
             raise ValueError(
-                f"images: expected [B, height, width, channels], got {list(images.shape)}"
-            )
-        if min(images.shape[1:3]) < self.least_size:
-            raise ValueError(
-                f"images: this network halves them to 1/{self.least_size}, so height and width "
-                f"must be at least {self.least_size}, got {list(images.shape[1:3])}"
+                f"images must be at least {self.least_size} pixels high and wide, to be halved as "
+                f"often as this network does, got {list(images.shape)}"
             )
         if (labels is None) != (self.num_classes is None):
             raise ValueError(
                 f"labels: this network has num_classes={self.num_classes}, got "
-                f"{'no labels' if labels is None else 'labels'}; give labels just when it has them"
+                f"{'no labels' if labels is None else 'labels'}"
             )
-        if labels is not None and labels.shape != images.shape[:1]:
-            raise ValueError(f"labels: expected {images.shape[:1]}, got {labels.shape}")
+        if labels is not None:
+            shapes(images=(images, "B height width channels"), labels=(labels, "B"))
         x = activation(convolution(images, self.stem()))
         for block in self.blocks:
             x = block(x, labels)
@@ -241,14 +220,13 @@ class ResNetEnergy(nnx.Module):
 
 
 class MultiscaleEnergy(nnx.Module):
-    """The mean energy of the image, of its half and of its quarter, each seen by its own network.
+    """The mean energy of the image at several scales, each seen by its own network.
 
         E(x) = mean_s E_s(pool^s(x)),   pool: means of 3 × 3 pixels, every second one
 
-    The coarse networks see the whole picture, the fine one its strokes. The pools, the stages and
-    their widths are those of improved contrastive divergence; the parts are ``ResNetEnergy`` with
-    its spectral normalisation, where that code has instance norm, weight standardisation and, at
-    one place, attention.
+    The pools, the stages and their widths are those of improved contrastive divergence; the parts
+    are ``ResNetEnergy`` with its spectral normalisation, where that code has instance norm, weight
+    standardisation and, at one place, attention.
 
     Reference: Du, Li, Tenenbaum, Mordatch, 2021, arXiv 2012.01316, and its code.
     """
@@ -264,43 +242,17 @@ class MultiscaleEnergy(nnx.Module):
     ):
         """Draws the parameters.
 
-        Args:
-            features: channels of the first convolution of each network.
-            channels: of the images.
-            num_scales: 1 to 4.
-            num_classes: K, or None for an energy of the image alone.
-            rngs: stream ``params``.
-
-        Raises:
-            ValueError: num_scales outside 1…4.
+        The options are those of ``ResNetEnergy``, with ``num_scales`` from 1 to 4.
         """
-        if not 1 <= num_scales <= len(MULTISCALE) // 2:
-            raise ValueError(f"num_scales must be in 1..{len(MULTISCALE) // 2}, got {num_scales}")
-        self.parts = nnx.List(
-            [
-                ResNetEnergy(
-                    features,
-                    channels=channels,
-                    blocks=MULTISCALE[: len(MULTISCALE) - 2 * scale],
-                    num_classes=num_classes,
-                    rngs=rngs,
-                )
-                for scale in range(num_scales)
-            ]
-        )
+        num_scales = count("num_scales", num_scales, at_least=1, at_most=len(MULTISCALE) // 2)
+        options: dict[str, Any] = {"channels": channels, "num_classes": num_classes, "rngs": rngs}
+        stages = [MULTISCALE[: len(MULTISCALE) - 2 * scale] for scale in range(num_scales)]
+        self.parts = nnx.List([ResNetEnergy(features, blocks=s, **options) for s in stages])
 
     def __call__(self, images: jax.Array, labels: jax.Array | None = None) -> jax.Array:
         """The energies.
 
-        Args:
-            images: ``[B, height, width, channels]`` in 0..1, at least 16 pixels high and wide.
-            labels: integers ``[B]``, just when the network has classes.
-
-        Returns:
-            ``[B]``. A label out of range gives NaN.
-
-        Raises:
-            ValueError: as ``ResNetEnergy``.
+        Args, Returns, Raises: as ``ResNetEnergy``; images of at least 16 × 16 at 3 scales.
         """
         energies = []
         for part in self.parts:
@@ -309,55 +261,5 @@ class MultiscaleEnergy(nnx.Module):
         return jnp.stack(energies).mean(axis=0)
 
 
-def convolution(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
-    """``[B, H, W, I]`` and ``[h, w, I, O]`` to ``[B, ⌈H/stride⌉, ⌈W/stride⌉, O]``, same padding.
-
-    XLA's CPU compiler has slow convolutions inside loops, and every chain is a loop: there the same
-    numbers come from matrix products.
-    """
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_sum_of_products, stride=stride),
-        default=functools.partial(_convolution, stride=stride),
-    )
-
-
-def _convolution(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _sum_of_products(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
-    """The image, moved to every place of the kernel, times the matrix there.
-
-    A stride is taken out first: its square of pixels becomes one pixel of as many more channels.
-    """
-    sizes, lengths = x.shape[1:3], kernel.shape[:2]
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    edges = [_edges(*pair, stride) for pair in zip(sizes, lengths, strict=True)]
-    fill = [(0, -length % stride) for length in lengths]
-    x = _blocks(jnp.pad(x, ((0, 0), *edges, (0, 0))), stride)
-    kernel = jnp.moveaxis(jnp.pad(kernel, (*fill, (0, 0), (0, 0))), -1, 0)
-    kernel = jnp.moveaxis(_blocks(kernel, stride), 0, -1)
-    height, width = (-(-size // stride) for size in sizes)
-    products = [
-        jnp.matmul(x[:, i : i + height, j : j + width], kernel[i, j], preferred_element_type=wide)
-        for i, j in itertools.product(*map(range, kernel.shape[:2]))
-    ]
-    return functools.reduce(jnp.add, products).astype(x.dtype)
-
-
-def _edges(size: int, length: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after an axis: same padding, and on to whole strides for the last place."""
-    out, places = -(-size // stride), -(-length // stride)
-    before = max((out - 1) * stride + length - size, 0) // 2
-    return before, (out + places - 1) * stride - size - before
-
-
-def _blocks(x: jax.Array, side: int) -> jax.Array:
-    """``[B, H, W, I]`` to ``[B, H/side, W/side, side²·I]``."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // side, side, width // side, side, channels).swapaxes(2, 3)
-    return x.reshape(batch, height // side, width // side, side * side * channels)
+def _output(features: int, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(features, 1, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)

@@ -15,9 +15,9 @@ a least-squares discriminator with targets ∓1/2a and the lower bound -1/2a: ne
 near -1/2a the discriminator does, and neither is a failure by itself.
 
 Sources: Hinton, 2002; Du, Mordatch, 2019, arXiv 1903.08689; Du, Li, Tenenbaum, Mordatch, 2021,
-arXiv 2012.01316; Grathwohl et al., «Your classifier is secretly an energy based model», 2019, arXiv
-1912.03263; Vincent, «A connection between score matching and denoising autoencoders», 2011; Gao et
-al., «Learning energy-based models by diffusion recovery likelihood», 2020, arXiv 2012.08125;
+arXiv 2012.01316; Grathwohl et al., "Your classifier is secretly an energy based model", 2019, arXiv
+1912.03263; Vincent, "A connection between score matching and denoising autoencoders", 2011; Gao et
+al., "Learning energy-based models by diffusion recovery likelihood", 2020, arXiv 2012.08125;
 article 6612.
 """
 
@@ -27,12 +27,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zoo.energy.sampling import (
+from zoo._checks import accumulator, count, integers, number, shapes, widened
+from zoo.energy.chains import (
     EnergyFunction,
     Sampler,
-    check_scalar,
     energy_and_gradient,
-    rows_dot,
+    inner_product,
     run_chain,
     standard_normal,
 )
@@ -62,66 +62,42 @@ def contrastive_loss(
     >>> print(contrastive_loss(jnp.array([-0.5, -0.5]), jnp.array([0.5])))
     -0.5
     """
-    plus, minus = _energies(energy_data, energy_samples, l2)
+    plus, minus = _energies(energy_data, energy_samples)
     return plus.mean() - minus.mean() + _squares(plus, minus, l2)
 
 
 def softplus_contrastive_loss(
     energy_data: jax.Array, energy_samples: jax.Array, *, l2: float = 1.0
 ) -> jax.Array:
-    """Pairs that are told apart well count little: ``mean log(1 + e^{E⁺ - E⁻}) + l2·(…)``.
+    """Gives well-separated pairs little weight: ``mean log(1 + e^{E⁺ - E⁻}) + l2·(…)``.
 
-    Args:
-        energy_data: E⁺, ``[B]``.
-        energy_samples: E⁻, ``[B]``, paired with the data.
-        l2: as in ``contrastive_loss``.
-
-    Returns:
-        ``[]``, at least float32.
-
-    Raises:
-        ValueError: l2 < 0, energies that are not both ``[B]``.
-        TypeError: energies that are not floating-point.
+    Args, Returns, Raises: as ``contrastive_loss``, but E⁻ is ``[B]`` and paired with the data.
 
     Reference: Du, Mordatch, 2019.
 
     >>> print(softplus_contrastive_loss(jnp.zeros(2), jnp.zeros(2)).round(4))
     0.6931
     """
-    plus, minus = _energies(energy_data, energy_samples, l2)
-    if plus.shape != minus.shape:
-        raise ValueError(
-            f"energy_samples: expected a partner for each of {len(plus)} data, got {len(minus)}"
-        )
+    plus, minus = _energies(energy_data, energy_samples, paired=True)
     return jax.nn.softplus(plus - minus).mean() + _squares(plus, minus, l2)
 
 
 def weighted_contrastive_loss(
     energy_data: jax.Array, energy_samples: jax.Array, *, l2: float = 1.0
 ) -> jax.Array:
-    """The samples that the model likes best count most (the code's «logsumexp»).
+    """Weights the samples by their probability under the model ("logsumexp" in the code).
 
     ``mean E⁺ - Σ wᵢEᵢ⁻ + l2·(…)`` with the weights held constant,
     ``wᵢ = e^{-(Eᵢ⁻ - min E⁻)} / (Σⱼ e^{-(Eⱼ⁻ - min E⁻)} + 10⁻⁴)``.
 
-    Args:
-        energy_data: E⁺, ``[B]``.
-        energy_samples: E⁻, ``[S]``.
-        l2: as in ``contrastive_loss``.
-
-    Returns:
-        ``[]``, at least float32.
-
-    Raises:
-        ValueError: l2 < 0, energies that are not ``[B]``.
-        TypeError: energies that are not floating-point.
+    Args, Returns, Raises: as ``contrastive_loss``.
 
     Reference: Du, Mordatch, 2019.
 
     >>> print(weighted_contrastive_loss(jnp.zeros(2), jnp.zeros(2)).round(4))
     0.0
     """
-    plus, minus = _energies(energy_data, energy_samples, l2)
+    plus, minus = _energies(energy_data, energy_samples)
     weights = jnp.exp(jax.lax.stop_gradient(minus.min() - minus))
     weights = weights / (weights.sum() + WEIGHT_FLOOR)
     return plus.mean() - (weights * minus).sum() + _squares(plus, minus, l2)
@@ -137,10 +113,10 @@ def sampler_kl_loss(
     num_steps: int,
     differentiated_steps: int = 1,
 ) -> tuple[jax.Array, Any]:
-    """The term contrastive divergence drops: what the chain's end owes to the parameters.
+    """The KL term that contrastive divergence omits: the gradient through the sampler.
 
-    ``L = mean E_stopped(x_K(θ))``, differentiated through the sampler only: through its last steps,
-    or all K. Add ``- weight·nearest_neighbor_entropy(...)`` for the other half of the divergence.
+    ``L = mean E_stopped(x_K(θ))``, differentiated through the last steps of the chain, or all K.
+    Add ``- weight·nearest_neighbor_entropy(...)`` for the other half of the divergence.
 
     Args:
         key: ``[]`` typed key; consumed.
@@ -169,10 +145,9 @@ def sampler_kl_loss(
     >>> print(loss(1.0), jax.grad(loss)(1.0))  # x₁ = 1 - 0.5θ, dL/dθ = θ·x₁·(-0.5)
     0.125 -0.25
     """
-    if not 1 <= differentiated_steps <= num_steps:
-        raise ValueError(
-            f"differentiated_steps must be in 1..num_steps={num_steps}, got {differentiated_steps}"
-        )
+    differentiated_steps = count(
+        "differentiated_steps", differentiated_steps, at_least=1, at_most=num_steps
+    )
     stopped = jax.lax.stop_gradient(parameters)
     first_key, last_key = jax.random.split(key)
     free = make_sampler(lambda x: energy_fn(stopped, x))
@@ -189,7 +164,7 @@ def nearest_neighbor_entropy(samples: jax.Array, references: jax.Array) -> jax.A
 
     Args:
         samples: ``[B, ...]`` floating.
-        references: ``[S, ...]``, such as rows of the replay buffer; constant.
+        references: ``[S, ...]``, such as samples from the replay buffer; constant.
 
     Returns:
         ``[]``, at least float32. A sample that equals a reference counts as 10⁻⁶ away from it.
@@ -206,10 +181,10 @@ def nearest_neighbor_entropy(samples: jax.Array, references: jax.Array) -> jax.A
         raise ValueError(
             f"references: expected examples {samples.shape[1:]}, got {references.shape[1:]}"
         )
-    wide = jnp.promote_types(samples.dtype, jnp.float32)
+    wide = accumulator(samples.dtype)
     flat = samples.reshape(len(samples), -1).astype(wide)
     fixed = jax.lax.stop_gradient(references.reshape(len(references), -1).astype(wide))
-    # Who is nearest needs no gradient; the distance is then taken without cancellation.
+    # The choice of the nearest needs no gradient; its distance is taken without cancellation.
     dots = jnp.matmul(jax.lax.stop_gradient(flat), fixed.T, precision="highest")
     nearest = jnp.argmin((fixed**2).sum(1)[None] - 2 * dots, axis=1)
     squared = ((flat - fixed[nearest]) ** 2).sum(axis=1)
@@ -238,15 +213,12 @@ def classifier_energy(logits: jax.Array, labels: jax.Array | None = None) -> jax
     >>> print(classifier_energy(jnp.zeros((1, 2))), classifier_energy(jnp.eye(2), jnp.arange(2)))
     [-0.6931] [-1. -1.]
     """
-    if not jnp.issubdtype(jnp.result_type(logits), jnp.floating):
-        raise TypeError(f"logits must be floating-point, got {jnp.result_type(logits)}")
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    _, logits = widened("logits", logits)
     if labels is None:
         return -jax.nn.logsumexp(logits, axis=-1)
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise TypeError(f"labels must be integers, got {jnp.result_type(labels)}")
-    if jnp.shape(labels) != logits.shape[:-1]:
-        raise ValueError(f"labels: expected shape {logits.shape[:-1]}, got {jnp.shape(labels)}")
+    labels = integers("labels", labels)
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"labels: expected shape {logits.shape[:-1]}, got {labels.shape}")
     inside = (labels >= 0) & (labels < logits.shape[-1])
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="clip")[..., 0]
     return jnp.where(inside, -chosen, jnp.nan)
@@ -281,12 +253,12 @@ def denoising_score_matching_loss(
     >>> print(loss)  # data at 0 blurred by 1: this is its energy
     0.0
     """
-    check_scalar("noise_scale", noise_scale)
+    noise_scale = number("noise_scale", noise_scale, above=0)
     noise = standard_normal(key, data)
     noisy = jax.tree.map(lambda x, e: x + jnp.asarray(noise_scale, x.dtype) * e, data, noise)
     _, gradient = energy_and_gradient(energy_fn, noisy)
     gap = jax.tree.map(lambda g, e: jnp.asarray(noise_scale, g.dtype) * g - e, gradient, noise)
-    return rows_dot(gap, gap).mean() / 2
+    return inner_product(gap, gap).mean() / 2
 
 
 def recovery_energy(
@@ -314,31 +286,30 @@ def recovery_energy(
     >>> print(energy(jnp.ones((1, 2))))
     [1.]
     """
-    check_scalar("noise_scale", noise_scale)
+    noise_scale = number("noise_scale", noise_scale, above=0)
 
     def energy(position: jax.Array) -> jax.Array:
         gap = position - noisy
-        return energy_fn(position) + rows_dot(gap, gap) / (2 * noise_scale**2)
+        return energy_fn(position) + inner_product(gap, gap) / (2 * noise_scale**2)
 
     return energy
 
 
-def _energies(plus: Any, minus: Any, l2: Any) -> tuple[jax.Array, jax.Array]:
-    if isinstance(l2, int | float) and not l2 >= 0:
-        raise ValueError(
-            f"l2 must be at least 0, got {l2}: both squares are added. The minus sign printed in "
-            "the article leaves the loss without a lower bound"
-        )
-    for name, energy in (("energy_data", plus), ("energy_samples", minus)):
-        if not jnp.issubdtype(jnp.result_type(energy), jnp.floating):
-            raise TypeError(f"{name} must be floating-point, got {jnp.result_type(energy)}")
-        if jnp.ndim(energy) != 1:
-            raise ValueError(f"{name}: expected one energy a row, [B], got {jnp.shape(energy)}")
-    wide = jnp.promote_types(jnp.result_type(plus, minus), jnp.float32)
-    return plus.astype(wide), minus.astype(wide)
+def _energies(plus: Any, minus: Any, *, paired: bool = False) -> tuple[jax.Array, jax.Array]:
+    _, plus = widened("energy_data", plus)
+    _, minus = widened("energy_samples", minus)
+    shapes(energy_data=(plus, "B"), energy_samples=(minus, "B" if paired else "S"))
+    return plus, minus
 
 
 def _squares(plus: jax.Array, minus: jax.Array, l2: Any) -> jax.Array | float:
-    if isinstance(l2, int | float) and l2 == 0:  # 0·∞, where the squares overflow, is no number
+    l2 = number(
+        "l2",
+        l2,
+        at_least=0,
+        advice="both squares are added; the minus sign printed in the article leaves the loss "
+        "without a lower bound",
+    )
+    if isinstance(l2, float) and l2 == 0:  # 0·∞, where the squares overflow, would be NaN
         return 0.0
     return l2 * ((plus**2).mean() + (minus**2).mean())

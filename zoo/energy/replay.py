@@ -1,16 +1,16 @@
-"""Replay buffer: chains that go on where they stopped many steps ago.
+"""Replay buffer: chains continue where they stopped many training steps ago.
 
-A batch of chains starts from the buffer with probability 1 - rate (0.95 as published) and from
-noise otherwise, runs K steps, and goes back. The buffer is a pytree of fixed shape on the devices,
-so that drawing and inserting are parts of the compiled step and checkpoints hold it like the rest.
+Each chain of a batch starts from the buffer with probability 1 - rate (0.95 as published) and from
+noise otherwise, runs K steps, and is written back. The buffer is a pytree of fixed shape on the
+devices: drawing and inserting are parts of the compiled step, and checkpoints hold it.
 
 Bytes: with ``storage_dtype=uint8`` a component x in [0, 1] is kept as k = floor(255·x) and comes
 back as k/256 + U(0, 1/256), as in the original code: every reuse quantises and dithers it again,
 and shifts it a little (0.5 comes back as 0.4961 to 0.5, 1.0 as 0.9961 to 1.0).
 
-Sources: Du, Mordatch, 2019, arXiv 1903.08689 (ring); Du, Li, Tenenbaum, Mordatch, «Improved
-Contrastive Divergence», 2021, arXiv 2012.01316 (reservoir); Tieleman, «Training restricted
-Boltzmann machines using approximations to the likelihood gradient», 2008 (written back in place).
+Sources: Du, Mordatch, 2019, arXiv 1903.08689 (ring); Du, Li, Tenenbaum, Mordatch, "Improved
+Contrastive Divergence", 2021, arXiv 2012.01316 (reservoir); Tieleman, "Training restricted
+Boltzmann machines using approximations to the likelihood gradient", 2008 (written back in place).
 """
 
 import math
@@ -21,16 +21,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from zoo._checks import choice, count, number
+from zoo.energy.chains import per_chain
+
 MEMORY_SHARE = 0.5  # of a device's memory that a buffer may take
 
 
 class ReplayBuffer(NamedTuple):
-    """Old samples with their labels.
+    """Samples with their labels.
 
     Attributes:
         samples: ``[N, ...]``, in the storage dtype.
         labels: pytree of ``[N, ...]``, or () if there are none.
-        filled: ``[]`` int32, rows in use, at most N.
+        filled: ``[]`` int32, number of samples in use, at most N.
         inserted: ``[]`` int32, samples ever inserted.
     """
 
@@ -46,7 +49,7 @@ class ReplayDraw(NamedTuple):
     Attributes:
         samples: ``[B, ...]`` floating.
         labels: pytree of ``[B, ...]``, or ().
-        rows: ``[B]`` int32, where they lie in the buffer, for writing back in place.
+        rows: ``[B]`` int32, their indices in the buffer, for writing back in place.
         is_new: ``[B]`` bool, True where a chain starts afresh.
     """
 
@@ -80,11 +83,9 @@ def replay_init(
     >>> buffer.samples.shape, buffer.samples.dtype, int(buffer.filled)
     ((100, 8, 8, 1), dtype('uint8'), 0)
     """
-    if capacity < 1:
-        raise ValueError(f"capacity must be at least 1, got {capacity}")
+    capacity = count("capacity", capacity, at_least=1)
     shape, dtype = jnp.shape(example), jnp.result_type(example)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"example must be floating-point, got {dtype}; scale bytes to [0, 1]")
+    _check_floating("example", dtype)
     stored = jnp.dtype(dtype if storage_dtype is None else storage_dtype)
     if stored != jnp.uint8 and not jnp.issubdtype(stored, jnp.floating):
         raise ValueError(f"storage_dtype must be floating or uint8, got {stored}")
@@ -139,8 +140,7 @@ def replay_draw(
     >>> bool(draw.is_new.all()), float(draw.samples.min())
     (True, 1.0)
     """
-    if isinstance(fresh_rate, int | float) and not 0 <= fresh_rate <= 1:
-        raise ValueError(f"fresh_rate must be in [0, 1], got {fresh_rate}")
+    fresh_rate = number("fresh_rate", fresh_rate, at_least=0, at_most=1)
     _check(buffer, fresh, fresh_labels, "fresh")
     row_key, new_key, dither_key = jax.random.split(key, 3)
     batch = fresh.shape[:1]
@@ -154,15 +154,15 @@ def replay_draw(
         old = (old.astype(jnp.float32) + dither) / 256
     old = old.astype(fresh.dtype)
 
-    def chosen(new: jax.Array, kept: jax.Array) -> jax.Array:
-        return jnp.where(is_new.reshape(-1, *[1] * (new.ndim - 1)), new, kept)
+    def select(new: jax.Array, kept: jax.Array) -> jax.Array:
+        return jnp.where(per_chain(is_new, new), new, kept)
 
     labels = jax.tree.map(
-        lambda new, stored: chosen(jnp.asarray(new, stored.dtype), stored[rows]),
+        lambda new, stored: select(jnp.asarray(new, stored.dtype), stored[rows]),
         fresh_labels,
         buffer.labels,
     )
-    return ReplayDraw(chosen(fresh, old), labels, rows, is_new)
+    return ReplayDraw(select(fresh, old), labels, rows, is_new)
 
 
 def replay_insert(
@@ -176,9 +176,9 @@ def replay_insert(
 ) -> ReplayBuffer:
     """Puts the ends of a batch of chains into the buffer.
 
-    While there is room every policy appends. Once the buffer is full, ``first_in_first_out``
-    overwrites the oldest, ``reservoir`` a random row each. ``in_place`` returns every chain to the
-    row it was drawn from, also before: B persistent chains, and appends only where there was none.
+    ``first_in_first_out`` and ``reservoir`` append while there is room; then the former overwrites
+    the oldest samples, the latter random ones. ``in_place`` writes every chain back to the row it
+    was drawn from (persistent chains), and appends only to an empty buffer.
 
     Args:
         key: ``[]`` typed key; consumed (only ``reservoir`` draws).
@@ -186,8 +186,8 @@ def replay_insert(
         samples: ``[B, ...]`` floating, B at most the capacity. For uint8 storage clipped to [0, 1].
         labels: their labels, a pytree like those of the buffer.
         policy: see above.
-        rows: ``[B]``, those of ``replay_draw``, for ``in_place``. Of two samples for one row either
-            one stays.
+        rows: ``[B]`` from ``replay_draw``, for ``in_place``; of two samples for one row, one is
+            kept, unspecified which.
 
     Returns:
         The buffer with the samples.
@@ -203,10 +203,7 @@ def replay_insert(
     >>> print(buffer.samples, buffer.filled, buffer.inserted)
     [4. 2. 3.] 3 4
     """
-    if policy not in ("first_in_first_out", "reservoir", "in_place"):
-        raise ValueError(
-            f"policy must be 'first_in_first_out', 'reservoir' or 'in_place', got {policy!r}"
-        )
+    choice("policy", policy, ("first_in_first_out", "reservoir", "in_place"))
     if (rows is not None) != (policy == "in_place"):
         raise ValueError(f"rows: expected them for policy 'in_place' only, got policy {policy!r}")
     _check(buffer, samples, labels, "samples")
@@ -231,7 +228,7 @@ def replay_insert(
     filled = jnp.minimum(buffer.filled + batch, capacity)
     if policy == "in_place":
         filled = jnp.where(buffer.filled == 0, filled, buffer.filled)
-    # Counting stops short of overflow and keeps the place in the ring.
+    # Wraps before int32 overflows, to a count with the same place in the ring.
     inserted = buffer.inserted + batch
     inserted = jnp.where(inserted > 2**30, capacity + inserted % capacity, inserted)
     return ReplayBuffer(
@@ -242,10 +239,14 @@ def replay_insert(
     )
 
 
-def _check(buffer: ReplayBuffer, samples: Any, labels: Any, name: str) -> None:
-    dtype, shape = jnp.result_type(samples), jnp.shape(samples)
+def _check_floating(name: str, dtype: Any) -> None:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{name} must be floating-point, got {dtype}; scale bytes to [0, 1]")
+
+
+def _check(buffer: ReplayBuffer, samples: Any, labels: Any, name: str) -> None:
+    _check_floating(name, jnp.result_type(samples))
+    shape = jnp.shape(samples)
     if shape[1:] != buffer.samples.shape[1:] or not shape:
         wanted = ", ".join(map(str, buffer.samples.shape[1:]))
         raise ValueError(f"{name}: expected shape [B, {wanted}] as in the buffer, got {shape}")
@@ -259,10 +260,10 @@ def _check(buffer: ReplayBuffer, samples: Any, labels: Any, name: str) -> None:
 
 
 def _device_memory() -> int | None:
-    """Bytes of one device; of the whole machine where the device is its processor."""
+    """Bytes of memory of one device, or of the machine if its devices do not report theirs."""
     if statistics := jax.devices()[0].memory_stats():
         return statistics.get("bytes_limit")
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # systems that do not tell
+    except (AttributeError, ValueError, OSError):  # not every system reports it
         return None

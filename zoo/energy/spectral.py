@@ -1,22 +1,25 @@
-"""Spectral normalisation with a state that moves only in training.
+"""Spectral normalisation with an explicit state that only training advances.
 
     v = l2(u·Wᵀ),  u' = l2(v·W),  σ = v·W·u'ᵀ,  W/σ        one power iteration, W = [fan_in, out]
 
 u and v carry no gradient, σ does: dL/dW = (G - <G, W/σ>·vᵀu')/σ for G = dL/d(W/σ). The estimate σ
 grows from below to the largest singular value as u is carried from step to step. Within one
 training step the chain and the loss see the same u, so that they share one energy; the original
-advances u at every evaluation, which changes the function under the sampler's feet.
+advances u at every evaluation, which changes the energy while it is being sampled. Why this is here
+beside ``nnx.SpectralNorm``: u is an argument and a result, which sampling does not advance.
 
-Source: Miyato, Kataoka, Koyama, Yoshida, «Spectral Normalization for Generative Adversarial
-Networks», 2018, arXiv 1802.05957; Du, Mordatch, 2019, arXiv 1903.08689, and its code.
+Source: Miyato, Kataoka, Koyama, Yoshida, "Spectral Normalization for Generative Adversarial
+Networks", 2018, arXiv 1802.05957; Du, Mordatch, 2019, arXiv 1903.08689, and its code.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from zoo._checks import count, widened
+
 SMALLEST = 1e-12  # of a squared norm that is divided by
-ZERO_SCALE = 1e-10  # deviation of a kernel that starts «at zero» but needs a direction
+ZERO_SCALE = 1e-10  # deviation of a kernel that starts "at zero" but needs a direction
 
 
 class SpectralState(nnx.Variable):
@@ -47,21 +50,18 @@ def spectral_normalize(
     >>> print(kernel[0], u)
     [1. 0.] [1. 0.]
     """
-    if not jnp.issubdtype(jnp.result_type(kernel), jnp.floating):
-        raise TypeError(f"kernel must be floating-point, got {jnp.result_type(kernel)}")
+    kernel, wide = widened("kernel", kernel)
     if kernel.ndim < 2 or jnp.shape(u) != kernel.shape[-1:]:
         raise ValueError(
             f"u: expected shape [out] for a kernel [..., out], got {jnp.shape(u)} for "
             f"{jnp.shape(kernel)}"
         )
-    if power_iterations < 1:
-        raise ValueError(f"power_iterations must be at least 1, got {power_iterations}")
-    wide = jnp.promote_types(kernel.dtype, jnp.float32)
-    matrix = kernel.reshape(-1, kernel.shape[-1]).astype(wide)
-    # The vectors know the direction only: scaled to size 1, tiny and huge kernels do not differ.
+    power_iterations = count("power_iterations", power_iterations, at_least=1)
+    matrix = wide.reshape(-1, kernel.shape[-1])
+    # Only directions matter for u and v: scaled to size 1, no kernel is too small or too large.
     size = jnp.max(jnp.abs(matrix), initial=0.0)
     constant = jax.lax.stop_gradient(matrix / jnp.where(size > 0, size, 1))
-    new_u = jax.lax.stop_gradient(jnp.asarray(u, wide))
+    new_u = jax.lax.stop_gradient(jnp.asarray(u, wide.dtype))
     for _ in range(power_iterations):
         v = _unit(constant @ new_u)
         new_u = _unit(v @ constant)
@@ -77,8 +77,8 @@ def spectral_normalize(
 class SpectralKernel(nnx.Module):
     """A kernel that is normalised when it is read.
 
-    In training mode (``module.train()``, the default) every reading carries u along; in evaluation
-    mode (``module.eval()``) u stays, and the result is that of the reading in training.
+    In training mode (``module.train()``, the default) every read advances u; in evaluation mode
+    (``module.eval()``) u stays, and the result is the one the next read in training gives.
     """
 
     def __init__(self, *shape: int, start_at_zero: bool = False, rngs: nnx.Rngs):

@@ -5,7 +5,7 @@
 The gradient of the right-hand side is unbiased; its noise adds to the Langevin noise and vanishes
 beside it as the step decreases, h_t = a(b + t)^-0.55 or so.
 
-Source: Welling, Teh, «Bayesian Learning via Stochastic Gradient Langevin Dynamics», 2011.
+Source: Welling, Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", 2011.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from zoo._checks import accumulator, count
+from zoo.energy.chains import Sampler, SamplerInfo, ScalarOrSchedule
 from zoo.energy.langevin import LangevinState, langevin
-from zoo.energy.sampling import Sampler, SamplerInfo, ScalarOrSchedule
 
 
 def stochastic_gradient_langevin(
@@ -32,7 +33,7 @@ def stochastic_gradient_langevin(
 
     Args:
         prior_fn: ``(position) -> [B]``.
-        example_fn: ``(position, minibatch) -> [B, n]``, the energy of each example under each row.
+        example_fn: ``(position, minibatch) -> [B, n]``, the energy of each example for each chain.
         data: pytree of ``[N, ...]``.
         minibatch_size: n, drawn with replacement; the chains share them.
         step_size: h > 0, or a schedule.
@@ -60,8 +61,7 @@ def stochastic_gradient_langevin(
     >>> info.energy.shape
     (3,)
     """
-    if minibatch_size < 1:
-        raise ValueError(f"minibatch_size must be at least 1, got {minibatch_size}")
+    minibatch_size = count("minibatch_size", minibatch_size, at_least=1)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(
@@ -72,8 +72,8 @@ def stochastic_gradient_langevin(
     def sampler(minibatch: Any) -> Sampler:
         def energy_fn(position: Any) -> jax.Array:
             examples = example_fn(position, minibatch)
-            wide = jnp.promote_types(examples.dtype, jnp.float32)
-            return prior_fn(position) + total * examples.astype(wide).mean(axis=1)
+            mean = examples.mean(axis=1, dtype=accumulator(examples.dtype))
+            return prior_fn(position) + total * mean
 
         return langevin(
             energy_fn,

@@ -7,8 +7,8 @@ v ← c·v + √(T(1-c²))·ξ with c = exp(-γh); A; B. One gradient a step, fo
 the first B of the next. On quadratic energies the law of the position is exact for every stable
 step (h²a < 4), that of the velocity has the variance T·(1 - h²a/4).
 
-Source: Leimkuhler, Matthews, «Rational construction of stochastic numerical methods for molecular
-sampling», 2013, arXiv 1203.5428.
+Source: Leimkuhler, Matthews, "Rational construction of stochastic numerical methods for molecular
+sampling", 2013, arXiv 1203.5428.
 """
 
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zoo.energy.sampling import (
+from zoo._checks import number
+from zoo.energy.chains import (
     EnergyFunction,
     Sampler,
     SamplerInfo,
-    check_scalar,
+    copied,
     energy_and_gradient,
-    own,
-    rows_dot,
+    inner_product,
     standard_normal,
 )
 
@@ -65,16 +65,16 @@ def underdamped_langevin(
     >>> state.velocity.shape
     (3, 2)
     """
-    check_scalar("step_size", step_size)
-    check_scalar("friction", friction)
-    check_scalar("temperature", temperature, positive=False)
+    step_size = number("step_size", step_size, above=0)
+    friction = number("friction", friction, above=0)
+    temperature = number("temperature", temperature, at_least=0)
 
     def moved(tree: Any, by: Any, factor: Any) -> Any:
         return jax.tree.map(lambda a, b: a + jnp.asarray(factor, a.dtype) * b, tree, by)
 
     def init(position: Any) -> UnderdampedState:
         _, gradient = energy_and_gradient(energy_fn, position)
-        return UnderdampedState(own(position), jax.tree.map(jnp.zeros_like, position), gradient)
+        return UnderdampedState(copied(position), jax.tree.map(jnp.zeros_like, position), gradient)
 
     def step(key: jax.Array, state: UnderdampedState) -> tuple[UnderdampedState, SamplerInfo]:
         decay = jnp.exp(-friction * jnp.float32(step_size))
@@ -86,7 +86,7 @@ def underdamped_langevin(
         position = moved(position, velocity, step_size / 2)
         energy, gradient = energy_and_gradient(energy_fn, position)
         velocity = moved(velocity, gradient, -step_size / 2)
-        norm = jnp.sqrt(rows_dot(gradient, gradient))
+        norm = jnp.sqrt(inner_product(gradient, gradient))
         info = SamplerInfo(energy, norm, jnp.ones_like(energy))
         return UnderdampedState(position, velocity, gradient), info
 

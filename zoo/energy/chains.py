@@ -6,7 +6,7 @@ An energy E gives the density p(x) = exp(-E(x)/T) / Z. Its samplers have blackja
     state, info = sampler.step(key, state)
 
 and move B chains at once: ``position`` is a pytree of ``[B, ...]`` and ``energy_fn(position) ->
-[B]`` treats every row by itself. The loop is one ``lax.scan``; n steps cost n gradients.
+[B]`` treats every chain by itself. The loop is one ``lax.scan``; n steps cost n gradients.
 """
 
 import functools
@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from zoo._checks import accumulator, count, number
+
 EnergyFunction = Callable[..., jax.Array]
-Schedule = Callable[[jax.Array], Any]  # step number -> value
+Schedule = Callable[[jax.Array], Any]  # step number -> value, as those of Optax
 ScalarOrSchedule = float | jax.Array | Schedule
 
 
@@ -50,12 +52,12 @@ class SamplerInfo(NamedTuple):
 def run_chain(
     key: jax.Array, sampler: Sampler, state: Any, num_steps: int
 ) -> tuple[Any, SamplerInfo]:
-    """Runs a chain and keeps its end alone: what training and generation need.
+    """Runs a chain and keeps only its last state, for training and generation.
 
     Args:
         key: ``[]`` typed key; consumed.
-        sampler: from ``langevin`` or one of its kind. One compiled loop is kept per sampler: build
-            it once, not once a call.
+        sampler: from ``langevin`` or one of its kind. Build it once, not in every call: one
+            compiled loop is kept per sampler.
         state: from ``sampler.init``, or the end of another chain.
         num_steps: at least 0.
 
@@ -72,14 +74,16 @@ def run_chain(
     >>> state.position.shape, info.energy.shape
     ((4, 3), (20, 4))
     """
-    _check_count("num_steps", num_steps, 0)
-    return _run_chain(key, sampler, state, num_steps)
+    return _run_chain(key, sampler, state, count("num_steps", num_steps))
 
 
 def sample_chain(
     key: jax.Array, sampler: Sampler, state: Any, *, num_samples: int, thinning: int = 1
 ) -> tuple[Any, Any, SamplerInfo]:
-    """Runs a chain and keeps every ``thinning``-th position: what estimates and diagnostics need.
+    """Runs a chain and keeps every ``thinning``-th position, for estimates and diagnostics.
+
+    R̂ and the effective sample size of the positions x: ``rhat`` and ``ess_bulk`` of
+    ``blackjax.diagnostics``, called as ``rhat(x, chain_axis=1, sample_axis=0)``.
 
     Args:
         key: ``[]`` typed key; consumed.
@@ -102,13 +106,12 @@ def sample_chain(
     >>> x.shape
     (5, 4, 3)
     """
-    _check_count("num_samples", num_samples, 0)
-    _check_count("thinning", thinning, 1)
-    return _sample_chain(key, sampler, state, num_samples, thinning)
+    num_samples = count("num_samples", num_samples)
+    return _sample_chain(key, sampler, state, num_samples, count("thinning", thinning, at_least=1))
 
 
 def energy_and_gradient(energy_fn: EnergyFunction, position: Any) -> tuple[jax.Array, Any]:
-    """E and its gradient from one pass: the rows are independent, so one sum serves all.
+    """E and ∇E of every chain from one pass: the chains are independent, so one sum serves all.
 
     Args:
         energy_fn: ``(position) -> [B]``.
@@ -132,12 +135,12 @@ def energy_and_gradient(energy_fn: EnergyFunction, position: Any) -> tuple[jax.A
         shape, dtype = jnp.shape(energy), jnp.result_type(energy)
         if shape != (batch,):
             raise ValueError(
-                f"energy_fn must give one energy a row: expected shape ({batch},), got {shape}; "
-                "sum over the axes of an example and keep the first axis"
+                f"energy_fn must give one energy per chain: expected shape ({batch},), got "
+                f"{shape}; sum over the axes of an example and keep the first axis"
             )
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"energy_fn must return floating-point energies, got {dtype}")
-        energy = energy.astype(jnp.promote_types(dtype, jnp.float32))
+        energy = energy.astype(accumulator(dtype))
         return energy.sum(), energy
 
     (_, energy), gradient = jax.value_and_grad(total, has_aux=True)(position)
@@ -147,28 +150,26 @@ def energy_and_gradient(energy_fn: EnergyFunction, position: Any) -> tuple[jax.A
 def batch_size(position: Any) -> int:
     """B of a position, checked: every leaf floating-point with the same first axis."""
     leaves = jax.tree.leaves(position)
-    if not leaves:
-        raise ValueError("position must hold at least one array [B, ...], got an empty tree")
-    for leaf in leaves:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(f"position must be floating-point, got {jnp.result_type(leaf)}")
+    if not all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves):
+        dtypes = [jnp.result_type(leaf).name for leaf in leaves]
+        raise TypeError(f"position must be floating-point, got {', '.join(dtypes)}")
     sizes = {jnp.shape(leaf)[:1] for leaf in leaves}
-    if len(sizes) > 1 or sizes == {()}:
+    if len(sizes) != 1 or sizes == {()}:
         shapes = [jnp.shape(leaf) for leaf in leaves]
         raise ValueError(f"position: expected leaves [B, ...] of one B, got shapes {shapes}")
     return sizes.pop()[0]
 
 
-def own(position: Any) -> Any:
+def copied(position: Any) -> Any:
     """A copy for a state: states are donated, and the caller may still hold the position."""
     return jax.tree.map(jnp.array, position)
 
 
-def rows_dot(a: Any, b: Any) -> jax.Array:
-    """``[B]`` float32: the inner product of two positions, row by row."""
+def inner_product(a: Any, b: Any) -> jax.Array:
+    """``[B]`` float32: the inner product of two positions, chain by chain."""
 
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-        wide = jnp.promote_types(a.dtype, jnp.float32)
+        wide = accumulator(a.dtype)
         return (a.astype(wide) * b.astype(wide)).sum(axis=tuple(range(1, a.ndim)))
 
     return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(dot, a, b)))
@@ -184,29 +185,33 @@ def standard_normal(key: jax.Array, position: Any) -> Any:
     return jax.tree.unflatten(structure, draws)
 
 
-def at_step(value: ScalarOrSchedule, step: jax.Array) -> Any:
-    """The value of a constant or a schedule at a step."""
-    return value(step) if callable(value) else value
+def per_chain(values: jax.Array, like: jax.Array) -> jax.Array:
+    """``[B]`` to ``[B, 1, ...]``, to broadcast against an array ``[B, ...]``."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def check_scalar(name: str, value: Any, *, positive: bool = True) -> None:
-    """Refuses a plain number that is not positive (or negative); schedules pass."""
-    if isinstance(value, int | float) and not (value > 0 if positive else value >= 0):
-        wanted = "greater than 0" if positive else "at least 0"
-        raise ValueError(f"{name} must be {wanted}, got {value}")
+def as_schedule(name: str, value: ScalarOrSchedule, **bounds: Any) -> Schedule:
+    """A schedule as it is; a constant, checked as ``zoo._checks.number`` does, as a schedule."""
+    if callable(value):
+        return value
+    constant = number(name, value, **bounds)
+    return lambda step: constant
 
 
-def _check_count(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+    """The bounds of a box, low < high."""
+    low, high = bounds
+    if not low < high:
+        raise ValueError(f"bounds must be (low, high) with low < high, got {bounds}")
+    return low, high
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
 def _run_chain(
     key: jax.Array, sampler: Sampler, state: Any, num_steps: int
 ) -> tuple[Any, SamplerInfo]:
-    def step(state: Any, number: jax.Array) -> tuple[Any, SamplerInfo]:
-        return sampler.step(jax.random.fold_in(key, number), state)
+    def step(state: Any, index: jax.Array) -> tuple[Any, SamplerInfo]:
+        return sampler.step(jax.random.fold_in(key, index), state)
 
     return jax.lax.scan(step, state, jnp.arange(num_steps))
 
@@ -215,9 +220,9 @@ def _run_chain(
 def _sample_chain(
     key: jax.Array, sampler: Sampler, state: Any, num_samples: int, thinning: int
 ) -> tuple[Any, Any, SamplerInfo]:
-    def kept(state: Any, number: jax.Array) -> tuple[Any, Any]:
-        state, info = _run_chain(jax.random.fold_in(key, number), sampler, state, thinning)
+    def keep_last(state: Any, index: jax.Array) -> tuple[Any, Any]:
+        state, info = _run_chain(jax.random.fold_in(key, index), sampler, state, thinning)
         return state, (state.position, info)
 
-    state, (positions, info) = jax.lax.scan(kept, state, jnp.arange(num_samples))
+    state, (positions, info) = jax.lax.scan(keep_last, state, jnp.arange(num_samples))
     return state, positions, info
