@@ -20,13 +20,9 @@ from flax import nnx
 from experiments.conditional_text.config import Config, Variant
 from experiments.conditional_text.texts import Tokens
 from zoo.conditional import ClassCondition, ConditionalLayerNorm
-from zoo.transformer import (
-    KeyValueCache,
-    Transformer,
-    TransformerConfig,
-    bert_config,
-    load_bert,
-)
+from zoo.transformer import Transformer, TransformerConfig, load_bert
+from zoo.transformer.bert_weights import bert_config
+from zoo.transformer.layers import KeyValueCache
 
 
 class Generator(nnx.Module):

@@ -4,16 +4,14 @@
 
 The encoder is a folder in Hugging Face's format with ``tokenizer.json``, such as ``bert/`` in the
 workdir of a masked-language-model run. A linear layer reads the mean of the hidden states. Both
-arms see the same reviews in the same order with the same schedule, once for each seed; the margin
-is that of each seed with itself. What is done is kept: the same command goes on with the rest.
+arms see the same reviews in the same order with the same schedule, once per seed; the margin is
+taken seed by seed. Finished arms are kept: the same command continues with the rest.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,39 +20,33 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from experiments.command_line import MAY_CHANGE, MeshConfig, at_least
+from experiments.command_line import MAY_CHANGE, RunConfig, at_least
+from experiments.pretraining.corpus import load_vocabulary
+from experiments.pretraining.train import warmup_and_decay
+from experiments.running import Experiment, finish, is_main_process, open_mesh
 from zoo.data import Pipeline, open_source
-from zoo.extras import require
 from zoo.training import (
+    Loop,
     LossOutput,
     MetricsLog,
+    TrainState,
     fit,
     functional,
-    init_state,
-    make_mesh,
-    make_train_step,
     open_workdir,
     put_batch,
     results_table,
-    write_summary,
 )
-from zoo.transformer import (
-    Transformer,
-    TransformerConfig,
-    adamw,
-    bert_config,
-    load_bert,
-    piecewise_linear,
-    placement_rules,
-)
+from zoo.transformer import Transformer, TransformerConfig, load_bert, placement_rules
+from zoo.transformer.bert_weights import bert_config
+from zoo.transformer.optimizers import excluding
 
 PRETRAINED, SCRATCH = "pretrained", "from scratch"
 Reviews = list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Fine-tuning on reviews."""
+class Fields:
+    """The settings that decide the result."""
 
     pretrained: str = "runs/pretraining_reviews/bert"
     """Folder with config.json, model.safetensors and tokenizer.json."""
@@ -64,20 +56,31 @@ class Config:
     train_examples: int = 2000
     test_examples: int = 4000
     length: int = 128
-    """Tokens of a review; the rest is cut off."""
+    """Tokens per review; the rest is cut off."""
     num_epochs: int = 3
     batch_size: int = 32
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
     seeds: int = 3
-    workdir: str = "runs/finetune"
-    mesh: MeshConfig = MeshConfig()
-    progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("train_examples", "test_examples", "num_epochs", "batch_size", "seeds"):
-            at_least(1, name, getattr(self, name))
-        at_least(3, "length", self.length)
+        at_least(1, self, "train_examples", "test_examples", "num_epochs", "batch_size", "seeds")
+        at_least(3, self, "length")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig, Fields):
+    """Fine-tuning on reviews."""
+
+    workdir: str = "runs/finetune"
+
+
+class Data(NamedTuple):
+    """The reviews, and the encoder that they are encoded for."""
+
+    encoder: TransformerConfig
+    train: Reviews
+    test: Reviews
 
 
 class Classifier(nnx.Module):
@@ -98,141 +101,135 @@ class Classifier(nnx.Module):
 
 def run(config: Config) -> None:
     """Trains both arms with every seed and shows the test accuracies."""
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    directory = pathlib.Path(config.pretrained)
-    encoder = dataclasses.replace(bert_config(directory), head="none", pooler=False)
-    tokenizer = require("tokenizers", "data").Tokenizer.from_file(str(directory / "tokenizer.json"))
-    train, test = (
-        encode_reviews(config, tokenizer, split, count)
-        for split, count in (("train", config.train_examples), ("test", config.test_examples))
-    )
-    weights, _ = load_bert(directory, config=encoder)
+    mesh = open_mesh(config)
+    data = load(config)
+    experiment = build(config, mesh, data)
+    weights, _ = load_bert(config.pretrained, config=data.encoder)
     starts = {PRETRAINED: nnx.to_pure_dict(nnx.state(weights, nnx.Param)), SCRATCH: None}
-    workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "progress", "seeds"))
+    workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "seeds"))
     path = workdir / "metrics.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     accuracies = {(line["weights"], line["seed"]): line["accuracy"] for line in done}
-    fine_tune = make_fine_tune(config, encoder, train, test, mesh)
+    shardings = experiment.abstract_state(mesh).shardings
+    step = experiment.train_step(shardings)  # compiled once for all arms
     with MetricsLog(path) as log:
         for seed in range(config.seeds):
             for name, start in starts.items():
-                if (name, seed) not in accuracies:
-                    step, accuracy = fine_tune(start, seed)
-                    accuracies[name, seed] = accuracy
-                    log.write(step, {"weights": name, "seed": seed, "accuracy": accuracy})
-                    if jax.process_index() == 0:
-                        print(f"{name}, seed {seed}: {accuracy:.1%} of {len(test):,} reviews")
+                if (name, seed) in accuracies:
+                    continue
+                state = experiment._replace(seed=seed).initial_state(mesh)
+                if start is not None:
+                    place = shardings.parameters["encoder"]
+                    encoder = jax.device_put(start, place, may_alias=False)
+                    state = state._replace(parameters={**state.parameters, "encoder": encoder})
+                state = fit(
+                    step,
+                    state,
+                    batches(config, data, seed),
+                    num_steps=experiment.num_steps,
+                    mesh=mesh,
+                    loop=Loop(rate_unit="reviews", progress=config.loop.progress),
+                )
+                values = experiment.evaluate(state)[1]
+                accuracies[name, seed] = values["accuracy"]
+                log.write(experiment.num_steps, {"weights": name, "seed": seed, **values})
+                if is_main_process():
+                    print(f"{name}, seed {seed}: {values['accuracy']:.1%}")
     arms = {name: [accuracies[name, seed] for seed in range(config.seeds)] for name in starts}
-    report(config, workdir, arms, len(train), len(test))
+    report(workdir, arms, data)
 
 
-def encode_reviews(config: Config, tokenizer: Any, split: str, count: int) -> Reviews:
-    """``count`` reviews, half of each label, as rows of ids."""
-    examples = []
-    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    for label, uri in enumerate((config.negative, config.positive)):
-        source = open_source(uri.replace("{split}", split))
-        texts = [source[index]["text"] for index in range(min(len(source), -(-count // 2)))]
-        for one in tokenizer.encode_batch(texts, add_special_tokens=False):
-            ids = np.zeros(config.length, np.int32)
-            row = [cls, *one.ids[: config.length - 2], sep]
-            ids[: len(row)] = row
-            examples.append({"ids": ids, "label": np.int32(label)})
-    return examples
+def load(config: Config) -> Data:
+    """Reads as many reviews as are asked for, half of each label."""
+    folder = pathlib.Path(config.pretrained)
+    encoder = dataclasses.replace(bert_config(folder), head="none", pooler=False)
+    vocabulary = load_vocabulary(folder)
+    cls, sep = vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"]
+    reviews: dict[str, Reviews] = {"train": [], "test": []}
+    for split, count in (("train", config.train_examples), ("test", config.test_examples)):
+        for label, uri in enumerate((config.negative, config.positive)):
+            source = open_source(uri.replace("{split}", split))
+            texts = [source[index]["text"] for index in range(min(len(source), -(-count // 2)))]
+            for ids in vocabulary.encode_batch(texts):
+                row = [cls, *ids[: config.length - 2], sep]
+                padded = np.pad(np.array(row, np.int32), (0, config.length - len(row)))
+                reviews[split].append({"ids": padded, "label": np.int32(label)})
+    return Data(encoder, **reviews)
 
 
-def make_fine_tune(
-    config: Config, encoder: TransformerConfig, train: Reviews, test: Reviews, mesh: Mesh
-) -> Callable[[Any, int], tuple[int, float]]:
-    """A function of start weights (random if None) and seed: steps and the test accuracy."""
-    init, rebuild = functional(lambda rngs: Classifier(encoder, 2, rngs=rngs))
-    batches = functools.partial(Pipeline, train, batch_size=config.batch_size, remainder="drop")
-    num_steps = config.num_epochs * batches(seed=0).batches_per_epoch
-    schedule = piecewise_linear(
-        {max(1, num_steps // 10): 1.0, num_steps: 0.0}, scale=config.learning_rate
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), adamw(schedule, weight_decay=config.weight_decay)
-    )
-    fresh = functools.partial(
-        init_state, init, optimizer, mesh=mesh, rules=placement_rules(encoder)
-    )
-    places = fresh(key=jax.random.key(0)).shardings
-    step = make_train_step(make_loss(rebuild, train=True), optimizer, shardings=places)
-    evaluation = jax.jit(make_loss(rebuild, train=False))
-
-    def fine_tune(start: Any, seed: int) -> tuple[int, float]:
-        state = fresh(key=jax.random.key(seed))
-        if start is not None:
-            moved = jax.device_put(start, places.parameters["encoder"], may_alias=False)
-            state = state._replace(parameters={**state.parameters, "encoder": moved})
-        state = fit(
-            step,
-            state,
-            batches(seed=seed),
-            num_steps=num_steps,
-            mesh=mesh,
-            rate_unit="reviews",
-            progress=config.progress,
-        )
-        right = total = 0.0
-        held_out = Pipeline(test, batch_size=config.batch_size, seed=0, num_epochs=1, shuffle=False)
-        for batch in held_out:
-            output = evaluation(state.parameters, put_batch(batch, mesh), key=state.key, carry=())
-            correct, weight = output.metrics["accuracy"]
-            right, total = right + float(correct), total + float(weight)
-        return num_steps, right / total
-
-    return fine_tune
+def batches(config: Config, data: Data, seed: int) -> Pipeline:
+    """Batches of training reviews."""
+    return Pipeline(data.train, batch_size=config.batch_size, seed=seed, remainder="drop")
 
 
-def make_loss(rebuild: Callable[..., Classifier], *, train: bool) -> Callable[..., LossOutput]:
-    """Sum of the cross-entropies of the labels, in nats."""
+def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
+    """One arm from random weights with seed 0; ``data`` is ``load(config)`` if None."""
+    data = load(config) if data is None else data
+    first = batches(config, data, 0)
+    num_steps = config.num_epochs * first.batches_per_epoch
+    schedule = warmup_and_decay(config.learning_rate, max(1, num_steps // 10), num_steps)
+    init, merge = functional(lambda rngs: Classifier(data.encoder, 2, rngs=rngs))
 
-    def loss_fn(parameters: Any, batch: Any, *, key: jax.Array, carry: Any) -> LossOutput:
-        del carry
+    def loss(parameters: Any, batch: Any, *, key: jax.Array | None, carry: Any = ()) -> LossOutput:
         ids = batch["ids"]
-        logits = rebuild(parameters)(ids, ids != 0, key=key if train else None)
         weights = jnp.ones(len(ids)) * batch.get("valid", 1)
+        logits = merge(parameters)(ids, ids != 0, key=key)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         right = jnp.sum(weights * (jnp.argmax(logits, axis=-1) == batch["label"]))
         weight = jnp.sum(weights)
         return LossOutput(jnp.sum(weights * losses), weight, metrics={"accuracy": (right, weight)})
 
-    return loss_fn
+    evaluation_loss = jax.jit(loss, static_argnames="key")
+
+    def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        rows = config.batch_size
+        right = total = 0.0
+        for batch in Pipeline(data.test, batch_size=rows, seed=0, num_epochs=1, shuffle=False):
+            output = evaluation_loss(state.parameters, put_batch(batch, mesh), key=None)
+            correct, weight = output.metrics["accuracy"]
+            right, total = right + float(correct), total + float(weight)
+        return state, {"accuracy": right / total}
+
+    decay = config.weight_decay
+    return Experiment(
+        init=init,
+        merge=merge,
+        loss=loss,
+        optimizer=optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.adamw(schedule, eps=1e-6, weight_decay=decay, mask=excluding()),
+        ),
+        batches=first,
+        num_steps=num_steps,
+        evaluate=evaluate,
+        rate_unit="reviews",
+        rules=placement_rules(data.encoder),
+    )
 
 
-def report(
-    config: Config, workdir: pathlib.Path, arms: dict[str, list[float]], trained: int, tested: int
-) -> None:
+def report(workdir: pathlib.Path, arms: dict[str, list[float]], data: Data) -> None:
     """Table and summary: mean and standard deviation over seeds, and the margin."""
     margins = np.subtract(arms[PRETRAINED], arms[SCRATCH])
-    spread = 1 if config.seeds > 1 else 0  # that of a sample; one seed has none
+    spread = min(1, len(margins) - 1)  # that of a sample; one seed has none
     rows = {
         name: {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=spread))}
         for name, values in {**arms, "margin": margins}.items()
     }
+    trained, tested = len(data.train), len(data.test)
     results_table(
         [
             {"weights": name, "test accuracy, %": 100 * row["mean"], "±": 100 * row["std"]}
             for name, row in rows.items()
         ],
-        title=f"{tested:,} reviews after {trained:,}, {config.seeds} seeds",
+        title=f"{tested:,} reviews after {trained:,}, {len(margins)} seeds",
     )
-    summary = {
-        **rows,
-        "accuracies": arms,
-        "train_examples": trained,
-        "test_examples": tested,
-        "jax": jax.__version__,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
-    path = write_summary(workdir, summary)
-    if jax.process_index() == 0:
-        print("written:", path)
+    if is_main_process():
+        counts = {"train_examples": trained, "test_examples": tested}
+        finish(workdir, {**rows, "accuracies": arms, **counts})
 
 
 if __name__ == "__main__":
     from experiments import command_line
+    from experiments.pretraining import finetune
 
-    command_line.main(run, {"small": Config()}, __doc__)
+    command_line.main(finetune.run, {"small": finetune.Config()}, __doc__)

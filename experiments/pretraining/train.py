@@ -4,20 +4,30 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from experiments.command_line import MAY_CHANGE
 from experiments.pretraining import corpus
 from experiments.pretraining.baselines import entropies
 from experiments.pretraining.config import Config, ModelConfig, ObjectiveConfig, TrainingConfig
 from experiments.pretraining.records import RecordRows
-from experiments.running import fit_in, number_of_parameters, on_host, open_mesh
+from experiments.running import (
+    Experiment,
+    finish,
+    is_main_process,
+    number_of_parameters,
+    on_devices,
+    on_host,
+    open_mesh,
+    train,
+)
 from zoo.averaging import averaged_parameters, lookahead, parameter_ema
 from zoo.data import Pipeline
 from zoo.extras import require
@@ -25,71 +35,89 @@ from zoo.training import (
     LossOutput,
     TrainState,
     functional,
-    init_state,
-    make_train_step,
     open_workdir,
     put_batch,
     results_table,
-    write_summary,
 )
 from zoo.transformer import (
-    PretrainingExample,
     Transformer,
     TransformerConfig,
-    adamw,
     cross_entropy_sums,
-    lamb,
     mask_tokens,
     next_tokens,
-    piecewise_linear,
     placement_rules,
     save_bert,
     split_prefix,
 )
+from zoo.transformer.objectives import PretrainingExample
+from zoo.transformer.optimizers import excluding, uncorrected_lamb
 
 PATTERNS = {"masked": "bidirectional", "causal": "causal", "prefix": "prefix"}
 BASELINE_ROWS = 20_000  # training rows whose tokens are counted
 
 
+class Data(NamedTuple):
+    """A prepared corpus."""
+
+    rows: dict[str, Any]  # by split, a source of rows: ids, word_starts, document_ids, row
+    vocab_size: int
+
+
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    mesh = open_mesh(config.mesh, config.distributed)
+    mesh = open_mesh(config)
+    data = load(config)
+    experiment = build(config, mesh, data)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
+    if is_main_process():
+        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
+        print(
+            f"{config.data.uri}: {len(data.rows['train']):,} rows, {data.vocab_size:,} types; "
+            f"{size:,} parameters; {experiment.num_steps:,} updates on {on_devices(mesh)}"
+        )
+        if skipped := sum(rows.skipped for rows in data.rows.values()):
+            print(f"{skipped:,} damaged records are skipped")
+    baseline = count_entropies(data)
+    state = train(experiment, mesh, workdir, config.loop)
+    results = experiment.evaluate(state)[1]
+    parameters = on_host(state.parameters)
+    if is_main_process():
+        if config.objective.kind == "masked" and config.model.norm_position == "post":
+            export(workdir / "bert", experiment.merge(parameters), corpus.directory_of(config))
+        report(workdir, baseline, results)
+
+
+def load(config: Config) -> Data:
+    """The corpus, which the first process prepares while the others wait."""
     directory = corpus.directory_of(config)
-    manifest = prepared(config, directory)
+    if is_main_process():
+        corpus.prepare(config.data, directory)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("corpus")
+    manifest = corpus.prepare(config.data, directory, verbose=False)
     rows = {
         split: RecordRows(directory, split, config.data.corrupt) for split in ("train", "valid")
     }
+    return Data(rows, manifest["vocab_size"])
+
+
+def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
+    """Model, loss, optimiser, batches and evaluation; ``data`` is ``load(config)`` if None."""
+    data = load(config) if data is None else data
     training = config.training
     model_config = transformer_config(
-        config.model, config.objective, vocab_size=manifest["vocab_size"], length=config.data.length
+        config.model, config.objective, vocab_size=data.vocab_size, length=config.data.length
     )
-    init_parameters, rebuild = functional(lambda rngs: Transformer(model_config, rngs=rngs))
-    optimizer = make_optimizer(training)
-    state = init_state(
-        init_parameters,
-        optimizer,
-        key=jax.random.key(training.seed),
-        mesh=mesh,
-        rules=placement_rules(model_config),
-    )
-    loss = make_loss(rebuild, config, vocab_size=manifest["vocab_size"])
-    step = make_train_step(
-        loss,
-        optimizer,
-        accumulation_steps=training.accumulation_steps,
-        compute_dtype=jnp.bfloat16 if training.bfloat16 else None,
-        shardings=state.shardings,
-    )
-    # One mask for each held-out row, whatever the step.
+    init, merge = functional(lambda rngs: Transformer(model_config, rngs=rngs))
+    # Evaluation masks every held-out row in one way, whatever the step.
     fixed = dataclasses.replace(
         config, objective=dataclasses.replace(config.objective, static_copies=1)
     )
-    evaluation = jax.jit(make_loss(rebuild, fixed, vocab_size=manifest["vocab_size"], train=False))
+    evaluation_loss = jax.jit(make_loss(merge, fixed, vocab_size=data.vocab_size, dropout=False))
 
-    def evaluate(state: TrainState) -> dict[str, float]:
-        batches = Pipeline(
-            rows["valid"],
+    def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        held_out = Pipeline(
+            data.rows["valid"],
             batch_size=training.evaluation_batch_size,
             seed=0,
             num_epochs=1,
@@ -99,59 +127,38 @@ def run(config: Config) -> None:
         if training.ema_decay is not None:
             parameters = averaged_parameters(state.optimizer_state, parameters, path="average")
         sums: dict[str, np.ndarray] = {}
-        for batch in batches:
-            output = evaluation(parameters, put_batch(batch, mesh), key=jax.random.key(0), carry=())
-            pairs = {"loss": (output.total, output.weight), **output.metrics}
-            for name, pair in pairs.items():
+        for batch in held_out:
+            output = evaluation_loss(
+                parameters, put_batch(batch, mesh), key=jax.random.key(0), carry=()
+            )
+            for name, pair in {"loss": (output.total, output.weight), **output.metrics}.items():
                 sums[name] = sums.get(name, 0) + np.array(jax.device_get(pair))
-        return {f"valid_{n}": float(total / max(weight, 1)) for n, (total, weight) in sums.items()}
+        means = {f"valid_{n}": float(total / max(weight, 1)) for n, (total, weight) in sums.items()}
+        return state, means
 
-    baseline = baselines(rows, manifest["vocab_size"])
-    if jax.process_index() == 0:
-        size = number_of_parameters(state.parameters)
-        print(
-            f"{config.data.uri}: {manifest['tokens']['train']:,} tokens in "
-            f"{len(rows['train']):,} rows, {manifest['vocab_size']:,} types; {size:,} parameters; "
-            f"{training.num_steps:,} updates on {mesh.size} {jax.devices()[0].device_kind} devices"
-        )
-        if skipped := sum(part.skipped for part in rows.values()):
-            print(f"{skipped:,} damaged records are skipped")
-    batches = Pipeline(
-        rows["train"], batch_size=training.batch_size, seed=training.seed, remainder="drop"
-    )
-    state = fit_in(
-        workdir,
-        config.loop,
-        step,
-        state,
-        batches,
+    return Experiment(
+        init=init,
+        merge=merge,
+        loss=make_loss(merge, config, vocab_size=data.vocab_size),
+        optimizer=make_optimizer(training),
+        batches=Pipeline(
+            data.rows["train"], batch_size=training.batch_size, seed=training.seed, remainder="drop"
+        ),
         num_steps=training.num_steps,
-        mesh=mesh,
+        seed=training.seed,
         evaluate=evaluate,
         evaluate_every=training.evaluate_every,
         rate_unit="predictions",
+        rules=placement_rules(model_config),
+        accumulation_steps=training.accumulation_steps,
+        compute_dtype=jnp.bfloat16 if training.bfloat16 else None,
     )
-    results = evaluate(state)
-    parameters = on_host(state.parameters)
-    if jax.process_index() == 0:
-        if config.objective.kind == "masked" and config.model.norm_position == "post":
-            export(workdir / "bert", rebuild(parameters), directory)
-        report(workdir, baseline, results)
-
-
-def prepared(config: Config, directory: pathlib.Path) -> dict[str, Any]:
-    """The manifest of the corpus, which the first process makes and the others wait for."""
-    if jax.process_index() == 0:
-        corpus.prepare(config.data, directory)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("corpus")
-    return corpus.prepare(config.data, directory, say=False)
 
 
 def transformer_config(
     model: ModelConfig, objective: ObjectiveConfig, *, vocab_size: int, length: int
 ) -> TransformerConfig:
-    """The model that the settings describe; with LayerNorm before each part it is a GPT-2."""
+    """The model of these settings; with LayerNorm before each part it is a GPT-2."""
     gpt = model.norm_position == "pre"
     return TransformerConfig(
         **dataclasses.asdict(model),
@@ -163,19 +170,27 @@ def transformer_config(
     )
 
 
-def make_optimizer(training: TrainingConfig) -> optax.GradientTransformation:
-    """Clipping, AdamW or LAMB, Lookahead, average; warm-up and decay are linear.
+def warmup_and_decay(peak: float, warmup_steps: int, num_steps: int) -> optax.Schedule:
+    """Linear from 0 to the peak, and linear to 0 at the last step."""
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+    decay = optax.linear_schedule(peak, 0.0, num_steps - warmup_steps)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
 
-    LAMB's moments are not corrected for their start, as in the original; AdamW's are.
+
+def make_optimizer(training: TrainingConfig) -> optax.GradientTransformation:
+    """Clipping, AdamW or LAMB, Lookahead, average.
+
+    LAMB's moments are not bias-corrected, as in the original; AdamW's are.
     """
-    schedule = piecewise_linear(
-        {training.warmup_steps: 1.0, training.num_steps: 0.0}, scale=training.learning_rate
-    )
-    make = {"adamw": adamw, "lamb": lamb}[training.optimizer]
+    schedule = warmup_and_decay(training.learning_rate, training.warmup_steps, training.num_steps)
     parts: dict[str, Any] = {}
     if training.gradient_clip is not None:
         parts["clip"] = optax.clip_by_global_norm(training.gradient_clip)
-    parts["descent"] = make(schedule, weight_decay=training.weight_decay)
+    if training.optimizer == "lamb":
+        parts["descent"] = uncorrected_lamb(schedule, weight_decay=training.weight_decay)
+    else:
+        decay = training.weight_decay
+        parts["descent"] = optax.adamw(schedule, eps=1e-6, weight_decay=decay, mask=excluding())
     if training.lookahead:
         parts["lookahead"] = lookahead()
     if training.ema_decay is not None:
@@ -186,30 +201,32 @@ def make_optimizer(training: TrainingConfig) -> optax.GradientTransformation:
 def make_example(
     key: jax.Array, batch: Any, objective: ObjectiveConfig, *, vocab_size: int
 ) -> PretrainingExample:
-    """What a batch of rows is to be read as, and what predicted."""
+    """Inputs and targets of a batch of rows."""
     ids = batch["ids"]
+    given = ids != corpus.PAD
+    if objective.kind == "causal":
+        return next_tokens(ids, mask=given)
     keys = row_keys(key, batch["row"], objective.static_copies)
+    if objective.kind == "prefix":
+        cut = jax.vmap(lambda *row: split_prefix(row[0], row[1], sep_id=corpus.SEP, mask=row[2]))
+        return cut(keys, ids, given)
 
-    def one(key: jax.Array, ids: jax.Array, starts: jax.Array) -> PretrainingExample:
-        if objective.kind == "prefix":
-            return split_prefix(key, ids, sep_id=corpus.SEP, mask=ids != corpus.PAD)
+    def mask(key: jax.Array, ids: jax.Array, word_starts: jax.Array) -> PretrainingExample:
         return mask_tokens(
             key,
             ids,
-            word_starts=starts if objective.whole_words else None,
+            word_starts=word_starts if objective.whole_words else None,
             rate=objective.rate,
             vocab_size=vocab_size,
             mask_id=corpus.MASK,
             special_ids=(corpus.PAD, corpus.CLS, corpus.SEP),
-        )._replace(mask=ids != corpus.PAD)
+        )
 
-    if objective.kind == "causal":
-        return next_tokens(ids, mask=ids != corpus.PAD)
-    return jax.vmap(one)(keys, ids, batch["word_starts"])
+    return jax.vmap(mask)(keys, ids, batch["word_starts"])._replace(mask=given)
 
 
 def row_keys(key: jax.Array, rows: jax.Array, copies: int | None) -> jax.Array:
-    """A key for each row: of this step, or one of the ``copies`` keys that the row has for ever."""
+    """A key per row: of this step, or one of the ``copies`` keys that always belong to the row."""
     if copies is None:
         return jax.random.split(key, len(rows))
     copy = jax.random.randint(key, rows.shape, 0, copies)
@@ -221,11 +238,11 @@ def row_keys(key: jax.Array, rows: jax.Array, copies: int | None) -> jax.Array:
 
 
 def make_loss(
-    rebuild: Callable[..., Transformer], config: Config, *, vocab_size: int, train: bool = True
+    merge: Callable[..., Transformer], config: Config, *, vocab_size: int, dropout: bool = True
 ) -> Callable[..., LossOutput]:
-    """Sums of cross-entropies in nats, and of what is right."""
+    """Sums of cross-entropies in nats, and of right predictions."""
     objective = config.objective
-    dropout = train and config.model.dropout > 0
+    dropout = dropout and config.model.dropout > 0
 
     def loss_fn(parameters: Any, batch: Any, *, key: jax.Array, carry: Any) -> LossOutput:
         del carry
@@ -238,7 +255,7 @@ def make_loss(
         if objective.predictions is not None:
             weights, positions = jax.lax.top_k(weights.astype(jnp.int32), objective.predictions)
             inputs, targets = (jnp.take_along_axis(x, positions, axis=1) for x in (inputs, targets))
-        logits = rebuild(parameters)(
+        logits = merge(parameters)(
             example.inputs,
             segment_ids=example.segment_ids,
             mask=example.mask,
@@ -250,57 +267,49 @@ def make_loss(
         right = weights * (jnp.argmax(logits, axis=-1) == targets)
         metrics = {"accuracy": (right.sum(), weight)}
         if objective.kind == "masked":
-            for name, chosen in (
-                ("hidden_accuracy", inputs == corpus.MASK),
-                ("kept_accuracy", inputs == targets),
-            ):
+            kinds = {"hidden_accuracy": inputs == corpus.MASK, "kept_accuracy": inputs == targets}
+            for name, chosen in kinds.items():
                 metrics[name] = (jnp.sum(right * chosen), jnp.sum(weights * chosen))
         return LossOutput(total, weight, metrics=metrics)
 
     return loss_fn
 
 
-def baselines(rows: dict[str, RecordRows], vocab_size: int) -> dict[str, float]:
+def count_entropies(data: Data) -> dict[str, float]:
     """Entropies of the held-out rows under counts of training rows."""
     counted, held_out = (
-        np.stack([part[index]["ids"] for index in range(min(len(part), BASELINE_ROWS))])
-        for part in (rows["train"], rows["valid"])
+        np.stack([rows[index]["ids"] for index in range(min(len(rows), BASELINE_ROWS))])
+        for rows in (data.rows["train"], data.rows["valid"])
     )
-    is_token = ~np.isin(np.arange(vocab_size), (corpus.PAD, corpus.CLS, corpus.SEP, corpus.MASK))
-    return entropies(counted, held_out, vocab_size=vocab_size, is_token=is_token)
+    special = (corpus.PAD, corpus.CLS, corpus.SEP, corpus.MASK)
+    is_token = ~np.isin(np.arange(data.vocab_size), special)
+    return entropies(counted, held_out, vocab_size=data.vocab_size, is_token=is_token)
 
 
 def export(folder: pathlib.Path, model: Transformer, directory: pathlib.Path) -> None:
-    """A BERT in Hugging Face's format, with its vocabulary, for fine-tuning."""
+    """Writes a BERT in Hugging Face's format, with its vocabulary, for fine-tuning."""
     try:
         save_bert(folder, model)
     except ImportError as error:
         print(f"no {folder}: {error}")
         return
-    tokenizer = corpus.load_tokenizer(directory)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    tokens = [tokenizer.id_to_token(number) for number in range(tokenizer.get_vocab_size())]
-    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), "utf-8")
+    vocabulary = corpus.load_vocabulary(directory)
+    (folder / "tokenizer.json").write_text(vocabulary.model, "utf-8")
+    (folder / "vocab.txt").write_text("".join(f"{t}\n" for t in vocabulary.tokens), "utf-8")
 
 
 def report(workdir: pathlib.Path, baseline: dict[str, float], results: dict[str, float]) -> None:
     """Table, picture and summary."""
-    table = [
-        {"model": f"{name} entropy", "nats a token": value} for name, value in baseline.items()
-    ]
-    table.append({"model": "Transformer", "nats a token": results["valid_loss"]})
-    results_table(table, title="Held-out rows")
+    values = {f"{name} entropy": value for name, value in baseline.items()}
+    values["Transformer"] = results["valid_loss"]
+    results_table(
+        [{"model": name, "nats per token": value} for name, value in values.items()],
+        title="Held-out rows",
+    )
     for name, value in results.items():
         if name.endswith("accuracy"):
             print(f"{name.removeprefix('valid_').replace('_', ' ')}: {value:.1%}")
-    summary = {
-        "baseline": baseline,
-        "transformer": results,
-        "jax": jax.__version__,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
-    picture = draw(workdir, baseline)
-    print("written:", picture, write_summary(workdir, summary))
+    finish(workdir, {"baseline": baseline, "transformer": results}, [draw(workdir, baseline)])
 
 
 def draw(workdir: pathlib.Path, baseline: dict[str, float]) -> pathlib.Path:
@@ -308,13 +317,13 @@ def draw(workdir: pathlib.Path, baseline: dict[str, float]) -> pathlib.Path:
     figure = require("matplotlib.figure", "plot").Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for name, label in (("loss", "training rows"), ("valid_loss", "held-out rows")):
+    for name, label, marker in (("loss", "training", None), ("valid_loss", "held-out", "o")):
         points = [(record["step"], record[name]) for record in records if name in record]
-        axes.plot(*zip(*points, strict=True), label=label, marker="o" if "valid" in name else None)
+        axes.plot(*zip(*points, strict=True), label=f"{label} rows", marker=marker)
     for (name, value), style in zip(baseline.items(), (":", "--"), strict=True):
         axes.axhline(value, color="grey", linestyle=style, label=f"{name} entropy")
     axes.set_xlabel("update")
-    axes.set_ylabel("cross-entropy, nats a predicted token")
+    axes.set_ylabel("cross-entropy, nats per predicted token")
     axes.legend()
     path = workdir / "curve.png"
     figure.savefig(path, dpi=120)

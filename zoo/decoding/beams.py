@@ -1,21 +1,20 @@
-"""Beam search: the K likeliest beginnings of a text go on, in all rows of a batch at once.
+"""Beam search: keeps the K most probable partial hypotheses, for all rows of a batch together.
 
-    live      K beginnings per row, by s = Σ log p
-    finished  the N best that ended, by s / length^α, where length counts the end token
-    step      every beginning is continued by every token: the K best that do not end live on, those
-              that end compete for the N places
+    live      K partial hypotheses per row, by s = Σ log p
+    finished  the N best complete ones, by s / length^α, where length counts the end token
+    step      extends every live hypothesis by every token: those that end compete for the N
+              finished places, and the K most probable of the others stay live
 
-A row is done when nothing that lives can still reach its N best; what lives at ``max_length``
+A row is done when no live hypothesis can still enter its N best; what is live at ``max_length``
 competes as it is. So no better text is lost because a worse one ended first, and α = 0 finds the
-N likeliest texts whenever K beginnings cover the space.
+N most probable texts whenever K hypotheses cover the space.
 
-Source: https://kexue.fm/archives/7124, whose decoder has one row, no α, and drops what is finished
-and not best; Yonghui Wu et al., «Google's Neural Machine Translation System», 2016, arXiv
+Source: https://kexue.fm/archives/7124, whose decoder has one row and no α, and drops what is
+finished and not best; Yonghui Wu et al., "Google's Neural Machine Translation System", 2016, arXiv
 1609.08144, section 7.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,14 +23,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from zoo._checks import accumulator, count, number
 from zoo.decoding.steps import (
     Rules,
     StepFunction,
-    check_rules,
+    apply_rules,
     check_start,
     check_step,
-    constrained,
-    map_rows,
     read_start,
 )
 
@@ -41,7 +39,7 @@ class Beams(NamedTuple):
 
     tokens: jax.Array  # [B, N, T] int32; after the end token pad_id
     lengths: jax.Array  # [B, N] int32, tokens before the end token
-    scores: jax.Array  # [B, N]; -inf where there are not so many texts, NaN where logits were NaN
+    scores: jax.Array  # [B, N]; -inf where there are fewer texts, NaN where logits were NaN
 
 
 class _Search(NamedTuple):
@@ -49,7 +47,7 @@ class _Search(NamedTuple):
     last: jax.Array  # [B, K]
     state: Any  # of B K rows
     live_tokens: jax.Array  # [B, K, T]
-    live_sums: jax.Array  # [B, K]
+    live_sums: jax.Array  # [B, K], in descending order
     finished: Beams
 
 
@@ -69,23 +67,22 @@ def beam_search(
     end_id: int | None = None,
     pad_id: int = 0,
 ) -> Beams:
-    """The likeliest continuations of every row, see the module docstring.
+    """The most probable continuations of every row, see the module docstring.
 
     What is banned has probability 0, and the other tokens share its own.
 
     Args:
         step_fn: see `zoo.decoding.steps`; the same object compiles once.
         state: its state, for B rows.
-        start: ``[B]`` int, what is read first; or ``[B, T]``, read one by one.
+        start: ``[B]`` int, the first token to read; or ``[B, T]``, read one by one.
         beam_size: K in 1..V; 1 is greedy search.
-        max_length: tokens of a text at most, with the end token.
+        max_length: most tokens of a text, with the end token.
         length_penalty: α; 0 compares sums of log p, 1 means, more prefers longer texts.
-        state_axes: the axis of the rows in the leaves of the state, a tree prefix as for
-            ``jax.vmap``; None is shared by all rows.
+        state_axes: batch axis of each leaf of the state, a tree prefix as for ``jax.vmap``; None
+            is shared by all rows.
         num_results: N in 1..K; None: K.
-        repetition_penalty: see :func:`penalize_repetition`; for what was written, not for
-            ``start``.
-        min_length: tokens before the end token at least.
+        repetition_penalty: see :func:`penalize_repetition`; of written tokens, not of ``start``.
+        min_length: fewest tokens before the end token.
         banned: tokens that are never written.
         end_id: the token that ends a text; None: all have ``max_length`` tokens.
         pad_id: what follows it.
@@ -106,21 +103,17 @@ def beam_search(
     >>> jnp.exp(found.scores).tolist()
     [[0.30, 0.20, 0.18]]
     """
-    start = check_start("beam_search", start)
-    if not isinstance(length_penalty, jax.Array) and not math.isfinite(length_penalty):
-        raise ValueError(f"beam_search: length_penalty must be finite, got {length_penalty}")
-    rules = Rules(end_id, pad_id, min_length, tuple(banned), repetition_penalty)
     axes, tree = jax.tree.flatten(state_axes, is_leaf=lambda axis: axis is None)
     return _beam_search(
         state,
-        start,
-        length_penalty,
+        check_start(start),
+        number("length_penalty", length_penalty),
         step_fn,
         (tuple(axes), tree),
         beam_size,
         beam_size if num_results is None else num_results,
         max_length,
-        rules,
+        Rules(end_id, pad_id, min_length, tuple(banned), repetition_penalty),
     )
 
 
@@ -136,76 +129,64 @@ def _beam_search(
     max_length: int,
     rules: Rules,
 ) -> Beams:
-    logits = check_step("beam_search", step_fn, state, start)
+    logits = check_step(step_fn, state, start, rules, max_length)
     rows, size = logits.shape
-    check_rules("beam_search", rules, size, max_length)
-    if not 1 <= beam_size <= size:
-        raise ValueError(
-            f"beam_search: beam_size must be in 1..{size}, the size of the vocabulary, got "
-            f"{beam_size}"
-        )
-    if not 1 <= num_results <= beam_size:
-        raise ValueError(
-            f"beam_search: num_results must be in 1..{beam_size} (beam_size), got {num_results}"
-        )
+    count("beam_size", beam_size, at_least=1, at_most=size)
+    count("num_results", num_results, at_least=1, at_most=beam_size)
     axes = jax.tree.unflatten(flat_axes[1], flat_axes[0])
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    dtype = accumulator(logits.dtype)
     penalty = jnp.asarray(length_penalty, dtype)
 
     def score(sums: jax.Array, length: ArrayLike) -> jax.Array:
         return sums / jnp.asarray(length, dtype) ** penalty
 
-    def may_improve(search: _Search) -> jax.Array:
-        # Sums only fall, so the best that a text can reach is its sum now over the best length.
+    def can_improve(search: _Search) -> jax.Array:
+        # Sums only fall, so a hypothesis can at best keep its sum and reach the best length.
         length = jnp.where(penalty > 0, max_length, search.step + 1)
         best = score(search.live_sums[:, 0], length)
         return (search.step < max_length) & (best > search.finished.scores[:, -1]).any()
 
     def extend(search: _Search) -> _Search:
-        step, live = search.step, search.live_tokens
+        step, live, finished = search.step, search.live_tokens, search.finished
         logits, state = step_fn(search.last.reshape(-1), search.state)
-        z = constrained(logits, live.reshape(-1, max_length), step, rules)
+        z = apply_rules(logits, live.reshape(-1, max_length), step, rules)
         sums = search.live_sums[..., None] + jax.nn.log_softmax(z).reshape(rows, beam_size, size)
-        finished = search.finished
         if rules.end_id is not None:
             texts = live.at[:, :, step].set(rules.end_id)
             ended = score(sums[..., rules.end_id], step + 1)
             finished = _best(finished, Beams(texts, jnp.full_like(ended, step, jnp.int32), ended))
             sums = sums.at[..., rules.end_id].set(-jnp.inf)
         live_sums, places = lax.top_k(sums.reshape(rows, beam_size * size), beam_size)
-        beam, token = places // size, places % size
-        # A sum that is NaN is first from here on: nothing is greater, so the search ends.
+        parent, token = places // size, places % size
+        # NaN sums come first from here on: no score is greater, so the search of the row ends.
         broken = jnp.isnan(sums).any(axis=(1, 2))[:, None]
         return _Search(
             step + 1,
             token,
-            map_rows(lambda leaf, axis: _pick_beams(leaf, beam, axis), axes, state),
-            jnp.take_along_axis(live, beam[..., None], axis=1).at[:, :, step].set(token),
+            _map_state(functools.partial(_take_parents, parent), axes, state),
+            jnp.take_along_axis(live, parent[..., None], axis=1).at[:, :, step].set(token),
             jnp.where(broken, jnp.nan, live_sums),
             finished,
         )
 
     state, last = read_start(step_fn, state, start)
-    # Made of `last`, so that under shard_map they vary over devices as it does.
+    # Made from `last`, so that under shard_map they vary over devices as it does.
     zeros = jnp.zeros_like(last)[:, None]
     room = jnp.broadcast_to(zeros[..., None] + rules.pad_id, (rows, beam_size, max_length))
     none = jnp.broadcast_to(zeros - jnp.inf, (rows, beam_size)).astype(dtype)
-    search = lax.while_loop(
-        may_improve,
-        extend,
-        _Search(
-            step=jnp.int32(0),
-            last=jnp.repeat(last[:, None], beam_size, axis=1),
-            state=map_rows(lambda leaf, axis: jnp.repeat(leaf, beam_size, axis=axis), axes, state),
-            live_tokens=room,
-            live_sums=none.at[:, 0].set(0),  # all beams are the same text yet: one counts
-            finished=Beams(
-                room[:, :num_results],
-                jnp.broadcast_to(zeros, (rows, num_results)),
-                none[:, :num_results],
-            ),
+    search = _Search(
+        step=jnp.int32(0),
+        last=jnp.repeat(last[:, None], beam_size, axis=1),
+        state=_map_state(lambda leaf, axis: jnp.repeat(leaf, beam_size, axis=axis), axes, state),
+        live_tokens=room,
+        live_sums=none.at[:, 0].set(0),  # all K are the same empty text: one counts
+        finished=Beams(
+            room[:, :num_results],
+            jnp.broadcast_to(zeros, (rows, num_results)),
+            none[:, :num_results],
         ),
     )
+    search = lax.while_loop(can_improve, extend, search)
     cut = jnp.where(search.step == max_length, score(search.live_sums, max_length), -jnp.inf)
     lengths = jnp.full_like(cut, max_length, jnp.int32)
     found = _best(search.finished, Beams(search.live_tokens, lengths, cut))
@@ -218,19 +199,28 @@ def _beam_search(
 
 
 def _best(kept: Beams, others: Beams) -> Beams:
-    """As many of both as there were kept, by score."""
+    """The best of both by score, as many as were kept."""
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), kept, others)
     scores, places = lax.top_k(both.scores, kept.scores.shape[1])
     tokens = jnp.take_along_axis(both.tokens, places[..., None], axis=1)
     return Beams(tokens, jnp.take_along_axis(both.lengths, places, axis=1), scores)
 
 
-def _pick_beams(leaf: jax.Array, beam: jax.Array, axis: int) -> jax.Array:
-    """Rows of a state ``[…, B K, …]`` in the order of the beams ``[B, K]`` they go on."""
-    axis %= leaf.ndim
-    apart = leaf.reshape(*leaf.shape[:axis], *beam.shape, *leaf.shape[axis + 1 :])
+def _map_state(function: Any, axes: Any, state: Any) -> Any:
+    """``function(leaf, axis)`` for every leaf of a state that has a batch axis."""
 
-    def pick(row: jax.Array, chosen: jax.Array) -> jax.Array:
+    def below(axis: int | None, part: Any) -> Any:
+        return part if axis is None else jax.tree.map(lambda leaf: function(leaf, axis), part)
+
+    return jax.tree.map(below, axes, state, is_leaf=lambda axis: axis is None)
+
+
+def _take_parents(parent: jax.Array, leaf: jax.Array, axis: int) -> jax.Array:
+    """A state ``[…, B K, …]`` for the hypotheses that continue the parents ``[B, K]``."""
+    axis %= leaf.ndim
+    by_row = leaf.reshape(*leaf.shape[:axis], *parent.shape, *leaf.shape[axis + 1 :])
+
+    def take(row: jax.Array, chosen: jax.Array) -> jax.Array:
         return row.at[(slice(None),) * axis + (chosen,)].get(mode="promise_in_bounds")
 
-    return jax.vmap(pick, in_axes=(axis, 0), out_axes=axis)(apart, beam).reshape(leaf.shape)
+    return jax.vmap(take, in_axes=(axis, 0), out_axes=axis)(by_row, parent).reshape(leaf.shape)

@@ -1,24 +1,27 @@
-"""Which tokens may come next: filters of logits z, in this order, each on what the others left.
+"""Filters of the next token's logits z, applied in this order, each to what the others left.
 
-    temperature  z / τ                                τ = 0 leaves the likeliest token alone
-    top-k        the k largest stay                   those equal to the k-th stay with it
-    top-p        the least set of the likeliest tokens with Σ softmax(z) ≥ p: the one that crosses
-                 p stays
-    min-p        those stay with softmax(z) ≥ min_p · max softmax(z)
-    repetition   z / θ if z > 0 else z · θ, for tokens that were there before
+    temperature  z / τ                                τ = 0 keeps the most probable token alone
+    top-k        keeps the k largest, and those equal to the k-th
+    top-p        keeps the smallest set of most probable tokens with Σ softmax(z) ≥ p: the token
+                 that crosses p stays
+    min-p        keeps softmax(z) ≥ min_p · max softmax(z)
+    repetition   z / θ if z > 0 else z · θ, for tokens that occurred before
 
-Source: Angela Fan et al., «Hierarchical Neural Story Generation», 2018, arXiv 1805.04833 (top-k);
-Ari Holtzman et al., «The Curious Case of Neural Text Degeneration», 2019, arXiv 1904.09751 (top-p);
-Nguyen Nhat Minh et al., «Turning Up the Heat: Min-p Sampling», 2024, arXiv 2407.01082; Nitish
-Keskar et al., «CTRL», 2019, arXiv 1909.05858 (repetition); https://kexue.fm/archives/7124.
+Source: Angela Fan et al., "Hierarchical Neural Story Generation", 2018, arXiv 1805.04833 (top-k);
+Ari Holtzman et al., "The Curious Case of Neural Text Degeneration", 2019, arXiv 1904.09751 (top-p);
+Nguyen Nhat Minh et al., "Turning Up the Heat: Min-p Sampling", 2024, arXiv 2407.01082; Nitish
+Keskar et al., "CTRL", 2019, arXiv 1909.05858 (repetition); https://kexue.fm/archives/7124.
 """
 
 import functools
-import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from zoo._checks import count, integers, number, widened
+from zoo._cpu import largest
 
 
 def filter_logits(
@@ -33,41 +36,38 @@ def filter_logits(
 
     Args:
         logits: ``[..., V]``; -inf excludes a token.
-        temperature: τ ≥ 0; 0 leaves the first of the largest logits, with the value 0.
+        temperature: τ ≥ 0; 0 keeps the first of the largest logits, with the value 0.
         top_k: k in 1..V; None: all.
-        top_p: p in (0, 1]; None: all. Sums that miss p by rounding alone have reached it.
+        top_p: p in (0, 1]; None: all. A sum that misses p only by rounding has reached it.
         min_p: share of the largest probability, in [0, 1]; None: all.
 
     Returns:
-        ``[..., V]`` in the dtype of ``logits``: z / τ of what stays, -inf elsewhere. NaN where a
-        traced number is out of its range. Rows without a token stay so.
+        ``[..., V]`` in the dtype of ``logits``: z / τ where a token stays, -inf elsewhere. NaN
+        where a traced number is out of its range. Rows without a token stay so.
 
     Raises:
-        TypeError: if ``logits`` are not floats or ``top_k`` is no integer.
+        TypeError: if ``logits`` are not floats or ``top_k`` is not an integer.
         ValueError: if a number is out of its range.
 
     >>> filter_logits(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), top_p=0.6).tolist()
     [-0.69, -1.20, -inf, -inf]
     """
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise TypeError(f"filter_logits: logits must be floats, got {logits.dtype}")
-    check_top_k(top_k, logits.shape[-1])
-    check_numbers(temperature=temperature, top_p=top_p, min_p=min_p)
-    z = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits, z = widened("logits", logits)
+    size = z.shape[-1]
+    check_top_k(top_k, size)
+    temperature, top_p, min_p = check_filters(temperature, top_p, min_p)
     if is_zero(temperature):
         place = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)
         first = place == jnp.argmax(z, axis=-1, keepdims=True)
         return jnp.where(first & ~jnp.isneginf(z), 0 * z, -jnp.inf).astype(logits.dtype)
-    z /= _nan_unless(jnp.asarray(temperature) > 0, temperature, z.dtype)
-    # What stays is «not less» instead of «at least»: NaN stays NaN.
-    if top_k is not None and top_k < z.shape[-1]:
-        z = jnp.where(z < lax.top_k(z, top_k)[0][..., -1:], -jnp.inf, z)
+    z /= jnp.asarray(number("temperature", temperature, above=0), z.dtype)
+    # "Not less" instead of "at least": NaN stays NaN.
+    if top_k is not None and top_k < size:
+        z = jnp.where(z < largest(z, top_k)[..., -1:], -jnp.inf, z)
     if top_p is not None:
-        p = jnp.asarray(top_p)
-        z = _nucleus(z, _nan_unless((p > 0) & (p <= 1), p, z.dtype))
+        z = _nucleus(z, jnp.asarray(top_p, z.dtype))
     if min_p is not None:
-        p = jnp.asarray(min_p)
-        share = _nan_unless((p >= 0) & (p <= 1), p, z.dtype)
+        share = jnp.asarray(min_p, z.dtype)
         least = z.max(axis=-1, keepdims=True) + jnp.log(share)
         z = jnp.where(z < least, -jnp.inf, z + 0 * share)
     return z.astype(logits.dtype)
@@ -76,12 +76,12 @@ def filter_logits(
 def penalize_repetition(
     logits: jax.Array, tokens: jax.Array, *, penalty: float | jax.Array
 ) -> jax.Array:
-    """Makes tokens that were there before less likely: z / θ if z > 0 else z θ.
+    """Makes tokens that occurred before less probable: z / θ if z > 0 else z θ.
 
     Args:
         logits: ``[..., V]``.
-        tokens: ``[..., T]`` int, what was there; ids outside the vocabulary are passed over.
-        penalty: θ > 0; 1 changes nothing, less prefers repetitions.
+        tokens: ``[..., T]`` int, the earlier tokens; ids outside the vocabulary are ignored.
+        penalty: θ > 0; 1 changes nothing, less favours repetition.
 
     Returns:
         ``[..., V]`` in the dtype of ``logits``.
@@ -95,10 +95,8 @@ def penalize_repetition(
 
     Reference: arXiv 1909.05858, section 4.1; as in common implementations, for both signs.
     """
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TypeError(f"penalize_repetition: tokens must be integers, got {tokens.dtype}")
-    if not isinstance(penalty, jax.Array) and not penalty > 0:
-        raise ValueError(f"penalize_repetition: penalty must be positive, got {penalty}")
+    tokens = integers("tokens", tokens)
+    factor = jnp.asarray(number("penalty", penalty, above=0), logits.dtype)
     size = logits.shape[-1]
 
     @functools.partial(jnp.vectorize, signature="(t)->(v)")
@@ -106,54 +104,37 @@ def penalize_repetition(
         known = jnp.where(tokens < 0, size, tokens)  # negative ids would count from the end
         return jnp.zeros(size, bool).at[known].set(True, mode="drop")
 
-    factor = _nan_unless(jnp.asarray(penalty) > 0, penalty, logits.dtype)
-    return jnp.where(
-        occurs(tokens), jnp.where(logits > 0, logits / factor, logits * factor), logits
+    penalized = jnp.where(logits > 0, logits / factor, logits * factor)
+    return jnp.where(occurs(tokens), penalized, logits)
+
+
+def check_filters(temperature: Any, top_p: Any, min_p: Any) -> tuple[Any, Any, Any]:
+    """The numbers of :func:`filter_logits`, checked; a traced one out of its range is NaN."""
+    none = "None keeps all tokens"
+    return (
+        number("temperature", temperature, at_least=0),
+        None if top_p is None else number("top_p", top_p, above=0, at_most=1, advice=none),
+        None if min_p is None else number("min_p", min_p, at_least=0, at_most=1, advice=none),
     )
 
 
 def check_top_k(top_k: int | None, size: int) -> None:
-    """Refuses a number of tokens that a vocabulary of this size cannot give."""
-    if top_k is not None and not 1 <= operator.index(top_k) <= size:
-        raise ValueError(
-            f"top_k must be in 1..{size}, the size of the vocabulary, got {top_k}; "
-            "None keeps all tokens"
-        )
+    """Refuses a k that a vocabulary of this size does not have."""
+    if top_k is not None:
+        count("top_k", top_k, at_least=1, at_most=size)
 
 
-def check_numbers(
-    *,
-    temperature: float | jax.Array = 1.0,
-    top_p: float | jax.Array | None = None,
-    min_p: float | jax.Array | None = None,
-) -> None:
-    """Refuses numbers that are out of range, as far as they are known before tracing."""
-    for name, value, fits, wanted in (
-        ("temperature", temperature, lambda x: 0 <= x < float("inf"), "at least 0 and finite"),
-        ("top_p", top_p, lambda x: 0 < x <= 1, "in (0, 1], or None for all tokens"),
-        ("min_p", min_p, lambda x: 0 <= x <= 1, "in [0, 1], or None for all tokens"),
-    ):
-        if value is not None and not isinstance(value, jax.Array) and not fits(value):
-            raise ValueError(f"{name} must be {wanted}, got {value}")
-
-
-def is_zero(temperature: float | jax.Array) -> bool:
-    """Whether the temperature is known to be 0."""
-    return not isinstance(temperature, jax.Array) and temperature == 0
-
-
-def _nan_unless(
-    fits: jax.Array, value: float | jax.Array, dtype: jax.typing.DTypeLike
-) -> jax.Array:
-    return jnp.where(fits, jnp.asarray(value, dtype), jnp.nan)
+def is_zero(temperature: Any) -> bool:
+    """Whether the temperature is known to be 0 before tracing."""
+    return not isinstance(temperature, jax.core.Tracer) and temperature == 0
 
 
 @jax.jit
 def _nucleus(z: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Halves an interval of floats until the least probability that stays is left.
+    """Bisects for the least probability that stays.
 
-    Floats that are not negative have the order of their bits, so 32 halvings find it exactly. They
-    are 32 sums over the vocabulary, and no sort of it.
+    Floats that are not negative are ordered like their bits, so 32 halvings find it exactly: 32
+    sums over the vocabulary instead of a sort.
     """
     probabilities = jax.nn.softmax(z, axis=-1)
     integer = jnp.dtype(f"int{8 * z.dtype.itemsize}")
@@ -161,7 +142,7 @@ def _nucleus(z: jax.Array, top_p: jax.Array) -> jax.Array:
     reached = top_p - 4 * jnp.finfo(z.dtype).eps
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds  # what is at least low reaches p, what is at least high does not
+        low, high = bounds  # the mass at or above low reaches p, at or above high not
         middle = low + (high - low) // 2
         mass = jnp.where(bits >= middle, probabilities, 0).sum(axis=-1, keepdims=True)
         return jnp.where(mass >= reached, middle, low), jnp.where(mass >= reached, high, middle)

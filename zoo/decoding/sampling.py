@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from zoo.decoding.filters import check_numbers, check_top_k, filter_logits, is_zero
+from zoo._checks import accumulator
+from zoo.decoding.filters import check_filters, check_top_k, filter_logits, is_zero
 from zoo.decoding.steps import (
     Rules,
     StepFunction,
-    check_rules,
+    apply_rules,
     check_start,
     check_step,
-    constrained,
     read_start,
 )
 
@@ -53,21 +53,21 @@ def sample(
     end_id: int | None = None,
     pad_id: int = 0,
 ) -> Samples:
-    """Draws one continuation a row, see the module docstring.
+    """Draws one continuation per row, see the module docstring.
 
     Args:
         key: typed key, consumed.
         step_fn: see `zoo.decoding.steps`; the same object compiles once.
         state: its state, for B rows.
-        start: ``[B]`` int, what is read first; or ``[B, T]``, read one by one (:func:`prefill`
-            reads a prompt at once).
-        max_length: tokens to draw at most, with the end token.
-        temperature: 0 is greedy: the likeliest token.
+        start: ``[B]`` int, the first token to read; or ``[B, T]``, read one by one
+            (:func:`prefill` reads a prompt in one call).
+        max_length: most tokens to draw, with the end token.
+        temperature: see :func:`filter_logits`; 0 is greedy.
         top_k: see :func:`filter_logits`.
         top_p: see :func:`filter_logits`.
         min_p: see :func:`filter_logits`.
-        repetition_penalty: see :func:`penalize_repetition`; for what was drawn, not for ``start``.
-        min_length: tokens before the end token at least.
+        repetition_penalty: see :func:`penalize_repetition`; of drawn tokens, not of ``start``.
+        min_length: fewest tokens before the end token.
         banned: tokens that are never drawn.
         end_id: the token that ends a row; None: none does.
         pad_id: what follows it.
@@ -86,20 +86,12 @@ def sample(
     Array([[1, 2, 3, 0, 0],
            [3, 0, 0, 0, 0]], dtype=int32)
     """
-    start = check_start("sample", start)
     rules = Rules(end_id, pad_id, min_length, tuple(banned), repetition_penalty)
-    check_numbers(temperature=temperature, top_p=top_p, min_p=min_p)
-    filters = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
-    return _sample(
-        key,
-        state,
-        start,
-        None if is_zero(temperature) else filters,
-        step_fn,
-        max_length,
-        top_k,
-        rules,
-    )
+    temperature, top_p, min_p = check_filters(temperature, top_p, min_p)
+    filters = None
+    if not is_zero(temperature):
+        filters = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
+    return _sample(key, state, check_start(start), filters, step_fn, max_length, top_k, rules)
 
 
 @functools.partial(jax.jit, static_argnames=("step_fn", "max_length", "top_k", "rules"))
@@ -114,20 +106,18 @@ def _sample(
     rules: Rules,
 ) -> Samples:
     """:func:`sample`; without filters it is greedy."""
-    logits = check_step("sample", step_fn, state, start)
-    check_rules("sample", rules, logits.shape[1], max_length)
+    logits = check_step(step_fn, state, start, rules, max_length)
     check_top_k(top_k, logits.shape[1])
-    state, last = read_start(step_fn, state, start)
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    dtype = accumulator(logits.dtype)
 
-    def go_on(carry: Any) -> jax.Array:
+    def is_running(carry: Any) -> jax.Array:
         step, finished, *_ = carry
         return (step < max_length) & ~finished.all()
 
-    def write(carry: Any) -> Any:
+    def draw(carry: Any) -> Any:
         step, finished, last, state, out = carry
         logits, state = step_fn(last, state)
-        z = constrained(logits, out.tokens, step, rules)
+        z = apply_rules(logits, out.tokens, step, rules)
         if filters is None:
             token = jnp.argmax(z, axis=-1)
         else:
@@ -149,12 +139,13 @@ def _sample(
         )
         return step + 1, finished, token, state, out
 
-    # Made of `last`, so that under shard_map they vary over devices as it does.
+    state, last = read_start(step_fn, state, start)
+    # Made from `last`, so that under shard_map they vary over devices as it does.
     zeros = jnp.zeros_like(last)
     room = jnp.broadcast_to(zeros[:, None], (len(last), max_length))
     out = Samples(room + rules.pad_id, zeros, room.astype(dtype))
     carry = (jnp.int32(0), zeros != 0, last, state, out)
-    *_, out = lax.while_loop(go_on, write, carry)
+    *_, out = lax.while_loop(is_running, draw, carry)
     broken = jnp.cumsum(jnp.isnan(out.log_probabilities), axis=1) > 0
     return Samples(
         jnp.where(broken, -1, out.tokens),

@@ -1,33 +1,36 @@
-"""Multi-head attention and who may look at whom.
+"""Multi-head attention and its masks.
 
-    y_i = Σ_j softmax_j(q_i · k_j / √H + log a_ij) v_j,    a_ij ∈ {0, 1}: position i sees position j
+    y_i = Σ_j softmax_j(q_i · k_j / √H + log a_ij) v_j,    a_ij ∈ {0, 1}: position i attends to j
 
-Three patterns, after which models are named:
+Three masks, after which models are named:
 
     bidirectional (BERT)     a_ij = 1
     causal (GPT)             a_ij = [j ≤ i]
-    prefix (UniLM)           a_ij = [c_j ≤ c_i],  c = cumsum(segment): segment 0 is read as a whole,
-                             segment 1 is written from left to right
+    prefix (UniLM)           a_ij = [c_j ≤ c_i],  c = cumsum(segment): segment 0 is bidirectional,
+                             segment 1 causal
 
-each times [j is no padding] and, in packed rows, times [i and j belong to one document]. A position
-that would see nothing sees itself: its output is finite, and no other position reads it.
+each times [j is not padding] and, in packed rows, times [i and j are of one document]. A position
+that would attend to nothing attends to itself: its output is finite, and no other position uses it.
 
-Source: Ashish Vaswani et al., «Attention Is All You Need», 2017, arXiv 1706.03762; Li Dong et al.,
-«Unified Language Model Pre-training», 2019, arXiv 1905.03197; https://kexue.fm/archives/7055.
+Source: Ashish Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762; Li Dong et al.,
+"Unified Language Model Pre-training", 2019, arXiv 1905.03197; https://kexue.fm/archives/7055.
 """
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zoo._checks import accumulator
+
 Pattern = Literal["bidirectional", "causal", "prefix"]
 PATTERNS = ("bidirectional", "causal", "prefix")
 
 
 def document_positions(document_ids: jax.Array) -> jax.Array:
-    """The place of every token in its own document: 0, 1, … and again 0 where the next one begins.
+    """Positions that restart at 0 with every document.
 
     Args:
         document_ids: ``[B, T]`` int, constant over a document and different from its neighbours.
@@ -44,7 +47,7 @@ def document_positions(document_ids: jax.Array) -> jax.Array:
     return time - lax.cummax(jnp.where(starts, time, 0), axis=1)
 
 
-def visible_pairs(
+def attention_mask(
     pattern: Pattern,
     *,
     segment_ids: jax.Array | None = None,
@@ -52,7 +55,7 @@ def visible_pairs(
     document_ids: jax.Array | None = None,
     length: int,
 ) -> jax.Array | None:
-    """Which position i may look at which position j, see the module docstring.
+    """The factors a_ij of the module docstring.
 
     Args:
         pattern: ``"bidirectional"``, ``"causal"`` or ``"prefix"``.
@@ -62,41 +65,38 @@ def visible_pairs(
         length: T.
 
     Returns:
-        ``[B or 1, T, T]`` bool, or None if every position sees every other.
+        ``[B or 1, T, T]`` bool, or None if they are all 1.
 
-    >>> visible_pairs("prefix", segment_ids=jnp.array([[0, 0, 1]]), length=3).astype(int)
+    >>> attention_mask("prefix", segment_ids=jnp.array([[0, 0, 1]]), length=3).astype(int)
     Array([[[1, 1, 0],
             [1, 1, 0],
             [1, 1, 1]]], dtype=int32)
     """
-    terms = []
-    if pattern == "causal":
-        order = jnp.arange(length)[None]
-        terms.append(order[:, :, None] >= order[:, None, :])
-    if pattern == "prefix":
-        assert segment_ids is not None  # the module checked it
-        order = jnp.cumsum(segment_ids, axis=1)
-        terms.append(order[:, :, None] >= order[:, None, :])
+    factors = []
+    if pattern != "bidirectional":
+        if segment_ids is None or pattern == "causal":
+            order = jnp.arange(length)[None]
+        else:
+            order = jnp.cumsum(segment_ids, axis=1)
+        factors.append(order[:, :, None] >= order[:, None, :])
     if mask is not None:
-        terms.append(jnp.broadcast_to(mask[:, None, :], (len(mask), length, length)))
+        factors.append(jnp.broadcast_to(mask[:, None, :], (len(mask), length, length)))
     if document_ids is not None:
-        terms.append(document_ids[:, :, None] == document_ids[:, None, :])
-    if not terms:
+        factors.append(document_ids[:, :, None] == document_ids[:, None, :])
+    if not factors:
         return None
-    visible = terms[0]
-    for term in terms[1:]:
-        visible = jnp.logical_and(*jnp.broadcast_arrays(visible, term))
-    if mask is not None:  # a document or a beginning may be padding alone
+    allowed = functools.reduce(jnp.logical_and, jnp.broadcast_arrays(*factors))
+    if mask is not None:  # a document or the start of a row may be padding alone
         itself = jnp.eye(length, dtype=bool)[None]
-        visible |= ~visible.any(axis=-1, keepdims=True) & itself
-    return visible
+        allowed |= ~allowed.any(axis=-1, keepdims=True) & itself
+    return allowed
 
 
 def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    visible: jax.Array | None,
+    mask: jax.Array | None,
     *,
     causal: bool = False,
     implementation: Literal["xla", "cudnn"] | None = None,
@@ -107,9 +107,8 @@ def attention(
         query: ``[B, T, N, H]``, N heads of H units.
         key: ``[B, S, N, H]``.
         value: ``[B, S, N, H]``.
-        visible: ``[B or 1, T, S]`` bool, from :func:`visible_pairs`; None: all see all.
-        causal: position i sees j ≤ i only. Fused kernels skip what a flag hides, not what an array
-            hides.
+        mask: ``[B or 1, T, S]`` bool, from :func:`attention_mask`; None: all 1.
+        causal: [j ≤ i] besides. Fused kernels skip what a flag hides, not what an array hides.
         implementation: of ``jax.nn.dot_product_attention``; ``"cudnn"`` is the fused kernel of
             NVIDIA GPUs, for float16 and bfloat16.
 
@@ -120,9 +119,9 @@ def attention(
     >>> attention(x, x, 2 * x, None).shape
     (1, 3, 2, 4)
     """
-    mask = None if visible is None else visible[:, None]
+    per_head = None if mask is None else mask[:, None]
     return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, is_causal=causal, implementation=implementation
+        query, key, value, mask=per_head, is_causal=causal, implementation=implementation
     )
 
 
@@ -130,21 +129,20 @@ def cached_attention(
     query: jax.Array,
     keys: jax.Array,
     values: jax.Array,
-    visible: jax.Array | None,
+    mask: jax.Array | None,
     *,
     implementation: Literal["xla", "cudnn"] | None = None,
 ) -> jax.Array:
-    """:func:`attention` to what a cache holds.
+    """Equals :func:`attention` to the keys and values of a cache.
 
     For one token it is two sums that read every number once, each over an axis before the last, so
-    that neighbouring numbers are added to neighbouring sums. Matrix products have nothing to reuse
-    there, and CPUs go through many small ones one by one.
+    that CPUs add whole vectors; they would run the many small matrix products one by one.
 
     Args:
         query: ``[B, T, N, H]``.
         keys: ``[B, N, H, S]``, as ``KeyValueCache`` has them.
         values: ``[B, N, S, H]``.
-        visible: ``[B or 1, T, S]`` bool, at least one place of each row; None: all places.
+        mask: ``[B or 1, T, S]`` bool, at least one place per row; None: all places.
         implementation: for more than one token, see :func:`attention`.
 
     Returns:
@@ -157,12 +155,11 @@ def cached_attention(
     """
     if query.shape[1] > 1:
         key, value = jnp.moveaxis(keys, 3, 1), jnp.moveaxis(values, 2, 1)
-        return attention(query, key, value, visible, implementation=implementation)
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+        return attention(query, key, value, mask, implementation=implementation)
     scale = query.shape[-1] ** -0.5
     one = query[:, 0, :, :, None]  # [B, N, H, 1]
-    scores = scale * jnp.sum(one * keys, axis=2, dtype=wide)
-    if visible is not None:
-        scores = jnp.where(visible, scores, -jnp.inf)
+    scores = scale * jnp.sum(one * keys, axis=2, dtype=accumulator(query.dtype))
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
     return jnp.sum(weights[..., None] * values, axis=2)[:, None].astype(query.dtype)

@@ -2,14 +2,15 @@
 
 A Hugging Face folder holds ``config.json`` and ``model.safetensors``. TensorFlow checkpoints are
 taken as plain arrays by name, however they were read (TensorFlow is not needed); bert4keras loads
-and saves the same names. The table of names is ``NAMES``. Both hold a kernel of [in, out] features,
-Hugging Face transposed; here heads have an axis of their own, and all layers are stacked.
+and saves the same names. Both store a kernel as one matrix, [in, out] in TensorFlow and [out, in]
+in Hugging Face's format; here heads have an axis of their own, and all layers are stacked.
 
 Source: https://github.com/google-research/bert, https://github.com/huggingface/transformers.
 """
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,84 +24,32 @@ from zoo.transformer.config import TransformerConfig
 from zoo.transformer.layers import LayerNorm, MakeNorm
 from zoo.transformer.model import Transformer
 
-# Parameter, Hugging Face's name without "bert.", TensorFlow's name; {} is the number of the layer.
-NAMES = (
-    ("token_embedding", "embeddings.word_embeddings.weight", "bert/embeddings/word_embeddings"),
-    (
-        "segment_embedding",
-        "embeddings.token_type_embeddings.weight",
-        "bert/embeddings/token_type_embeddings",
-    ),
-    (
-        "position_embedding",
-        "embeddings.position_embeddings.weight",
-        "bert/embeddings/position_embeddings",
-    ),
-    ("embedding_norm", "embeddings.LayerNorm", "bert/embeddings/LayerNorm"),
-    (
-        "layers/attention/query",
-        "encoder.layer.{}.attention.self.query",
-        "bert/encoder/layer_{}/attention/self/query",
-    ),
-    (
-        "layers/attention/key",
-        "encoder.layer.{}.attention.self.key",
-        "bert/encoder/layer_{}/attention/self/key",
-    ),
-    (
-        "layers/attention/value",
-        "encoder.layer.{}.attention.self.value",
-        "bert/encoder/layer_{}/attention/self/value",
-    ),
-    (
-        "layers/attention/output",
-        "encoder.layer.{}.attention.output.dense",
-        "bert/encoder/layer_{}/attention/output/dense",
-    ),
-    (
-        "layers/attention_norm",
-        "encoder.layer.{}.attention.output.LayerNorm",
-        "bert/encoder/layer_{}/attention/output/LayerNorm",
-    ),
-    (
-        "layers/feedforward/expand",
-        "encoder.layer.{}.intermediate.dense",
-        "bert/encoder/layer_{}/intermediate/dense",
-    ),
-    (
-        "layers/feedforward/contract",
-        "encoder.layer.{}.output.dense",
-        "bert/encoder/layer_{}/output/dense",
-    ),
-    (
-        "layers/feedforward_norm",
-        "encoder.layer.{}.output.LayerNorm",
-        "bert/encoder/layer_{}/output/LayerNorm",
-    ),
-    ("pooler", "pooler.dense", "bert/pooler/dense"),
-    ("head", "cls.predictions.transform.dense", "cls/predictions/transform/dense"),
-    ("head_norm", "cls.predictions.transform.LayerNorm", "cls/predictions/transform/LayerNorm"),
-    ("output_bias", "cls.predictions.bias", "cls/predictions/output_bias"),
-)
-# Kernel and bias, or scale and bias, of the names above that are not an array themselves.
-_ENDINGS = {
-    "kernel": ("_kernel", ".weight", "/kernel"),
-    "bias": ("_bias", ".bias", "/bias"),
-    "scale": ("/scale", ".weight", "/gamma"),
-    "shift": ("/bias", ".bias", "/beta"),
+# Our name -> Hugging Face's without "bert."; {} is the number of the layer. A name that is not an
+# array itself holds kernel and bias, or scale and bias: theirs end in ".weight" and ".bias".
+NAMES = {
+    "token_embedding": "embeddings.word_embeddings.weight",
+    "segment_embedding": "embeddings.token_type_embeddings.weight",
+    "position_embedding": "embeddings.position_embeddings.weight",
+    "embedding_norm": "embeddings.LayerNorm",
+    "layers/attention/query": "encoder.layer.{}.attention.self.query",
+    "layers/attention/key": "encoder.layer.{}.attention.self.key",
+    "layers/attention/value": "encoder.layer.{}.attention.self.value",
+    "layers/attention/output": "encoder.layer.{}.attention.output.dense",
+    "layers/attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "layers/feedforward/expand": "encoder.layer.{}.intermediate.dense",
+    "layers/feedforward/contract": "encoder.layer.{}.output.dense",
+    "layers/feedforward_norm": "encoder.layer.{}.output.LayerNorm",
+    "pooler": "pooler.dense",
+    "head": "cls.predictions.transform.dense",
+    "head_norm": "cls.predictions.transform.LayerNorm",
+    "output_bias": "cls.predictions.bias",
 }
-# Not parameters, or tied to one, or of the task of next sentences, which this model does not have.
-_IGNORED = (
-    "embeddings.position_ids",
-    "embeddings.token_type_ids",
-    "cls.predictions.decoder.weight",
-    "cls.predictions.decoder.bias",
-    "cls.seq_relationship.weight",
-    "cls.seq_relationship.bias",
-    "cls/seq_relationship/output_weights",
-    "cls/seq_relationship/output_bias",
-    "global_step",
+# Not parameters, or tied to one, of the next-sentence task, or TensorFlow's optimiser state.
+_IGNORED = re.compile(
+    r"embeddings\.(position|token_type)_ids$|cls\.predictions\.decoder\.|cls\.seq_relationship\."
+    r"|global_step$|.*\.adam_[mv]$"
 )
+_OPTIONAL = ("cls.predictions.", "pooler.")  # a model without head or pooler leaves them out
 _ACTIVATIONS: dict[str, Any] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
 _FIELDS = {
     "vocab_size": "vocab_size",
@@ -141,13 +90,11 @@ def bert_config(directory: str | pathlib.Path) -> TransformerConfig:
         )
     missing = sorted(set(_FIELDS.values()) - set(stored))
     if missing:
-        raise ValueError(f"{directory}/config.json lacks {missing}; is it a BERT's?")
-    path = _weights(directory)
-    with require("safetensors", "data").safe_open(path, "numpy") as file:
+        raise ValueError(f"{directory}/config.json lacks {missing}; expected that of a BERT")
+    with require("safetensors", "data").safe_open(_weights(directory), "numpy") as file:
         names = set(map(_plain_name, file.keys()))
-    fields = {ours: stored[theirs] for ours, theirs in _FIELDS.items()}
     return TransformerConfig(
-        **fields,
+        **{ours: stored[theirs] for ours, theirs in _FIELDS.items()},
         activation=_ACTIVATIONS[activation],
         mask=stored.get("zoo_mask", "bidirectional"),
         head="mlm" if "cls.predictions.bias" in names else "none",
@@ -164,16 +111,17 @@ def load_bert(
 ) -> tuple[Transformer, TransformerConfig]:
     """A Transformer with the weights of a BERT.
 
-    Head and pooler that the config does not have are left out, and so is the next-sentence head.
+    Without a head or a pooler in the config, that of the weights is left out; the next-sentence
+    head always is.
 
     Args:
         directory_or_state_dict: a folder in Hugging Face's format (needs the extra ``data``:
             safetensors), or arrays by Hugging Face's or by TensorFlow's names.
         config: the model to fill; None: what the folder's ``config.json`` says. A state dict needs
-            one. A longer ``max_positions`` or another vocabulary is a mismatch: cut or extend the
-            arrays before.
-        make_norm: see :class:`Transformer`. What its norms have beyond scale and bias keeps the
-            values it starts with.
+            one. Another ``max_positions`` or ``vocab_size`` is a mismatch: cut or extend the arrays
+            before.
+        make_norm: see :class:`Transformer`. Further parameters of its norms keep their initial
+            values.
         rngs: for these values; default ``nnx.Rngs(0)``.
 
     Returns:
@@ -195,21 +143,17 @@ def load_bert(
         tensors: Mapping[str, Any] = directory_or_state_dict
         place = "the state dict"
     else:
-        directory = pathlib.Path(directory_or_state_dict)
-        config = bert_config(directory) if config is None else config
-        file = _weights(directory)
-        tensors = require("safetensors.numpy", "data").load_file(file)
-        place = str(directory)
+        place = str(directory_or_state_dict)
+        config = bert_config(place) if config is None else config
+        tensors = require("safetensors.numpy", "data").load_file(_weights(pathlib.Path(place)))
     _check_is_bert(config)
     model = Transformer(config, make_norm=make_norm, rngs=rngs or nnx.Rngs(0))
-    state = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    shapes = {"/".join(map(str, path)): variable.shape for path, variable in state.items()}
-    filled = _fill(shapes, config.num_layers, tensors, place)
-    for path, variable in state.items():
-        name = "/".join(map(str, path))
-        if name in filled:
-            state[path] = variable.replace(jnp.asarray(filled[name], variable.dtype))
-    nnx.update(model, nnx.from_flat_state(state))
+    state = nnx.state(model, nnx.Param)
+    variables = _by_name(state)
+    shapes = {name: variable.shape for name, variable in variables.items()}
+    for name, value in _fill(shapes, config.num_layers, tensors, place).items():
+        variables[name][...] = jnp.asarray(value, variables[name].dtype)
+    nnx.update(model, state)
     return model, config
 
 
@@ -232,23 +176,19 @@ def bert_state_dict(model: Transformer) -> dict[str, np.ndarray]:
     (8, 4)
     """
     _check_is_bert(model.config)
-    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    parameters = {"/".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in state}
-    tensors = {}
-    for ours, theirs, _ in _table(parameters):
-        value = parameters.pop(ours)
+    tensors, unnamed = {}, []
+    for ours, variable in _by_name(nnx.state(model, nnx.Param)).items():
+        theirs, value = _their_name(ours), np.asarray(variable[...], np.float32)
+        if theirs is None:
+            unnamed.append(ours)
+            continue
         prefix = "" if model.config.head == "none" or theirs.startswith("cls.") else "bert."
-        layers = value if ours.startswith("layers/") else value[None]
-        for number, one in enumerate(layers):
-            if ours.endswith("_kernel"):
-                rows = model.config.features
-                matrix = one.reshape(-1, rows) if ours.endswith("output_kernel") else one
-                one = matrix.reshape(len(matrix), -1).T
-            elif not ours.endswith("_embedding"):
-                one = one.reshape(-1)
-            tensors[prefix + theirs.format(number)] = np.ascontiguousarray(one, np.float32)
-    if parameters:
-        raise ValueError(f"BERT has no names for the parameters {sorted(parameters)}")
+        for number, one in enumerate(value if ours.startswith("layers/") else value[None]):
+            matrix = one.reshape(_matrix_shape(ours, one.shape))
+            stored = matrix.T if ours.endswith("_kernel") else matrix
+            tensors[prefix + theirs.format(number)] = np.ascontiguousarray(stored)
+    if unnamed:
+        raise ValueError(f"BERT has no names for the parameters {sorted(unnamed)}")
     return tensors
 
 
@@ -299,86 +239,69 @@ def _check_is_bert(config: TransformerConfig) -> None:
         )
 
 
-def _table(parameters: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The rows of ``NAMES`` for these parameters, one an array."""
-    rows = []
-    for names in NAMES:
-        if names[0] in parameters:
-            rows.append(names)
-            continue
-        for endings in _ENDINGS.values():
-            ours, *theirs = (name + ending for name, ending in zip(names, endings, strict=True))
-            if ours in parameters:
-                rows.append((ours, theirs[0], theirs[1]))
-    return rows
+def _by_name(state: Any) -> dict[str, Any]:
+    return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+def _their_name(ours: str) -> str | None:
+    """Hugging Face's name of a parameter, by ``NAMES``; None if BERT does not have it."""
+    parts = re.fullmatch(r"(.+)[_/](kernel|bias|scale)", ours)
+    if ours in NAMES or parts is None:
+        return NAMES.get(ours)
+    stem, kind = parts.groups()
+    return NAMES[stem] + (".bias" if kind == "bias" else ".weight") if stem in NAMES else None
 
 
 def _plain_name(name: str) -> str:
-    """Without prefix, and with the endings of today."""
+    """The name of a tensor as in ``NAMES``, from TensorFlow's, an old or a prefixed one."""
     if "/" in name:
-        return name
-    name = name.removeprefix("bert.")
-    return name.replace(".gamma", ".weight").replace(".beta", ".bias")
+        name = re.sub(r"/layer_(\d+)/", r"/layer/\1/", name).replace("/", ".")
+        name = re.sub(r"_embeddings$", "_embeddings.weight", name.replace(".kernel", ".weight"))
+        name = name.replace("predictions.output_bias", "predictions.bias")
+    return name.removeprefix("bert.").replace(".gamma", ".weight").replace(".beta", ".bias")
 
 
-def _fill(
-    shapes: Mapping[str, tuple[int, ...]],
-    num_layers: int,
-    tensors: Mapping[str, Any],
-    place: str,
-) -> dict[str, np.ndarray]:
-    """Arrays of ``shapes``, from tensors by either family of names."""
-    named = {_plain_name(name): (name, tensor) for name, tensor in tensors.items()}
-    tensorflow = any("/" in name for name in named)
-    optional = ("cls.predictions.", "pooler.", "cls/predictions/", "bert/pooler/")
-    unused = {
-        plain: name
-        for plain, (name, _) in named.items()
-        # TensorFlow stores the optimiser's moments beside the weights.
-        if plain not in _IGNORED and not plain.endswith(("/adam_m", "/adam_v"))
-    }
-    filled, missing, mismatched = {}, [], []
-    for ours, theirs_torch, theirs_tensorflow in _table(shapes):
-        theirs = theirs_tensorflow if tensorflow else theirs_torch
-        stacked = ours.startswith("layers/")
-        shape = shapes[ours][1:] if stacked else shapes[ours]
-        parts = []
-        for name in [theirs.format(i) for i in range(num_layers)] if stacked else [theirs]:
-            unused.pop(name, None)
-            if name not in named:
-                missing.append(name)
-                continue
-            value = np.asarray(named[name][1])
-            expected = _flat_shape(ours, shape)
-            if ours.endswith("_kernel") and not tensorflow:
-                expected = expected[::-1]
-            if value.shape != expected:
-                mismatched.append(f"{named[name][0]} {value.shape}, the model has {expected}")
-                continue
-            if ours.endswith("_kernel") and not tensorflow:
-                value = value.T
-            parts.append(value.reshape(shape))
-        if len(parts) == (num_layers if stacked else 1):
-            filled[ours] = np.stack(parts) if stacked else parts[0]
-    extra = [name for plain, name in unused.items() if not plain.startswith(optional)]
-    problems = [
-        f"{title}: {', '.join(sorted(names))}"
-        for title, names in (
-            ("missing", missing),
-            ("not known to the model", extra),
-            ("of another shape", mismatched),
-        )
-        if names
-    ]
-    if problems:
-        raise ValueError(f"{place} does not fit the model. Tensors {'; '.join(problems)}")
-    return filled
-
-
-def _flat_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """How BERT stores an array of ours: a kernel as a matrix, a bias as a vector."""
+def _matrix_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one layer's parameter as TensorFlow stores it: heads are no axis there."""
     if ours.endswith("attention/output_kernel"):
         return shape[0] * shape[1], shape[2]
     if ours.endswith("_kernel"):
         return shape[0], int(np.prod(shape[1:]))
     return shape if ours.endswith("_embedding") else (int(np.prod(shape)),)
+
+
+def _fill(
+    shapes: Mapping[str, tuple[int, ...]], num_layers: int, tensors: Mapping[str, Any], place: str
+) -> dict[str, np.ndarray]:
+    """Arrays of ``shapes``, from tensors by any of their names."""
+    named = {_plain_name(name): name for name in tensors}
+    unused = {plain for plain in named if not _IGNORED.match(plain)}
+    filled, missing, mismatched = {}, [], []
+    for ours, shape in shapes.items():
+        theirs = _their_name(ours)
+        if theirs is None:  # of a norm that BERT does not have
+            continue
+        stacked = ours.startswith("layers/")
+        one_shape = shape[1:] if stacked else shape
+        parts = []
+        for plain in [theirs.format(i) for i in range(num_layers)] if stacked else [theirs]:
+            unused.discard(plain)
+            if plain not in named:
+                missing.append(plain)
+                continue
+            name = named[plain]
+            transposed = ours.endswith("_kernel") and "/" not in name
+            value, expected = np.asarray(tensors[name]), _matrix_shape(ours, one_shape)
+            expected = expected[::-1] if transposed else expected
+            if value.shape == expected:
+                parts.append((value.T if transposed else value).reshape(one_shape))
+            else:
+                mismatched.append(f"{name} {value.shape}, the model has {expected}")
+        if len(parts) == (num_layers if stacked else 1):
+            filled[ours] = np.stack(parts) if stacked else parts[0]
+    extra = [named[plain] for plain in unused if not plain.startswith(_OPTIONAL)]
+    problems = {"missing": missing, "not known to the model": extra, "of another shape": mismatched}
+    listed = [f"{title}: {', '.join(sorted(names))}" for title, names in problems.items() if names]
+    if listed:
+        raise ValueError(f"{place} does not fit the model. Tensors {'; '.join(listed)}")
+    return filled

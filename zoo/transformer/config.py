@@ -4,11 +4,11 @@ import dataclasses
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
+from zoo._checks import choice, count, integers, number, shapes
 from zoo.transformer.attention import PATTERNS, Pattern
 
-# What the layers tag with `jax.ad_checkpoint.checkpoint_name`, to be kept or read by name.
+# Values tagged with `jax.ad_checkpoint.checkpoint_name`, to be kept or read by name.
 TAGS = ("embeddings", "attention", "feedforward", "hidden", "logits")
 
 
@@ -28,16 +28,15 @@ class TransformerConfig:
         norm_position: ``"post"`` (BERT) or ``"pre"`` (GPT-2).
         activation: ``"gelu"`` (by the error function), ``"gelu_tanh"`` or ``"relu"``.
         head: ``"mlm"``, ``"tied"``, or ``"none"`` for an encoder without logits.
-        pooler: whether there is BERT's pooler, tanh(W x + b) of the first position.
+        pooler: adds BERT's pooler, tanh(W x + b) of the first position.
         dropout: rate for embeddings and for what attention and feed-forward part add. Attention
             weights are not dropped: fused kernels cannot.
         epsilon: of LayerNorm.
         initial_scale: standard deviation of the truncated normal that kernels start from.
-        scan_layers: one compiled layer in a loop instead of all written out. Compiles faster; the
-            numbers are the same.
+        scan_layers: whether one compiled layer runs in a loop; the numbers are the same as with
+            all layers unrolled, and it compiles faster.
         remat: what the forward pass keeps for the gradient: None keeps all, ``"full"`` the input of
-            each layer, ``"dots"`` also the matrix products, a tuple of names what carries these
-            tags, among ``TAGS``.
+            each layer, ``"dots"`` also the matrix products, a tuple those values of ``TAGS``.
         attention_implementation: None, ``"xla"`` or ``"cudnn"``.
 
     Raises:
@@ -69,43 +68,27 @@ class TransformerConfig:
     attention_implementation: Literal["xla", "cudnn"] | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "features",
-            "num_layers",
-            "num_heads",
-            "feedforward_features",
-            "max_positions",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_segments < 0:
-            raise ValueError(f"num_segments must be at least 0, got {self.num_segments}")
+        sizes = "vocab_size features num_layers num_heads feedforward_features max_positions"
+        for name in sizes.split():
+            count(name, getattr(self, name), at_least=1)
+        count("num_segments", self.num_segments)
         if self.features % self.num_heads:
             raise ValueError(
                 f"num_heads must divide features, got num_heads={self.num_heads} and "
                 f"features={self.features}"
             )
-        for name, known in (
-            ("mask", PATTERNS),
-            ("norm_position", ("post", "pre")),
-            ("activation", ("gelu", "gelu_tanh", "relu")),
-            ("head", ("mlm", "tied", "none")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if not (self.epsilon > 0 and self.initial_scale > 0):
-            raise ValueError(
-                f"epsilon and initial_scale must be positive, got {self.epsilon} and "
-                f"{self.initial_scale}"
-            )
-        names = self.remat if isinstance(self.remat, tuple) else ()
-        if isinstance(self.remat, str) and self.remat not in ("full", "dots"):
-            raise ValueError(f"remat must be None, 'full', 'dots' or names, got {self.remat!r}")
-        if set(names) - set(TAGS):
-            raise ValueError(f"remat names must be among {TAGS}, got {names}")
+        choice("mask", self.mask, PATTERNS)
+        choice("norm_position", self.norm_position, ("post", "pre"))
+        choice("activation", self.activation, ("gelu", "gelu_tanh", "relu"))
+        choice("head", self.head, ("mlm", "tied", "none"))
+        number("dropout", self.dropout, at_least=0, below=1)
+        number("epsilon", self.epsilon, above=0)
+        number("initial_scale", self.initial_scale, above=0)
+        if isinstance(self.remat, tuple):
+            for name in self.remat:
+                choice("remat", name, TAGS)
+        else:
+            choice("remat", self.remat, (None, "full", "dots"))
 
 
 def check_inputs(
@@ -115,18 +98,11 @@ def check_inputs(
     mask: jax.Array | None,
     document_ids: jax.Array | None,
 ) -> None:
-    """Refuses what a model of this config cannot read; only shapes and dtypes are looked at."""
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"ids must be integers, got {ids.dtype}; encode the text first")
-    if ids.ndim != 2:
-        raise ValueError(f"ids must be [batch, time], got shape {ids.shape}")
-    for name, other in (
-        ("segment_ids", segment_ids),
-        ("mask", mask),
-        ("document_ids", document_ids),
-    ):
-        if other is not None and other.shape != ids.shape:
-            raise ValueError(f"{name} must have the shape of ids, {ids.shape}, got {other.shape}")
+    """Refuses inputs whose shapes or dtypes do not fit the config."""
+    integers("ids", ids)
+    others = {"segment_ids": segment_ids, "mask": mask, "document_ids": document_ids}
+    given = {name: (other, "B T") for name, other in others.items() if other is not None}
+    shapes(ids=(ids, "B T"), **given)
     if mask is not None and mask.dtype != bool:
         raise TypeError(f"mask must be bool, True at tokens, got {mask.dtype}; use ids != pad_id")
     if ids.shape[1] > config.max_positions:
@@ -135,6 +111,6 @@ def check_inputs(
             f"{config.max_positions}: cut the rows, or make a model with more positions"
         )
     if segment_ids is None and config.mask == "prefix":
-        raise ValueError("segment_ids must be given for mask='prefix': 0 is read, 1 is written")
+        raise ValueError("segment_ids must be given for mask='prefix': 0 prompt, 1 continuation")
     if segment_ids is not None and not config.num_segments and config.mask != "prefix":
         raise ValueError("segment_ids must be None for a model with num_segments=0")

@@ -1,6 +1,6 @@
 """The parts of a Transformer: LayerNorm, attention, feed-forward part, and a layer of them.
 
-Each value that is worth reading carries a tag (`zoo.transformer.config.TAGS`).
+Values of interest are tagged (`zoo.transformer.config.TAGS`).
 """
 
 import functools
@@ -15,6 +15,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 
+from zoo._checks import accumulator
 from zoo.training.mesh import BATCH_AXES
 from zoo.transformer.attention import attention, cached_attention
 from zoo.transformer.config import TransformerConfig
@@ -36,12 +37,12 @@ class MakeNorm(Protocol):
 class LayerNorm(nnx.Module):
     """(x - mean) / √(variance + epsilon) · scale + bias over the last axis, computed in float32.
 
-    Where a row is constant, the result is the bias.
+    A constant row gives the bias.
 
     Args:
         num_features: D.
-        epsilon: added to the variance, which is that of the population.
-        rngs: unused; every factory of norms takes it.
+        epsilon: added to the population variance.
+        rngs: unused, but part of the signature of every ``make_norm``.
 
     >>> LayerNorm(2, epsilon=1e-12)(jnp.array([[1.0, 3.0]]))
     Array([[-1.,  1.]], dtype=float32)
@@ -54,25 +55,25 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[..., D]`` to ``[..., D]``."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(accumulator(x.dtype))
         mean, first = wide.mean(axis=-1, keepdims=True), wide[..., :1]
-        # The mean of equal numbers need not be that number, and epsilon 1e-12 is no match for what
-        # rounding leaves. In a gradient it is the mean all the same.
+        # The rounded mean of equal numbers can be another number, and the difference outweighs an
+        # epsilon of 1e-12. The gradient stays that of the mean.
         constant = jnp.all(wide == first, axis=-1, keepdims=True)
         mean += lax.stop_gradient(jnp.where(constant, first - mean, 0))
         # Centred before squaring: E[x²] - E[x]² loses all digits when the mean is large.
         centred = wide - mean
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         normal = centred * lax.rsqrt(variance + self.epsilon)
-        return (along(self.scale, x) * normal + along(self.bias, x)).astype(x.dtype)
+        return (align(self.scale, x) * normal + align(self.bias, x)).astype(x.dtype)
 
 
 class KeyValueCache(NamedTuple):
-    """Keys and values of what was read so far, in all layers or (without the axis L) in one."""
+    """Keys and values of earlier tokens, in all layers or (without the axis L) in one."""
 
     keys: jax.Array  # [L, B, N, H, S], room for S positions
     values: jax.Array  # [L, B, N, S, H]
-    length: jax.Array  # [L] int32, how many are there
+    length: jax.Array  # [L] int32, number of earlier tokens
 
 
 class Attention(nnx.Module):
@@ -81,7 +82,7 @@ class Attention(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
         heads = (config.num_heads, config.features // config.num_heads)
-        draw = initializer(config, rngs)
+        draw = make_initializer(config, rngs)
         self.query_kernel = nnx.Param(draw(config.features, *heads))
         self.query_bias = nnx.Param(jnp.zeros(heads))
         self.key_kernel = nnx.Param(draw(config.features, *heads))
@@ -94,14 +95,14 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        visible: jax.Array | None,
+        mask: jax.Array | None,
         *,
         causal: bool = False,
         cache: KeyValueCache | None = None,
     ) -> tuple[jax.Array, KeyValueCache | None]:
-        """``[B, T, D]`` to ``[B, T, D]``; with a cache, which it returns longer by T."""
+        """``[B, T, D]`` to ``[B, T, D]``, and the cache extended by T tokens."""
         query, key, value = (
-            product(x, kernel) + along(bias, x, rank=4)
+            product(x, kernel) + align(bias, x, rank=4)
             for kernel, bias in (
                 (self.query_kernel, self.query_bias),
                 (self.key_kernel, self.key_bias),
@@ -110,7 +111,7 @@ class Attention(nnx.Module):
         )
         implementation = self.config.attention_implementation
         if cache is None:
-            y = attention(query, key, value, visible, causal=causal, implementation=implementation)
+            y = attention(query, key, value, mask, causal=causal, implementation=implementation)
         else:
             keys, values = (
                 lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cache.length, axis)
@@ -120,8 +121,8 @@ class Attention(nnx.Module):
                 )
             )
             cache = KeyValueCache(keys, values, cache.length + x.shape[1])
-            y = cached_attention(query, keys, values, visible, implementation=implementation)
-        return product(y, self.output_kernel, axes=2) + along(self.output_bias, x), cache
+            y = cached_attention(query, keys, values, mask, implementation=implementation)
+        return product(y, self.output_kernel, axes=2) + align(self.output_bias, x), cache
 
 
 class FeedForward(nnx.Module):
@@ -129,7 +130,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.activation = config.activation
-        draw = initializer(config, rngs)
+        draw = make_initializer(config, rngs)
         self.expand_kernel = nnx.Param(draw(config.features, config.feedforward_features))
         self.expand_bias = nnx.Param(jnp.zeros(config.feedforward_features))
         self.contract_kernel = nnx.Param(draw(config.feedforward_features, config.features))
@@ -137,9 +138,9 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, T, D]`` to ``[B, T, D]``."""
-        y = product(x, self.expand_kernel) + along(self.expand_bias, x)
+        y = product(x, self.expand_kernel) + align(self.expand_bias, x)
         y = ACTIVATIONS[self.activation](y)
-        return product(y, self.contract_kernel) + along(self.contract_bias, x)
+        return product(y, self.contract_kernel) + align(self.contract_bias, x)
 
 
 class Layer(nnx.Module):
@@ -155,7 +156,7 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        visible: jax.Array | None,
+        mask: jax.Array | None,
         condition: jax.Array | None,
         key: jax.Array | None,
         cache: KeyValueCache | None,
@@ -168,19 +169,19 @@ class Layer(nnx.Module):
 
         def add(x: jax.Array, y: jax.Array, norm: Any, key: jax.Array | None) -> jax.Array:
             y = dropout(y, self.config.dropout, key)
-            return x + y if pre else normed(norm, x + y, condition)
+            return x + y if pre else apply_norm(norm, x + y, condition)
 
-        before = normed(self.attention_norm, x, condition) if pre else x
-        y, cache = self.attention(before, visible, causal=causal, cache=cache)
+        before = apply_norm(self.attention_norm, x, condition) if pre else x
+        y, cache = self.attention(before, mask, causal=causal, cache=cache)
         x = add(x, checkpoint_name(y, "attention"), self.attention_norm, keys[0])
-        before = normed(self.feedforward_norm, x, condition) if pre else x
+        before = apply_norm(self.feedforward_norm, x, condition) if pre else x
         y = checkpoint_name(self.feedforward(before), "feedforward")
         x = add(x, y, self.feedforward_norm, keys[1])
-        return checkpoint_name(keep_rows_apart(x), "hidden"), cache
+        return checkpoint_name(constrain_rows(x), "hidden"), cache
 
 
-def initializer(config: TransformerConfig, rngs: nnx.Rngs) -> Callable[..., jax.Array]:
-    """Draws a kernel of a given shape from BERT's truncated normal."""
+def make_initializer(config: TransformerConfig, rngs: nnx.Rngs) -> Callable[..., jax.Array]:
+    """A function from a shape to a kernel drawn from BERT's truncated normal."""
     draw = jax.nn.initializers.truncated_normal(config.initial_scale, lower=-2, upper=2)
     return lambda *shape: draw(rngs.params(), shape, jnp.float32)
 
@@ -188,8 +189,8 @@ def initializer(config: TransformerConfig, rngs: nnx.Rngs) -> Callable[..., jax.
 def product(x: jax.Array, kernel: nnx.Param, *, axes: int = 1) -> jax.Array:
     """Sums over the last axes of x, the first of the kernel: ``[..., *I]`` to ``[..., *O]``.
 
-    As one product of two matrices: of three axes, XLA makes a derivative for the kernel that takes
-    two to four times as long on a CPU.
+    As one product of two matrices: with more axes, XLA's gradient of the kernel takes two to four
+    times as long on a CPU.
     """
     value = kernel[...]
     rows, inner = x.shape[:-axes], math.prod(x.shape[-axes:])
@@ -197,33 +198,33 @@ def product(x: jax.Array, kernel: nnx.Param, *, axes: int = 1) -> jax.Array:
     return y.reshape(*rows, *value.shape[axes:])
 
 
-def along(parameter: nnx.Param, x: jax.Array, rank: int | None = None) -> jax.Array:
-    """A parameter with leading axes of size 1, to be added to an array of this rank."""
+def align(parameter: nnx.Param, x: jax.Array, rank: int | None = None) -> jax.Array:
+    """Adds leading axes of size 1 to a parameter, up to the rank of x."""
     value = parameter[...]
     return value[(None,) * ((rank or x.ndim) - value.ndim)]
 
 
-def rows_of(table: nnx.Param, ids: Any) -> jax.Array:
-    """Rows of a table; NaN where there is none, never a silently wrong row."""
+def look_up(table: nnx.Param, ids: Any) -> jax.Array:
+    """Rows of a table; NaN for an id that it does not have."""
     return table[...].at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
-def normed(norm: Any, x: jax.Array, condition: jax.Array | None) -> jax.Array:
-    """A norm that takes a condition gets one only if the model was given one."""
+def apply_norm(norm: Any, x: jax.Array, condition: jax.Array | None) -> jax.Array:
+    """Calls a norm with the condition, if there is one."""
     return norm(x) if condition is None else norm(x, condition)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Dropout; None for a key keeps everything."""
+    """Dropout; without a key the identity."""
     if key is None or not rate:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
-def keep_rows_apart(x: jax.Array) -> jax.Array:
-    """Keeps rows on their devices where a training mesh is the context; else does nothing.
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """Keeps the batch axis split under a training mesh; else does nothing.
 
-    Without this, the compiler may prefer to gather activations instead of sharded parameters.
+    Without this, the compiler may gather activations instead of sharded parameters.
     """
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))

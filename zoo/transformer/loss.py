@@ -2,9 +2,9 @@
 
     loss = Σ_i w_i (logΣexp(z_i) - z_i[y_i]) / Σ_i w_i
 
-The sums run over all rows of all devices (``axis_name``) before they are divided. A mean of the
-means of parts is another loss as soon as the parts hold unequal numbers of chosen positions: a
-position in a part with few of them counts for more.
+Both sums run over all rows of all devices (``axis_name``) before the division. A mean of the means
+of parts is another loss as soon as the parts hold unequal numbers of chosen positions: a position
+in a part with few of them counts for more.
 
 Source: https://kexue.fm/archives/7055, whose code takes the mean of each replica.
 """
@@ -12,11 +12,13 @@ Source: https://kexue.fm/archives/7055, whose code takes the mean of each replic
 import jax
 import jax.numpy as jnp
 
+from zoo._checks import integers, widened
+
 
 def cross_entropy_sums(
     logits: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Numerator and denominator of the loss, for whoever adds up more parts (micro-batches).
+    """Numerator and denominator of the loss, for sums over further parts such as micro-batches.
 
     Args:
         logits: ``[..., V]``.
@@ -35,19 +37,16 @@ def cross_entropy_sums(
     >>> total.round(3), weight
     (Array(2.773, dtype=float32), Array(2., dtype=float32))
     """
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise TypeError(f"logits must be floating-point, got {logits.dtype}")
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise TypeError(f"targets must be integers, got {targets.dtype}")
+    _, logits = widened("logits", logits)
+    targets = integers("targets", targets)
     if not logits.shape[:-1] == targets.shape == weights.shape:
         raise ValueError(
             "targets and weights must have the shape of logits without its last axis, "
             f"{logits.shape[:-1]}, got {targets.shape} and {weights.shape}"
         )
-    wide = jnp.promote_types(logits.dtype, jnp.float32)
-    logits, weights = logits.astype(wide), weights.astype(wide)
+    weights = weights.astype(logits.dtype)
     size = logits.shape[-1]
-    # A comparison instead of a look-up: it stays where it is when the vocabulary is split.
+    # A comparison instead of a look-up: no logits move when the vocabulary is split over devices.
     chosen = jnp.expand_dims(targets, -1) == jax.lax.broadcasted_iota(
         targets.dtype, logits.shape, logits.ndim - 1
     )
@@ -63,17 +62,13 @@ def masked_cross_entropy(
     """The loss of the module docstring; 0 if nothing is chosen.
 
     Args:
-        logits: ``[..., V]``.
-        targets: ``[...]`` int; one outside 0..V-1 gives NaN where its weight is not 0.
-        weights: ``[...]`` bool or number.
+        logits: see :func:`cross_entropy_sums`.
+        targets: likewise.
+        weights: likewise.
         axis_name: mapped axis over which the rows are split.
 
     Returns:
         ``[]``, in nats, in at least float32.
-
-    Raises:
-        TypeError: if logits are not floating or targets not integers.
-        ValueError: if the shapes do not fit.
 
     >>> logits = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))
     >>> masked_cross_entropy(logits, jnp.array([0, 1]), jnp.array([True, False])).round(4)

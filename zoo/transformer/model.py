@@ -6,11 +6,11 @@
     logits  = LN(gelu(x W + b)) · tokenᵀ + bias                           head "mlm"
     logits  = x · tokenᵀ                                                  head "tied"
 
-The parameters of all layers are stacked along a leading axis, whether the layers run in a loop of
-the compiled program (``scan_layers``) or are written out one by one: one checkpoint fits both.
+The parameters of all layers are stacked along a leading axis, whether the layers run in a loop
+(``scan_layers``) or unrolled: one checkpoint fits both.
 
-Source: Jacob Devlin et al., «BERT», 2018, arXiv 1810.04805; Alec Radford et al., «Language Models
-are Unsupervised Multitask Learners», 2019; the facts of the original code are those of bert4keras,
+Source: Jacob Devlin et al., "BERT", 2018, arXiv 1810.04805; Alec Radford et al., "Language Models
+are Unsupervised Multitask Learners", 2019; the facts of the original code are those of bert4keras,
 https://kexue.fm/archives/7055.
 """
 
@@ -24,7 +24,8 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from zoo.transformer.attention import document_positions, visible_pairs
+from zoo._checks import accumulator, count
+from zoo.transformer.attention import attention_mask, document_positions
 from zoo.transformer.config import TransformerConfig, check_inputs
 from zoo.transformer.layers import (
     ACTIVATIONS,
@@ -32,15 +33,15 @@ from zoo.transformer.layers import (
     Layer,
     LayerNorm,
     MakeNorm,
-    along,
+    align,
+    apply_norm,
+    constrain_rows,
     dropout,
-    initializer,
-    keep_rows_apart,
-    normed,
-    rows_of,
+    look_up,
+    make_initializer,
 )
 
-Cache = KeyValueCache | tuple[KeyValueCache, ...]  # all layers stacked, or one a layer
+Cache = KeyValueCache | tuple[KeyValueCache, ...]  # all layers stacked, or one per layer
 
 
 class Transformer(nnx.Module):
@@ -65,7 +66,7 @@ class Transformer(nnx.Module):
         self, config: TransformerConfig, *, make_norm: MakeNorm = LayerNorm, rngs: nnx.Rngs
     ):
         self.config = config
-        draw = initializer(config, rngs)
+        draw = make_initializer(config, rngs)
         norm = functools.partial(make_norm, config.features, epsilon=config.epsilon, rngs=rngs)
         self.token_embedding = nnx.Param(draw(config.vocab_size, config.features))
         self.position_embedding = nnx.Param(draw(config.max_positions, config.features))
@@ -107,10 +108,10 @@ class Transformer(nnx.Module):
             ids: ``[B, T]`` int. An id outside the vocabulary gives NaN.
             segment_ids: ``[B, T]`` int; None: all 0. The prefix mask needs them.
             mask: ``[B, T]`` bool, False at padding; None: there is none.
-            document_ids: ``[B, T]`` int, for rows packed with several documents: none sees another,
-                and positions restart. None: each row is one document.
-            condition: handed to every norm; None: norms are called without.
-            positions: ``[B, P]`` int, where logits are wanted; None: everywhere.
+            document_ids: ``[B, T]`` int, for rows packed with several documents: they do not attend
+                to each other, and positions restart. None: each row is one document.
+            condition: passed to every norm; None: norms are called without.
+            positions: ``[B, P]`` int, where to compute logits; None: everywhere.
             key: typed key for dropout, consumed; None for evaluation.
 
         Returns:
@@ -119,7 +120,7 @@ class Transformer(nnx.Module):
         Raises:
             TypeError: if ids are not integers or the mask is not bool.
             ValueError: if a shape does not fit, a row is longer than ``max_positions``, segments
-                are missing or not wanted, or the model has no head.
+                are missing or unexpected, or the model has no head.
         """
         x = self.encode(
             ids,
@@ -146,31 +147,29 @@ class Transformer(nnx.Module):
         """The last hidden states ``[B, T, D]``; arguments and errors as in a call of the model."""
         config = self.config
         check_inputs(config, ids, segment_ids, mask, document_ids)
-        length = ids.shape[1]
         keys = None if key is None else jax.random.split(key, config.num_layers + 1)
         x = self._embed(ids, segment_ids, document_ids, condition)
         x = dropout(x, config.dropout, None if keys is None else keys[0])
-        # A flag leaves fused kernels more freedom than the array that says the same.
+        # Fused kernels skip what the flag hides, not what an equal array hides.
         causal = config.mask == "causal" and mask is None and document_ids is None
-        visible = visible_pairs(
+        attended = attention_mask(
             "bidirectional" if causal else config.mask,
             segment_ids=segment_ids,
             mask=mask,
             document_ids=document_ids,
-            length=length,
+            length=ids.shape[1],
         )
-        x, _ = self._through_layers(x, visible, condition, keys, None, causal=causal)
-        return x if config.norm_position == "post" else normed(self.final_norm, x, condition)
+        x, _ = self._run_layers(x, attended, condition, keys, None, causal=causal)
+        return x if config.norm_position == "post" else apply_norm(self.final_norm, x, condition)
 
     def unstacked(self) -> "Transformer":
-        """The same model with each layer by itself, for reading token by token.
+        """The same model with separate layers, for decoding token by token.
 
-        A loop over stacked layers takes every layer's weights and cache out of the stack and puts
-        the cache back: nothing beside a long row, but most of the time for one token. Here a loop
-        over tokens reads both where they are.
+        A loop over stacked layers copies every layer's weights and cache out of the stack and the
+        cache back, which takes most of the time for one token.
 
         Returns:
-            A model for :meth:`init_cache` and :meth:`decode`; its cache is a tuple, one a layer.
+            A model for :meth:`init_cache` and :meth:`decode`; its cache is a tuple, one per layer.
         """
         if isinstance(self.layers, nnx.List):
             return self
@@ -194,11 +193,8 @@ class Transformer(nnx.Module):
             ValueError: if the length is not in 1..max_positions.
         """
         config = self.config
-        length = config.max_positions if length is None else length
-        if not 1 <= length <= config.max_positions:
-            raise ValueError(
-                f"length must be in 1..{config.max_positions} (max_positions), got {length}"
-            )
+        most = config.max_positions
+        length = most if length is None else count("length", length, at_least=1, at_most=most)
         units = config.features // config.num_heads
         dtype = self.token_embedding[...].dtype
 
@@ -221,14 +217,14 @@ class Transformer(nnx.Module):
     ) -> tuple[jax.Array, Cache]:
         """Reads more tokens of rows whose beginning is in the cache.
 
-        The logits are those that a call with the whole rows gives at these positions. Give a prompt
-        at once, then what is generated token by token; with the prefix mask, the prompt is segment
+        The logits equal those of a call with the complete rows at these positions. Read a prompt in
+        one call, then what is generated token by token; with the prefix mask, the prompt is segment
         0 and must be the first call.
 
         Args:
             ids: ``[B, T]`` int, the next T tokens; all rows are equally long.
             cache: from :meth:`init_cache` or an earlier call.
-            segment_ids: ``[B, T]`` int; the prefix mask needs them, the same all along a call.
+            segment_ids: ``[B, T]`` int; the prefix mask needs them, one segment per call.
             condition: as in a call of the model.
 
         Returns:
@@ -241,8 +237,8 @@ class Transformer(nnx.Module):
         config = self.config
         if config.mask == "bidirectional":
             raise ValueError(
-                "decode needs mask='causal' or 'prefix', got 'bidirectional': what was read would "
-                "have to be read again with every token"
+                "decode needs mask='causal' or 'prefix', got 'bidirectional': every token would "
+                "change the hidden states of all earlier ones"
             )
         check_inputs(config, ids, segment_ids, None, None)
         first = cache if isinstance(cache, KeyValueCache) else cache[0]
@@ -252,19 +248,19 @@ class Transformer(nnx.Module):
         x = self._embed(ids, segment_ids, None, condition, positions)
         x = jnp.where(start + length <= room, x, jnp.nan)
         order = jnp.arange(room)[None, None]
-        visible = order <= positions[None, :, None]
+        attended = order <= positions[None, :, None]
         if config.mask == "prefix" and segment_ids is not None:
-            # Segment 0 is read as a whole.
-            visible |= (segment_ids[:, :, None] == 0) & (order < start + length)
-        x, cache = self._through_layers(x, visible, condition, None, cache, causal=False)
+            # Within segment 0 all attend to all.
+            attended |= (segment_ids[:, :, None] == 0) & (order < start + length)
+        x, cache = self._run_layers(x, attended, condition, None, cache, causal=False)
         if config.norm_position == "pre":
-            x = normed(self.final_norm, x, condition)
+            x = apply_norm(self.final_norm, x, condition)
         return self.logits(x, condition=condition), cache
 
-    def _through_layers(
+    def _run_layers(
         self,
         x: jax.Array,
-        visible: jax.Array | None,
+        mask: jax.Array | None,
         condition: jax.Array | None,
         keys: jax.Array | None,
         cache: Any,
@@ -274,25 +270,25 @@ class Transformer(nnx.Module):
         config = self.config
         if isinstance(self.layers, nnx.List):
             after = []
-            for one, before in zip(self.layers, cache, strict=True):
-                x, its = one(x, visible, condition, None, before, causal=causal)
-                after.append(its)
+            for layer, before in zip(self.layers, cache, strict=True):
+                x, extended = layer(x, mask, condition, None, before, causal=causal)
+                after.append(extended)
             return x, tuple(after)
         graph, parameters = nnx.split(self.layers)
 
-        def layer(x: jax.Array, inputs: Any) -> tuple[jax.Array, KeyValueCache | None]:
+        def run(x: jax.Array, inputs: Any) -> tuple[jax.Array, KeyValueCache | None]:
             parameters, key, cache = inputs
             module = nnx.merge(graph, parameters)
-            return module(x, visible, condition, key, cache, causal=causal)
+            return module(x, mask, condition, key, cache, causal=causal)
 
-        layer = _rematerialised(layer, config.remat)
+        run = _checkpointed(run, config.remat)
         inputs = (parameters, None if keys is None else keys[1:], cache)
         if config.scan_layers:
-            return lax.scan(layer, x, inputs)
+            return lax.scan(run, x, inputs)
         caches = []
         for one in _unstacked(inputs, config.num_layers):
-            x, after = layer(x, one)
-            caches.append(after)
+            x, extended = run(x, one)
+            caches.append(extended)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
 
     def logits(self, hidden: jax.Array, *, condition: jax.Array | None = None) -> jax.Array:
@@ -300,22 +296,22 @@ class Transformer(nnx.Module):
         config = self.config
         if config.head == "none":
             raise ValueError(
-                "this Transformer has head='none' and gives no logits: use encode(), or a config "
+                "this Transformer has head='none' and no logits: use encode(), or a config "
                 "with head='mlm' or 'tied'"
             )
         x = hidden
         if config.head == "mlm":
-            x = x @ self.head_kernel[...] + along(self.head_bias, x)
-            x = normed(self.head_norm, ACTIVATIONS[config.activation](x), condition)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+            x = x @ self.head_kernel[...] + align(self.head_bias, x)
+            x = apply_norm(self.head_norm, ACTIVATIONS[config.activation](x), condition)
+        wide = accumulator(x.dtype)
         table = self.token_embedding[...]
         y = jnp.einsum("...d,vd->...v", x, table, preferred_element_type=wide)
         if config.head == "mlm":
-            y += along(self.output_bias, y).astype(wide)
+            y += align(self.output_bias, y).astype(wide)
         return checkpoint_name(y, "logits")
 
     def pool(self, hidden: jax.Array) -> jax.Array:
-        """BERT's summary of a row, tanh(W x + b) of its first position: ``[B, D]``.
+        """BERT's pooler, tanh(W x + b) of the first position: ``[B, D]``.
 
         Raises:
             ValueError: if the model has no pooler.
@@ -323,7 +319,7 @@ class Transformer(nnx.Module):
         if not self.config.pooler:
             raise ValueError("this Transformer has no pooler: use a config with pooler=True")
         first = hidden[:, 0]
-        return jnp.tanh(first @ self.pooler_kernel[...] + along(self.pooler_bias, first))
+        return jnp.tanh(first @ self.pooler_kernel[...] + align(self.pooler_bias, first))
 
     def _embed(
         self,
@@ -333,45 +329,34 @@ class Transformer(nnx.Module):
         condition: jax.Array | None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        x = rows_of(self.token_embedding, ids)
+        x = look_up(self.token_embedding, ids)
         if positions is not None:
-            x += rows_of(self.position_embedding, positions)[None]
+            x += look_up(self.position_embedding, positions)[None]
         elif document_ids is None:
             x += self.position_embedding[: ids.shape[1]][None]
         else:
-            x += rows_of(self.position_embedding, document_positions(document_ids))
+            x += look_up(self.position_embedding, document_positions(document_ids))
         if self.config.num_segments and segment_ids is None:
             x += self.segment_embedding[0][None, None]
         elif self.config.num_segments:
-            x += rows_of(self.segment_embedding, segment_ids)
+            x += look_up(self.segment_embedding, segment_ids)
         if self.config.norm_position == "post":
-            x = normed(self.embedding_norm, x, condition)
-        return checkpoint_name(keep_rows_apart(x), "embeddings")
+            x = apply_norm(self.embedding_norm, x, condition)
+        return checkpoint_name(constrain_rows(x), "embeddings")
 
 
-def _rematerialised(layer: Callable, remat: str | tuple[str, ...] | None) -> Callable:
+def _checkpointed(layer: Callable, remat: str | tuple[str, ...] | None) -> Callable:
+    policies = jax.checkpoint_policies
     if remat is None:
         return layer
-    policies = jax.checkpoint_policies
-    policy = (
-        {
-            "full": policies.nothing_saveable,
-            "dots": policies.dots_with_no_batch_dims_saveable,
-        }.get(remat)
-        if isinstance(remat, str)
-        else policies.save_only_these_names(*remat)
-    )
-    return jax.checkpoint(layer, policy=policy)
+    if isinstance(remat, tuple):
+        return jax.checkpoint(layer, policy=policies.save_only_these_names(*remat))
+    dots = policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(layer, policy=dots if remat == "dots" else policies.nothing_saveable)
 
 
-def _unstacked(tree: Any, count: int) -> list[Any]:
+def _unstacked(tree: Any, size: int) -> list[Any]:
     """The slices along the first axis. The gradient of a split is one concatenation."""
     leaves, structure = jax.tree.flatten(tree)
-    columns = [_slices(leaf, count) for leaf in leaves]
+    columns = [[part.squeeze(0) for part in lax.split(leaf, [1] * size)] for leaf in leaves]
     return [jax.tree.unflatten(structure, row) for row in zip(*columns, strict=True)]
-
-
-def _slices(leaf: jax.Array, count: int) -> list[jax.Array]:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return [leaf[i] for i in range(count)]
-    return [part.squeeze(0) for part in lax.split(leaf, [1] * count)]

@@ -1,32 +1,34 @@
 """What a Transformer is pretrained to predict: masked tokens, the next token, or a second half.
 
-    masked   each word is chosen with probability ``rate``; each token of a chosen word is replaced
-             by [MASK] (80 %), kept (10 %) or replaced by a random token (10 %), and predicted
+    masked   each word is chosen with probability ``rate``; the tokens of chosen words are
+             predicted; each is replaced by [MASK] (80 %), kept (10 %) or random (10 %)
     next     y_t = x_{t+1}
-    prefix   t[:s] [SEP] t[s:] with a random cut s: what stands after [SEP] is predicted
+    prefix   t[:s] [SEP] t[s:] with a random cut s: the tokens after [SEP] are predicted
 
-All are functions of a key and run in the compiled step, so that every epoch has new masks and a
-resumed run the same ones; for static masks, call them once and store what they give.
+They run in the compiled step, so that every epoch has new masks and a resumed run the same ones;
+for static masks, call them once and store the results.
 
-Source: arXiv 1810.04805, section 3.1; arXiv 1905.03197; https://kexue.fm/archives/7055. There a
-row also keeps its length; tokens of one word are chosen together; the random token may be any,
-special ones and the original one too. The defaults are the ids of BERT's English uncased
-vocabulary.
+Source: arXiv 1810.04805, section 3.1; arXiv 1905.03197; https://kexue.fm/archives/7055. As there,
+rows keep their length, tokens of one word are chosen together, and the random token may be any, a
+special one or the original too. The defaults are the ids of BERT's English uncased vocabulary.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zoo._checks import count, integers, number, typed_key
+
 
 class PretrainingExample(NamedTuple):
-    """What goes into the model and what should come out."""
+    """Inputs and targets of one step."""
 
     inputs: jax.Array  # [..., T] int, ids to read
     targets: jax.Array  # [..., T] int, ids to predict
-    weights: jax.Array  # [..., T] bool, where the target counts
+    weights: jax.Array  # [..., T] bool, positions that are predicted
     segment_ids: jax.Array | None = None  # [..., T] int
     mask: jax.Array | None = None  # [..., T] bool, False at padding
 
@@ -50,9 +52,9 @@ def mask_tokens(
         ids: ``[..., T]`` int.
         word_starts: ``[..., T]`` bool, True at the first token of every word; None: every token is
             a word.
-        rate: share of words that are chosen, each by itself.
+        rate: share of words that are chosen, independently.
         mask_rate: share of the chosen tokens that become ``mask_id``.
-        random_rate: share of the chosen tokens that become any token.
+        random_rate: share of the chosen tokens that become a random token.
         vocab_size: V, of the random tokens.
         mask_id: id of [MASK].
         special_ids: never chosen: [PAD], [CLS], [SEP].
@@ -62,7 +64,7 @@ def mask_tokens(
 
     Raises:
         TypeError: if ids are not integers or the key is not a typed key.
-        ValueError: if rates are no shares, mask_id is not in the vocabulary, or shapes differ.
+        ValueError: if a rate is outside [0, 1], mask_id outside the vocabulary, or shapes differ.
 
     >>> ids = jnp.array([[101, 7, 8, 9, 102, 0]])
     >>> starts = jnp.array([[False, True, True, False, False, False]])
@@ -73,29 +75,24 @@ def mask_tokens(
     >>> example.weights
     Array([[False,  True, False, False, False, False]], dtype=bool)
     """
-    _check_ids(ids, key)
-    shares = {"mask_rate": mask_rate, "random_rate": random_rate}
-    if not isinstance(rate, jax.Array):
-        shares["rate"] = rate
-    for name, share in {**shares, "mask_rate + random_rate": mask_rate + random_rate}.items():
-        if not 0 <= share <= 1 + 1e-9:
-            raise ValueError(f"{name} must be in [0, 1], got {share}")
-    if not 0 <= mask_id < vocab_size:
-        raise ValueError(f"mask_id must be in 0..{vocab_size - 1} (vocab_size), got {mask_id}")
+    typed_key("key", key)
+    ids = _check(ids, word_starts=word_starts)
+    rate = number("rate", rate, at_least=0, at_most=1)
+    number("mask_rate", mask_rate, at_least=0)
+    number("random_rate", random_rate, at_least=0)
+    number("mask_rate + random_rate", mask_rate + random_rate, at_most=1 + 1e-9)
+    count("mask_id", mask_id, at_most=vocab_size - 1)
     word_key, kind_key, token_key = jax.random.split(key, 3)
     draws = jax.random.uniform(word_key, ids.shape)
     if word_starts is not None:
-        _check_shape("word_starts", word_starts, ids)
         place = lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1)
         start = lax.cummax(jnp.where(word_starts, place, 0), axis=ids.ndim - 1)
         draws = jnp.take_along_axis(draws, start, axis=-1)
-    special = jnp.zeros(ids.shape, bool)
-    for special_id in special_ids:
-        special |= ids == special_id
-    chosen = (draws < rate) & ~special
+    special = [ids == special_id for special_id in special_ids]
+    chosen = functools.reduce(lambda kept, one: kept & ~one, special, draws < rate)
     kind = jax.random.uniform(kind_key, ids.shape)
-    anything = jax.random.randint(token_key, ids.shape, 0, vocab_size, ids.dtype)
-    hidden = jnp.where(kind >= 1 - random_rate, anything, ids)
+    random = jax.random.randint(token_key, ids.shape, 0, vocab_size, ids.dtype)
+    hidden = jnp.where(kind >= 1 - random_rate, random, ids)
     hidden = jnp.where(kind < mask_rate, jnp.asarray(mask_id, ids.dtype), hidden)
     return PretrainingExample(jnp.where(chosen, hidden, ids), ids, chosen)
 
@@ -120,14 +117,12 @@ def next_tokens(
     >>> next_tokens(jnp.array([[4, 5, 6, 0]]), mask=jnp.array([[True, True, True, False]])).weights
     Array([[ True,  True, False, False]], dtype=bool)
     """
-    _check_ids(ids)
+    ids = _check(ids, mask=mask, document_ids=document_ids)
     place = lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1)
     counts = place < ids.shape[-1] - 1
     if mask is not None:
-        _check_shape("mask", mask, ids)
         counts &= jnp.roll(mask, -1, axis=-1)
     if document_ids is not None:
-        _check_shape("document_ids", document_ids, ids)
         counts &= jnp.roll(document_ids, -1, axis=-1) == document_ids
     targets = jnp.roll(ids, -1, axis=-1)
     return PretrainingExample(ids, targets, counts, mask=mask)
@@ -136,10 +131,10 @@ def next_tokens(
 def split_prefix(
     key: jax.Array, ids: jax.Array, *, sep_id: int = 102, mask: jax.Array | None = None
 ) -> PretrainingExample:
-    """Cuts every row at a random place: the part after the cut is to be written.
+    """Cuts every row at a random place; the part after the cut is predicted.
 
     t[:s] [SEP] t[s:-1] with s uniform in 1..n-2, n the number of tokens: the row keeps its length
-    and loses what stands in its last place. Segment 0 ends with the new [SEP].
+    and loses its last position. Segment 0 ends with the new [SEP].
 
     Args:
         key: typed key, consumed.
@@ -160,12 +155,9 @@ def split_prefix(
     >>> example.weights
     Array([[False, False,  True,  True,  True, False]], dtype=bool)
     """
-    _check_ids(ids, key)
-    length = ids.shape[-1]
-    if length < 3:
-        raise ValueError(f"ids must have at least 3 positions to be cut, got shape {ids.shape}")
-    if mask is not None:
-        _check_shape("mask", mask, ids)
+    typed_key("key", key)
+    ids = _check(ids, mask=mask)
+    length = count("the length of ids", ids.shape[-1], at_least=3)
     place = lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1)
     given = jnp.ones(ids.shape, bool) if mask is None else mask
     tokens = jnp.sum(given, axis=-1, keepdims=True)
@@ -173,7 +165,7 @@ def split_prefix(
     shifted, shifted_given = (jnp.roll(x, 1, axis=-1) for x in (ids, given))
     separator = jnp.asarray(sep_id, ids.dtype)
     inputs = jnp.where(place == cut, separator, jnp.where(place < cut, ids, shifted))
-    # A row of padding alone stays one.
+    # A row of padding alone stays that.
     given = jnp.where(place < cut, given, jnp.where(place == cut, tokens > 0, shifted_given))
     segments = ((place > cut) & given).astype(jnp.int32)
     targets = jnp.roll(inputs, -1, axis=-1)
@@ -181,13 +173,10 @@ def split_prefix(
     return PretrainingExample(inputs, targets, counts, segments, None if mask is None else given)
 
 
-def _check_ids(ids: jax.Array, key: jax.Array | None = None) -> None:
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"ids must be integers, got {ids.dtype}; encode the text first")
-    if key is not None and not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise TypeError(f"key must be a typed key such as jax.random.key(0), got {key.dtype}")
-
-
-def _check_shape(name: str, other: jax.Array, ids: jax.Array) -> None:
-    if other.shape != ids.shape:
-        raise ValueError(f"{name} must have the shape of ids, {ids.shape}, got {other.shape}")
+def _check(ids: jax.Array, **others: jax.Array | None) -> jax.Array:
+    """The ids as integers; refuses other arrays of another shape."""
+    ids = integers("ids", ids)
+    for name, other in others.items():
+        if other is not None and other.shape != ids.shape:
+            raise ValueError(f"{name} must have the shape of ids, {ids.shape}, got {other.shape}")
+    return ids

@@ -1,4 +1,4 @@
-"""Where the parameters of a Transformer lie on a mesh."""
+"""Placement of a Transformer's parameters on a mesh."""
 
 from jax.sharding import PartitionSpec
 
@@ -6,10 +6,10 @@ from zoo.transformer.config import TransformerConfig
 
 
 def placement_rules(config: TransformerConfig) -> tuple[tuple[str, PartitionSpec], ...]:
-    """Where the parameters lie on a mesh of ``zoo.training``, as rules for ``init_state``.
+    """Placement on a mesh of ``zoo.training``, as rules for ``init_state``.
 
-    Over ``model``: heads, inner units of the feed-forward part, rows of the vocabulary. Over
-    ``fsdp``: the other axis of every matrix. Vectors of D entries are whole everywhere.
+    Split over ``model``: heads, inner units of the feed-forward part, rows of the vocabulary. Over
+    ``fsdp``: the other axis of every matrix. Vectors of D entries are replicated.
 
     Args:
         config: of the model.
