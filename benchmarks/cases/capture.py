@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.case import Case, Program
-from zoo.capture import Equation, capture, tap
+from zoo.capture import capture, tap
+from zoo.capture.equations import Equation
 
 SIZES = {
     "tiny": {"layers": 2, "batch": 1, "tokens": 8, "units": 8, "heads": 2},

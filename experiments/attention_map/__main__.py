@@ -19,7 +19,8 @@ import optax
 from flax import nnx
 
 from zoo import extras
-from zoo.capture import Equation, capture
+from zoo.capture import capture
+from zoo.capture.equations import Equation
 
 LETTERS = "abcdefghij"
 LENGTH, BATCH, FEATURES, HEADS = 12, 64, 32, 2

@@ -109,22 +109,17 @@ def known_loop(x, tap):
     return y, {"h": jnp.stack(steps)}
 
 
-def taken_branch(x, tap):
-    def yes(x):
-        h = tap(jnp.sin(x), "h")
-        return 2 * h, Conditional(h, jnp.array(True))
+def branches(x, tap):
+    def yes(name):
+        def branch(x):
+            h = tap(jnp.sin(x), name)
+            return 2 * h, Conditional(h, jnp.array(True))
 
-    y, h = lax.cond(jnp.sum(x) > 0, yes, lambda x: (x, absent(x)), x)
-    return y, {"h": h}
+        return branch
 
-
-def branch_not_taken(x, tap):
-    def yes(x):
-        h = tap(jnp.sin(x), "h")
-        return 2 * h, Conditional(h, jnp.array(True))
-
-    y, h = lax.cond(jnp.sum(x) < 0, yes, lambda x: (x, absent(x)), x)
-    return y, {"h": h}
+    x, taken = lax.cond(jnp.sum(x) > 0, yes("taken"), lambda x: (x, absent(x)), x)
+    y, other = lax.cond(jnp.sum(x) < 0, yes("not taken"), lambda x: (x, absent(x)), x)
+    return y, {"taken": taken, "not taken": other}
 
 
 def switch_in_scan(x, tap):
@@ -271,8 +266,7 @@ PAIRS = {
         while_loop,
         condition_of_while,
         known_loop,
-        taken_branch,
-        branch_not_taken,
+        branches,
         switch_in_scan,
         remat,
         gradient_of_remat,
@@ -294,3 +288,20 @@ def tapped(name):
 def by_hand(name):
     """The function without taps, which returns what would be tapped as well."""
     return lambda x: PAIRS[name](x, lambda value, _: value)
+
+
+# Those that contain the simpler ones; derivatives and replacements are tested on them.
+RICH = (
+    "nested_jit",
+    "vmap",
+    "scan_in_scan",
+    "while_loop",
+    "condition_of_while",
+    "switch_in_scan",
+    "remat",
+    "gradient_of_remat",
+    "gradient_of_scan",
+    "shard_map",
+    "scan_in_shard_map",
+    "control_flow_in_shard_map",
+)

@@ -28,13 +28,13 @@ def random(seed, *shape):
 
 def nnx_attention():
     layer = nnx.MultiHeadAttention(HEADS, D, decode=False, rngs=nnx.Rngs(0))
-    return lambda x, mask: layer(x, mask=mask), layer.value, layer.out
+    return lambda x, mask: layer(x, mask=mask)
 
 
 def linen_attention():
     layer = nn.MultiHeadDotProductAttention(HEADS)
     variables = layer.init(jax.random.key(0), jnp.zeros((B, T, D)))
-    return lambda x, mask: layer.apply(variables, x, mask=mask), None, None
+    return lambda x, mask: layer.apply(variables, x, mask=mask)
 
 
 def bert_attention():
@@ -54,15 +54,10 @@ def bert_attention():
         context = jnp.einsum("bhts,bshd->bthd", probabilities, heads("value"))
         return jnp.reshape(context, (B, T, D)) @ weights["output"]
 
-    return lambda x, mask: block(weights, x, mask), None, None
+    return lambda x, mask: block(weights, x, mask)
 
 
 MODELS = {"nnx": nnx_attention, "linen": linen_attention, "bert": bert_attention}
-
-
-@pytest.fixture(params=MODELS, scope="module")
-def model(request):
-    return MODELS[request.param]()[0]
 
 
 def masked_input():
@@ -71,8 +66,9 @@ def masked_input():
     return random(7, B, T, D), jnp.broadcast_to(mask[:, None, None, :], (B, 1, T, T))
 
 
-def test_rows_sum_to_one_masked_columns_are_zero_and_the_output_stays(model):
-    arguments = masked_input()
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_sum_to_one_masked_columns_are_zero_and_the_output_stays(name):
+    model, arguments = MODELS[name](), masked_input()
     output, values = jax.jit(capture(model, where=is_attention))(*arguments)
     assert_same(output, jax.jit(model)(*arguments))
     (attention,) = values.values()
@@ -108,21 +104,16 @@ def test_scopes_of_linen_name_the_layers_of_a_model():
     assert list(values) == layers
 
 
-def test_a_head_is_ablated_without_a_tap(model):
-    arguments = masked_input()
-    _, values = capture(model, where=is_attention)(*arguments)
-    (name,) = values
+def test_a_head_is_ablated_without_a_tap():
+    model, arguments = bert_attention(), masked_input()
 
     def without_first_head(attention):
-        shape = attention.shape
-        heads = attention.reshape(B, HEADS, T, T)
-        return heads.at[:, 0].set(0).reshape(shape)
+        return attention.at[:, 0].set(0)
 
-    patched = inject(model, {name: without_first_head}, where=is_attention)
-    output, values = capture(patched, where=lambda e: e.primitive.name == "dot_general")(*arguments)
-    assert jnp.abs(output - model(*arguments)).max() > 1e-3
+    patched = inject(model, {"div": without_first_head}, where=is_attention)
+    assert jnp.abs(patched(*arguments) - model(*arguments)).max() > 1e-3
     # Nothing else changed: with the identity in place of the ablation the output is the old one.
-    same = inject(model, {name: lambda attention: attention}, where=is_attention)(*arguments)
+    same = inject(model, {"div": lambda attention: attention}, where=is_attention)(*arguments)
     assert_same(same, model(*arguments))
 
 

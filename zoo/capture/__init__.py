@@ -1,13 +1,6 @@
 """Any intermediate value of any function: read it, replace it (https://kexue.fm/archives/6575)."""
 
-from zoo.capture.equations import Equation
-from zoo.capture.rewriter import Conditional
+from zoo.capture.interpreter import Conditional
 from zoo.capture.taps import capture, inject, tap
 
-__all__ = [
-    "Conditional",
-    "Equation",
-    "capture",
-    "inject",
-    "tap",
-]
+__all__ = ["Conditional", "capture", "inject", "tap"]

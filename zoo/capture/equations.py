@@ -1,18 +1,22 @@
-"""What the equations of a jaxpr hold: the one place that knows JAX's own parameters.
+"""Where a program can be read: its taps, and the equations a predicate selects.
 
-Their names are no public interface of JAX and change between its versions; everything else in this
-package goes through here.
+JAX traces a function to a jaxpr, a list of equations; `jit`, `scan`, `cond` and others are
+equations that hold programs of their own. A *hit* is one place in that tree. Hits of one name are
+numbered in program order, ``h#0``, ``h#1``, …; a name with one hit keeps its plain name. A place
+inside a loop is one hit, however often the loop runs.
+
+Nothing here runs anything; `zoo.capture.interpreter` does.
 """
 
+import collections
+import itertools
+import math
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import jax
-from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
-from jax.sharding import Sharding
 
 # The parameters of a primitive that hold programs which can be rewritten, in order of execution.
 PROGRAMS: dict[core.Primitive, tuple[str, ...]] = {
@@ -26,6 +30,8 @@ PROGRAMS: dict[core.Primitive, tuple[str, ...]] = {
     primitives.while_p: ("cond_jaxpr", "body_jaxpr"),
     primitives.cond_p: ("branches",),
 }
+
+Path = tuple[int, ...]  # index of an equation, of a program in it, of an equation in that, …
 
 
 class Equation:
@@ -58,8 +64,8 @@ class Equation:
         Such as ``("softmax", "MultiHeadAttention.__call__", …)``, with those of JAX among them.
         """
         names: list[str] = []
-        # The stack of an equation ends at the jitted function it stands in, which may be called
-        # from several places; the calls around it know the rest.
+        # The stack of an equation ends at the jitted function it is in, which may be called from
+        # several places; the equations around it know the rest.
         for equation in (self._equation, *reversed(self._within)):
             traceback = equation.source_info.traceback
             names += [frame.function_name for frame in traceback.frames] if traceback else []
@@ -67,19 +73,119 @@ class Equation:
 
     @property
     def scope(self) -> str:
-        """The ``jax.named_scope``s around it, joined by ``/``; Linen opens one a module."""
+        """The ``jax.named_scope``s around it, joined by ``/``; Linen opens one per module."""
         stack = "/".join(str(e.source_info.name_stack) for e in (*self._within, self._equation))
-        # It also tells of transformations, such as «transpose(jvp(Encoder))/Dense_0».
+        # It also names transformations, such as "transpose(jvp(Encoder))/Dense_0".
         return "/".join(filter(None, re.sub(r"\w+\(|\)", "", stack).split("/")))
 
 
+Predicate = Callable[[Equation], bool]
+
+
+class Hit(NamedTuple):
+    """One place where a program can be read.
+
+    Attributes:
+        path: where.
+        name: its label, with a number if there are several of the label.
+        label: the name of the tap, or scope and primitive.
+        tapped: whether it is a tap.
+        selected: whether the predicate selects it.
+        blocked: the primitive whose program cannot be rewritten, if it lies in one.
+        types: one abstract value per output of the equation.
+        within: the equations around it, outermost first.
+        varying: the mesh axes over which its shards can differ.
+    """
+
+    path: Path
+    name: str
+    label: str
+    tapped: bool
+    selected: bool
+    blocked: str
+    types: tuple[Any, ...]
+    within: tuple[core.JaxprEqn, ...]
+    varying: frozenset[Any]
+
+    @property
+    def recomputed(self) -> bool:
+        """Whether it is in the backward pass of a `jax.checkpoint`."""
+        return any(equation.params.get("differentiated", False) for equation in self.within)
+
+    def shape(self, output: int) -> tuple[int, ...]:
+        """The shape in which capture returns one of its outputs."""
+        shape, loops = self.types[output].shape, 0
+        for equation in reversed(self.within):
+            if is_scan(equation):
+                shape, loops = (equation.params["length"], *shape), loops + 1
+            elif is_shard_map(equation) and (axes := shard_axes(equation.params, self.varying)):
+                local = shape[loops] if loops < len(shape) else 1
+                shards = math.prod(equation.params["mesh"].shape[axis] for axis in axes)
+                shape = (*shape[:loops], local * shards, *shape[loops + 1 :])
+        return shape
+
+
+def find_hits(program: Any, where: Predicate | None) -> list[Hit]:
+    """All taps of a program and the equations that ``where`` selects, in program order."""
+    hits = list(_walk(program, where))
+    first = {hit.label for hit in hits if hit.tapped and not hit.recomputed}
+    # A backward pass under jax.checkpoint computes a tapped value again: the same value, one hit.
+    hits = [h for h in hits if not (h.tapped and h.recomputed and h.label in first)]
+    count = collections.Counter(hit.label for hit in hits)
+    number = {label: itertools.count() for label in count}
+    return [
+        h._replace(name=f"{h.label}#{next(number[h.label])}") if count[h.label] > 1 else h
+        for h in hits
+    ]
+
+
+def _walk(
+    program: Any,
+    where: Predicate | None,
+    path: Path = (),
+    within: tuple[core.JaxprEqn, ...] = (),
+    varying: frozenset[Any] = frozenset(),
+) -> Iterator[Hit]:
+    for position, equation in enumerate(program.eqns):
+        here = (*path, position)
+        held = programs_of(equation)
+        around = varying
+        if equation.primitive in (primitives.cond_p, primitives.while_p):
+            # What a branch or a loop gives can differ between shards if its predicate does.
+            around = varying.union(*(varying_axes(v.aval) for v in equation.invars))
+        for i, inner in enumerate(held):
+            yield from _walk(inner, where, (*here, i), (*within, equation), around)
+
+        view = Equation(equation, within)
+        primitive = equation.primitive.name
+        tapped = equation.primitive is primitives.name_p
+        selected = where is not None and bool(where(view))
+        if tapped or selected:
+            scope = "/".join(filter(None, (view.scope, primitive)))
+            label = equation.params["name"] if tapped else scope
+            types = tuple(v.aval for v in equation.outvars)
+            differs = varying.union(*map(varying_axes, types))
+            yield Hit(here, label, label, tapped, selected, "", types, within, differs)
+        for label in () if held else _taps_inside(equation):
+            yield Hit(here, label, label, True, False, primitive, (), within, varying)
+
+
+def _taps_inside(equation: core.JaxprEqn) -> Iterator[str]:
+    """The taps inside programs that cannot be rewritten."""
+    for program in core.jaxprs_in_params(equation.params):
+        for inner in program.eqns:
+            if inner.primitive is primitives.name_p:
+                yield inner.params["name"]
+            yield from _taps_inside(inner)
+
+
 def is_scan(equation: core.JaxprEqn) -> bool:
-    """Is it a loop that stacks its results?"""
+    """Whether it is a loop that stacks its results."""
     return equation.primitive is primitives.scan_p
 
 
 def is_shard_map(equation: core.JaxprEqn) -> bool:
-    """Does it run its program on shards? Its primitive is not public."""
+    """Whether it runs its program on shards; the primitive is not public."""
     return equation.primitive.name == "shard_map"
 
 
@@ -90,58 +196,13 @@ def programs_of(equation: core.JaxprEqn) -> tuple[Any, ...]:
     return tuple(held[0]) if keys == ("branches",) else tuple(held)
 
 
-def evaluate(equation: core.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """The outputs of an equation as it stands."""
-    params = equation.primitive.get_bind_params(equation.params)
-    outputs = equation.primitive.bind(*operands, **params)
-    return list(outputs) if equation.primitive.multiple_results else [outputs]
-
-
-def scan_parts(params: dict[str, Any], inputs: Sequence[Any]) -> tuple[list[Any], ...]:
-    """Constants, carry and slices among the inputs of a `scan`."""
-    if "ft_in" in params:  # jax 0.12
-        constants, carry, xs = params["ft_in"].update(inputs).unpack()
-        return list(constants), list(carry), list(xs)
-    ends = params["num_consts"], params["num_consts"] + params["num_carry"]
-    return list(inputs[: ends[0]]), list(inputs[ends[0] : ends[1]]), list(inputs[ends[1] :])
-
-
-def jit_options(params: dict[str, Any]) -> dict[str, Any]:
-    """What `jit` was given, for a function (values, *inputs) -> (outputs, values)."""
-    options: dict[str, Any] = {"keep_unused": params["keep_unused"]}
-    donated = [i + 1 for i, donates in enumerate(params["donated_invars"]) if donates]
-    places = {
-        side: [s if isinstance(s, Sharding) else None for s in params[f"{side}_shardings"]]
-        for side in ("in", "out")
-    }
-    if donated:
-        options["donate_argnums"] = donated
-    if any(places["in"]):
-        options["in_shardings"] = (None, *places["in"])
-    if any(places["out"]):
-        options["out_shardings"] = (places["out"], None)
-    if params["compiler_options_kvs"]:
-        options["compiler_options"] = dict(params["compiler_options_kvs"])
-    return options
-
-
 def shard_axes(params: dict[str, Any], varying: frozenset[Any]) -> tuple[Any, ...]:
     """The mesh axes over which the shards of a value inside a `shard_map` must be told apart."""
     manual = params["newly_manual_axes"]
-    known = varying if params["check_vma"] else manual  # unchecked: nobody knows
+    known = varying if params["check_vma"] else manual  # unchecked: it may vary over all of them
     return tuple(axis for axis in params["mesh"].axis_names if axis in manual & known)
 
 
 def varying_axes(aval: Any) -> frozenset[Any]:
     """The mesh axes over which a value inside a `shard_map` can differ."""
     return getattr(getattr(aval, "mat", None), "varying", frozenset())
-
-
-def conform(x: jax.Array, aval: Any) -> jax.Array:
-    """Gives a value the rest of a type: it varies over mesh axes, or is sharded over them."""
-    missing = tuple(varying_axes(aval) - varying_axes(jax.typeof(x)))
-    if missing:
-        x = lax.pcast(x, missing, to="varying")
-    if any(aval.sharding.spec) and jax.typeof(x).sharding.spec != aval.sharding.spec:
-        x = jax.sharding.reshard(x, aval.sharding.spec)  # a mesh with explicit axes
-    return x

@@ -4,32 +4,32 @@
     capture(f)(x) = f(x), {name: value}
     inject(f, {name: g})(x) = f(x) with g(value) in place of the tapped value
 
-`tap` marks a value and costs nothing: it is JAX's ``checkpoint_name``, an identity that vanishes
-when the program is compiled. So names that other libraries gave, and those that `jax.checkpoint`
-policies save, can be captured as well. `capture` traces the function, rewrites its program so that
-the marked values become outputs, and runs that; the rewritten program is JAX code like any other.
-With ``where`` it needs no mark at all.
+`tap` is JAX's ``checkpoint_name``, an identity that vanishes when the program is compiled. So names
+that other libraries gave, and those that `jax.checkpoint` policies save, can be captured as well.
+`capture` traces the function, rewrites its program so that the marked values become outputs, and
+runs that. With ``where`` it needs no mark at all.
 
-Source: Jianlin Su, «Keras as you like it: intermediate variables, weight moving average, safe
-generators», 2019, article https://kexue.fm/archives/6575, which reads the attention matrix out of a
+Source: Jianlin Su, "Keras as you like it: intermediate variables, weight moving average, safe
+generators", 2019, article https://kexue.fm/archives/6575, which reads the attention matrix out of a
 layer that does not return it.
 """
 
+import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from zoo.capture.replacements import stack_replacement
-from zoo.capture.rewriter import Rewriter
-from zoo.capture.sites import Hit, Predicate, Site, find_hits, make_plan, named
+from zoo.capture.equations import Hit, Path, Predicate, find_hits
+from zoo.capture.interpreter import Interpreter, Site, check_replacement
 
 T = TypeVar("T")
 
-_READER = Rewriter(replaces=False)
+_READER = Interpreter(replaces=False)
 
 
 def tap(x: T, name: str) -> T:
@@ -37,9 +37,9 @@ def tap(x: T, name: str) -> T:
 
     tap(x, name) = x.
 
-    It is ``jax.ad_checkpoint.checkpoint_name``: free when nobody looks, and also a name for
-    `jax.checkpoint` policies. Go on with the value it returns: one that nothing depends on can be
-    dropped by the transformations of JAX.
+    It is ``jax.ad_checkpoint.checkpoint_name``: free when nobody reads it, and also a name for
+    `jax.checkpoint` policies. Continue with the value it returns: one that nothing depends on can
+    be dropped by the transformations of JAX.
 
     Args:
         x: an array, or a tree of arrays, each of which becomes one hit of the name.
@@ -51,18 +51,17 @@ def tap(x: T, name: str) -> T:
     Raises:
         TypeError: if the name is not a string; ValueError: if it is empty or has a ``#`` or ``*``.
 
-    >>> import jax.numpy as jnp
     >>> float(tap(jnp.float32(2), "doubled"))
     2.0
 
     Reference: https://kexue.fm/archives/6575.
     """
     if not isinstance(name, str):
-        raise TypeError(f"tap: name must be a string, got {type(name).__name__}")
+        raise TypeError(f"name must be a string, got {type(name).__name__}")
     if not name or "#" in name or "*" in name:
         raise ValueError(
-            f"tap: name must be a string without '#' (numbers of hits) and '*' (patterns), "
-            f"and not empty, got {name!r}"
+            "name must be a string without '#' (numbers of hits) and '*' (patterns), and not "
+            f"empty, got {name!r}"
         )
     return checkpoint_name(x, name)
 
@@ -81,23 +80,20 @@ def capture(
     `checkpoint`, custom derivatives and `shard_map`, nested in any way, and the result may be
     transformed again. A value read inside
 
-    - `scan` comes stacked along a new first axis, one entry a step (also from `map`, and from a
+    - `scan` is stacked along a new first axis, one entry per step (also from `map`, and from a
       `fori_loop` of known length);
-    - `while_loop` comes from the last iteration; NaN (integers: 0) if there was none;
-    - `cond` or `switch` comes as ``Conditional(value, present)``, zeros where the branch was not
-      taken;
-    - `shard_map` comes with the shards side by side along its first axis (a scalar: as a vector);
-      one that does not differ between shards comes as it is;
+    - `while_loop` is that of the last iteration; NaN (integers: 0) if there was none;
+    - `cond` or `switch` is ``Conditional(value, present)``, zeros where the branch was not taken;
+    - `shard_map` has the shards side by side along its first axis (a scalar: as a vector), unless
+      it is the same on all shards;
     - `vmap` or `grad` is a value of the program that these make: a batch axis lies where `vmap`
-      put it, both branches of a batched `cond` are run, and a batched `while_loop` goes on until
-      all are done. ``vmap(capture(f))`` returns the values of each entry instead.
+      put it, and both branches of a batched `cond` are run. ``vmap(capture(f))`` returns the
+      values of each entry instead.
 
-    Outputs are computed by the same operations as without capture. (Under `jit`, XLA can round a
-    product and a sum together as long as nobody else reads the product, so that one more output
-    can change a last bit, captured or written by hand.) What is returned can be differentiated,
-    through the code that computes it. Outside `jit` the function is traced at each call and
-    evaluated step by step, as it would be without capture; jit the result for speed. Changes that
-    ``fn`` makes to Python objects are lost, as under `jit`: split an NNX module, return its state.
+    Outputs are computed by the same operations as without capture, and what is returned can be
+    differentiated. Outside `jit` the function is traced at each call; jit the result for speed.
+    Changes that ``fn`` makes to Python objects are lost, as under `jit`: split an NNX module,
+    return its state.
 
     Args:
         fn: any function that `jax.jit` could trace. Arrays among its arguments are traced, all
@@ -105,19 +101,16 @@ def capture(
         names: which taps; a name, a numbered hit such as ``"h#1"`` or a pattern such as
             ``"layer_*"``, or several of them. None: all taps, or none beside ``where``.
         where: says for each `Equation` of the program, also inside loops and branches, whether
-            its result is returned. Those are named by their scope and primitive, such as
-            ``"Encoder/attention/div"``.
+            its result is returned, named by scope and primitive: ``"Encoder/attention/div"``.
 
     Returns:
         A function of the same arguments that returns the output of ``fn`` and the captured values
         in the order of the program. A name with several hits is numbered: ``h#0``, ``h#1``, ….
 
     Raises:
-        TypeError: if an argument has the wrong type; ValueError: when called, if a name or the
-            predicate meets nothing (the message lists what there is), or if a name is given twice.
+        TypeError: if an argument has the wrong type; ValueError: if a name is given twice; when
+            called, if a name (the message lists what there is) or the predicate matches nothing.
 
-    >>> import jax
-    >>> import jax.numpy as jnp
     >>> @jax.jit
     ... def model(x):
     ...     return jnp.sum(tap(jnp.tanh(x), "hidden"))
@@ -130,24 +123,19 @@ def capture(
 
     Reference: https://kexue.fm/archives/6575.
     """
-    requests = _requests("capture", names)
-    _check_callable("capture", "fn", fn)
-    if where is not None:
-        _check_callable("capture", "where", where)
+    requests = None if names is None else _requests(names)
+    _check_callable(fn=fn, where=where)
 
     @functools.wraps(fn, updated=())
     def capturing(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         program, arrays, rebuild = _trace(fn, args, kwargs)
-        hits = find_hits(program, where)
-        chosen = {hit.path: hit for hit in hits if hit.selected}
-        _require_match("capture", where, chosen)
-        if requests is None and where is None:
-            chosen = {hit.path: hit for hit in hits}
-        for request in requests or ():
-            chosen |= {hit.path: hit for hit in _named("capture", hits, request)}
-        wanted = [hit for hit in hits if hit.path in chosen]
-        sites = {hit.path: _site("capture", hit) for hit in wanted}
-        outputs, read = _READER.run(program, make_plan(program, sites), arrays, {})
+        hits = _find_hits(program, where)
+        everything = requests is None and where is None
+        chosen = {hit.name for hit in hits if hit.selected or everything}
+        chosen |= {hit.name for request in requests or () for hit in _named(hits, request)}
+        wanted = [hit for hit in hits if hit.name in chosen]
+        plan = tuple((hit.path, _site(hit)) for hit in wanted)
+        outputs, read = _READER.run(program, plan, arrays, {})
         return rebuild(outputs), {hit.name: read[hit.name] for hit in wanted}
 
     return capturing
@@ -164,8 +152,8 @@ def inject(
     inject(f, {name: g})(x) = f(x) with g(value) in place of the tapped value.
 
     Gradients go through the replacement: ``grad(inject(f, …))``. (Not ``inject(grad(f), …)``: the
-    backward pass that `grad` has made would not know of it.) Nor does a custom derivative rule
-    around a replaced value; it is dropped, and the changed program differentiated as it stands.
+    backward pass that `grad` has made would not know of it.) A custom derivative rule around a
+    replaced value is dropped, and the changed program differentiated as it stands.
 
     Args:
         fn: any function that `jax.jit` could trace.
@@ -179,10 +167,9 @@ def inject(
         A function of the same arguments, with the output of ``fn``.
 
     Raises:
-        TypeError or ValueError: when called, if a name meets nothing (the message lists what there
-            is), if two meet the same value, or if a replacement differs in shape or dtype.
+        TypeError or ValueError: when called, if a name matches nothing (the message lists what
+            there is), if two match the same value, or if a replacement differs in shape or dtype.
 
-    >>> import jax.numpy as jnp
     >>> def model(x):
     ...     return 3 * tap(2 * x, "hidden")
     >>> print(inject(model, {"hidden": jnp.float32(1)})(jnp.float32(5)))
@@ -192,38 +179,33 @@ def inject(
 
     Reference: https://kexue.fm/archives/6575.
     """
-    _check_callable("inject", "fn", fn)
-    if where is not None:
-        _check_callable("inject", "where", where)
+    _check_callable(fn=fn, where=where)
     if not isinstance(replacements, Mapping):
         raise TypeError(
-            "inject: replacements must map names to arrays or functions, "
-            f"got {type(replacements).__name__}"
+            f"replacements must map names to arrays or functions, got {type(replacements).__name__}"
         )
-    _requests("inject", replacements)
-    replacer = Rewriter(replaces=True)
+    _requests(replacements)
+    replacer = Interpreter(replaces=True)
 
     @functools.wraps(fn, updated=())
     def injecting(*args: Any, **kwargs: Any) -> Any:
         program, arrays, rebuild = _trace(fn, args, kwargs)
-        hits = find_hits(program, where)
-        _require_match("inject", where, [hit for hit in hits if hit.selected])
-        sites: dict[tuple[int, ...], Site] = {}
+        hits = _find_hits(program, where)
+        sites: dict[Path, Site] = {}
         values = {}
         for request, replacement in replacements.items():
-            for hit in _named("inject", hits, request):
+            for hit in _named(hits, request):
                 if hit.path in sites:
                     raise ValueError(
-                        f"inject: replacements must name a value once, got two for {hit.name!r}, "
-                        f"one of them by {request!r}"
+                        f"replacements must name a value once, got two for {hit.name!r}, one of "
+                        f"them by {request!r}"
                     )
-                site = _site("inject", hit)
+                sites[hit.path] = _site(hit)
                 if callable(replacement):
-                    site = site._replace(replacement=replacement)
+                    sites[hit.path] = sites[hit.path]._replace(replacement=replacement)
                 else:
-                    values[hit.name] = stack_replacement(replacement, hit)
-                sites[hit.path] = site
-        outputs, _ = replacer.run(program, make_plan(program, sites), arrays, values)
+                    values[hit.name] = _stacked(replacement, hit)
+        outputs, _ = replacer.run(program, tuple(sites.items()), arrays, values)
         return rebuild(outputs)
 
     return injecting
@@ -234,9 +216,8 @@ def _trace(
 ) -> tuple[Any, list[Any], Callable[[Sequence[Any]], Any]]:
     """The program of a call, its inputs, and what puts its outputs into the tree of ``fn``."""
     leaves, structure = jax.tree.flatten((args, kwargs))
-    positions = [
-        i for i, x in enumerate(leaves) if isinstance(x, (jax.Array, np.ndarray, np.generic))
-    ]
+    kinds = (jax.Array, np.ndarray, np.generic)
+    positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, kinds)]
 
     # A new function each time: JAX remembers programs by function, and fn may read what changes.
     def of_arrays(arrays: list[Any]) -> Any:
@@ -251,51 +232,69 @@ def _trace(
     return program, arrays, functools.partial(jax.tree.unflatten, jax.tree.structure(shapes))
 
 
-def _check_callable(function: str, argument: str, value: Any) -> None:
-    if not callable(value):
-        raise TypeError(f"{function}: {argument} must be callable, got {type(value).__name__}")
-
-
-def _requests(function: str, names: str | Iterable[str] | None) -> list[str] | None:
-    if names is None:
-        return None
-    given = [names] if isinstance(names, str) else names
-    if not isinstance(given, Iterable) or not all(isinstance(name, str) for name in given):
-        raise TypeError(
-            f"{function}: names must be a string or several, got {names!r}; "
-            "a predicate is given by where="
+def _find_hits(program: Any, where: Predicate | None) -> list[Hit]:
+    hits = find_hits(program, where)
+    if where is not None and not any(hit.selected for hit in hits):
+        raise ValueError(
+            "where must select at least one equation, got none; jax.make_jaxpr(fn)(...) shows the "
+            "equations there are"
         )
-    given = list(given)
-    if twice := {name for name in given if given.count(name) > 1}:
-        raise ValueError(f"{function}: names must be different, got {sorted(twice)} twice")
-    return given
+    return hits
 
 
-def _named(function: str, hits: list[Hit], request: str) -> list[Hit]:
-    found = named(hits, request)
+def _named(hits: list[Hit], request: str) -> list[Hit]:
+    """The hits that a name, a numbered name or a pattern with ``*`` stands for."""
+    found = [
+        hit
+        for hit in hits
+        if request in (hit.name, hit.label) or fnmatch.fnmatchcase(hit.name, request)
+    ]
     if not found:
         there = ", ".join(repr(hit.name) for hit in hits if not hit.blocked) or "none"
-        lost = [f"{hit.name!r} in {hit.blocked}" for hit in hits if hit.blocked]
-        beyond = f"; out of reach: {', '.join(lost)}" if lost else ""
+        lost = ", ".join(f"{hit.name!r} in {hit.blocked}" for hit in hits if hit.blocked)
         raise ValueError(
-            f"{function}: names must be taps that the function reaches, got {request!r}; "
-            f"it reaches: {there}{beyond}"
+            f"names must be taps that the function reaches, got {request!r}; it reaches: {there}"
+            f"{f'; out of reach: {lost}' if lost else ''}"
         )
     return found
 
 
-def _require_match(function: str, where: Predicate | None, found: Any) -> None:
-    if where is not None and not found:
-        raise ValueError(
-            f"{function}: where must select at least one equation, got none; "
-            "jax.make_jaxpr(fn)(...) shows the equations there are"
-        )
-
-
-def _site(function: str, hit: Hit) -> Site:
+def _site(hit: Hit) -> Site:
     if hit.blocked:
         raise ValueError(
-            f"{function}: {hit.name!r} lies inside {hit.blocked!r}, whose program cannot be "
-            "rewritten; name the taps to use, without this one"
+            f"{hit.name!r} lies inside {hit.blocked!r}, whose program cannot be rewritten; name "
+            "the taps to use, without this one"
         )
     return Site(hit.name, hit.varying)
+
+
+def _stacked(given: Any, hit: Hit) -> list[jax.Array]:
+    """The arrays of a replacement in the shapes that capture returns.
+
+    One value for all steps of the scans around it (of the inner ones, at least) is repeated.
+    """
+    full = [hit.shape(output) for output in range(len(hit.types))]
+    allowed = []
+    for shape, aval in zip(full, hit.types, strict=True):
+        missing = max(0, len(shape) - len(aval.shape))
+        allowed.append([shape[i:] for i in range(missing, -1, -1)])
+    arrays = check_replacement(hit.name, given, hit.types, allowed)
+    return [jnp.broadcast_to(x, shape) for x, shape in zip(arrays, full, strict=True)]
+
+
+def _requests(names: str | Iterable[str]) -> list[str]:
+    given = [names] if isinstance(names, str) else names
+    if not isinstance(given, Iterable) or not all(isinstance(name, str) for name in given):
+        raise TypeError(
+            f"names must be a string or several, got {names!r}; a predicate is given by where="
+        )
+    given = list(given)
+    if twice := {name for name in given if given.count(name) > 1}:
+        raise ValueError(f"names must be different, got {sorted(twice)} twice")
+    return given
+
+
+def _check_callable(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if not callable(value) and not (value is None and name == "where"):
+            raise TypeError(f"{name} must be callable, got {type(value).__name__}")
