@@ -101,8 +101,7 @@ def run(directory, *, mesh, before=lambda position: None, num_steps=NUM_STEPS, s
             mesh=mesh,
             checkpointer=checkpointer,
             log=log,
-            checkpoint_every=3,
-            log_every=2,
+            loop=training.Loop(log_every=2, checkpoint_every=3),
         )
     if jax.process_index() == 0:
         np.savez(directory / "final.npz", **state.parameters["layer"])

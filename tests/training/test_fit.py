@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.training import program
-from zoo.training import Checkpointer, MetricsLog, fit, make_mesh, make_train_step
+from zoo.training import Checkpointer, Loop, MetricsLog, fit, make_mesh, make_train_step
 
 MESH = make_mesh(devices=jax.devices()[:2])
 
@@ -62,6 +62,7 @@ def run_elsewhere(folder, *arguments, environment=()):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 def test_stopped_by_a_signal_the_same_command_ends_bit_for_bit(
     name, tmp_path, tracing, uninterrupted
@@ -82,6 +83,7 @@ def test_stopped_by_a_signal_the_same_command_ends_bit_for_bit(
     assert read_log(tmp_path).keys() == losses.keys()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_and_agree_on_stopping(tmp_path, tracing, uninterrupted):
     """Two processes of two devices; one is told to stop, both save, one process finishes."""
     import socket
@@ -162,21 +164,17 @@ class Poisoned(program.Batches):
 def test_refused_steps_are_logged_and_too_many_end_the_run(tmp_path, tracing, capsys):
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path) as log:
-        options = {"num_steps": 12, "mesh": MESH, "log": log, "log_every": 4}
-        state = fit(tracing.step, program.new_state(MESH), Poisoned({1, 2}), **options)
+        options = {"num_steps": 12, "mesh": MESH, "log": log}
+        loop = Loop(log_every=4, max_nonfinite_steps=3)
+        state = fit(tracing.step, program.new_state(MESH), Poisoned({1, 2}), loop=loop, **options)
         assert np.isfinite(state.parameters["layer"]["kernel"]).all()
         records = [json.loads(line) for line in path.read_text().splitlines()]
         assert [record["nonfinite_steps"] for record in records] == [2, 0, 0]
         assert all(record["loss"] > 0 for record in records)
         assert "(2 steps refused: not finite)" in capsys.readouterr().out
+        bad = Poisoned({4, 6, 7, 8, 9})
         with pytest.raises(FloatingPointError, match=r"step 9: .*3 steps in a row.*loss was \d"):
-            fit(
-                tracing.step,
-                program.new_state(MESH),
-                Poisoned({4, 6, 7, 8, 9}),
-                max_nonfinite_steps=3,
-                **options,
-            )
+            fit(tracing.step, program.new_state(MESH), bad, loop=loop, **options)
 
 
 def test_records_are_means_and_evaluation_has_its_cadence(tmp_path, tracing):
@@ -189,6 +187,10 @@ def test_records_are_means_and_evaluation_has_its_cadence(tmp_path, tracing):
         single.append(float(metrics["loss"]))
         return state, metrics
 
+    def evaluate(state):
+        # The state that is given back is the one that goes on.
+        return state._replace(step=state.step + (state.step == 3)), {"double": 2 * int(state.step)}
+
     with MetricsLog(path) as log:
         log.write(3, {"loss": 0})  # of an earlier try that left no checkpoint
         fit(
@@ -198,14 +200,8 @@ def test_records_are_means_and_evaluation_has_its_cadence(tmp_path, tracing):
             num_steps=5,
             mesh=MESH,
             log=log,
-            log_every=2,
-            evaluate=lambda state: {"double": 2.0 * int(state.step)},
-            evaluate_every=3,
-            # The state that is given back is the one that goes on.
-            after_evaluation=lambda state, values: state._replace(
-                step=state.step + (values["double"] == 6)
-            ),
-            progress=False,
+            loop=Loop(log_every=2, evaluate_every=3, progress=False),
+            evaluate=evaluate,
         )
     records = [json.loads(line) for line in path.read_text().splitlines()]
     losses = [(record["step"], record["loss"]) for record in records if "loss" in record]
@@ -256,7 +252,7 @@ def test_a_failing_source_is_heard_and_leaves_the_last_checkpoint(tmp_path, trac
 def test_bad_arguments_are_explained(tmp_path, tracing):
     state = program.new_state(MESH)
     with pytest.raises(ValueError, match="log_every must be at least 1, got 0"):
-        fit(tracing.step, state, program.Batches(), num_steps=3, mesh=MESH, log_every=0)
+        fit(tracing.step, state, program.Batches(), num_steps=3, mesh=MESH, loop=Loop(0))
     with pytest.raises(TypeError, match=r"must be an iterator, got list: use iter"):
         fit(tracing.step, state, [program.make_batch(0)], num_steps=3, mesh=MESH)
     with (
@@ -275,8 +271,7 @@ def test_bar_on_a_terminal_shows_loss_and_rate(tracing, monkeypatch, capsys):
         program.Batches(),
         num_steps=4,
         mesh=MESH,
-        log_every=2,
-        rate_unit="words",
+        loop=Loop(log_every=2, rate_unit="words"),
     )
     text = capsys.readouterr().out
     assert "4/4" in text

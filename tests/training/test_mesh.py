@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from zoo.training import batch_sharding, initialize_distributed, make_mesh, put_batch
+from zoo.training import initialize_distributed, make_mesh, put_batch
+from zoo.training.mesh import batch_sharding
 
 
 def test_one_axis_takes_what_is_left_and_all_axes_are_auto():
@@ -45,5 +46,5 @@ def test_distributed_settings_come_together(monkeypatch):
     initialize_distributed()
     initialize_distributed(coordinator_address="localhost:1", num_processes=1, process_id=0)
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    with pytest.raises(ValueError, match=r"missing: process_id\."):
+    with pytest.raises(ValueError, match=r"together, got localhost:1, 2, None\."):
         initialize_distributed(coordinator_address="localhost:1")

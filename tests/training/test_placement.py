@@ -6,7 +6,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from zoo.training import make_mesh, shardings
+from zoo.training import make_mesh
+from zoo.training.placement import shardings
 
 TREE = {
     "embedding": jax.ShapeDtypeStruct((8, 4), jnp.float32),

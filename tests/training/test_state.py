@@ -12,12 +12,12 @@ from zoo.training import (
     LossOutput,
     abstract_state,
     functional,
-    functional_with_state,
     init_state,
     make_mesh,
     make_train_step,
     put_batch,
 )
+from zoo.training.state import get_model_state
 
 RULES = (("kernel$", PartitionSpec(None, "fsdp")),)
 
@@ -87,35 +87,36 @@ class Network(nnx.Module):
 
 def test_functional_module_is_the_module():
     before = len(jax.live_arrays())
-    init, rebuild = functional(Network)
+    init, merge = functional(Network)
     assert len(jax.live_arrays()) == before
     parameters = jax.jit(init)(jax.random.key(3))
     assert parameters["layers"]["10"]["kernel"].shape == (4, 4)
     x = jnp.arange(8.0).reshape(2, 4)
     expected = Network(nnx.Rngs(jax.random.key(3)))(x)
     np.testing.assert_allclose(
-        jax.jit(lambda parameters, x: rebuild(parameters)(x))(parameters, x), expected, rtol=1e-5
+        jax.jit(lambda parameters, x: merge(parameters)(x))(parameters, x), expected, rtol=1e-5
     )
     # every parameter is used where it came from
-    gradients = jax.grad(lambda parameters: rebuild(parameters)(x).sum())(parameters)
+    gradients = jax.grad(lambda parameters: merge(parameters)(x).sum())(parameters)
     assert jax.tree.structure(gradients) == jax.tree.structure(parameters)
 
 
 def test_random_streams_follow_the_key_and_differ_from_each_other():
-    init, rebuild = functional(Network)
+    init, merge = functional(Network)
     parameters = init(jax.random.key(0))
-    first, second = rebuild(parameters, jax.random.key(1)).masks()
-    again, _ = rebuild(parameters, jax.random.key(1)).masks()
-    other, _ = rebuild(parameters, jax.random.key(2)).masks()
+    first, second = merge(parameters, jax.random.key(1)).masks()
+    again, _ = merge(parameters, jax.random.key(1)).masks()
+    other, _ = merge(parameters, jax.random.key(2)).masks()
     np.testing.assert_array_equal(first, again)
     assert (first != second).any()
     assert (first != other).any()
-    np.testing.assert_array_equal(rebuild(parameters).masks()[0], 1.0)  # evaluation: no dropout
+    np.testing.assert_array_equal(merge(parameters).masks()[0], 1.0)  # evaluation: no dropout
 
 
 def test_running_averages_are_refused_where_nothing_hands_them_on():
-    with pytest.raises(ValueError, match=r"mean \(BatchStat\).*functional_with_state"):
-        functional(lambda rngs: nnx.BatchNorm(4, rngs=rngs))
+    init, merge = functional(lambda rngs: nnx.BatchNorm(4, rngs=rngs))
+    with pytest.raises(ValueError, match=r"mean \(BatchStat\).*get_model_state"):
+        merge(init(jax.random.key(0)), jax.random.key(0))
 
 
 class Normalized(nnx.Module):
@@ -127,22 +128,22 @@ class Normalized(nnx.Module):
         return self.dense(self.norm(x))
 
 
-PARTS = functional_with_state(Normalized)
+INIT, MERGE = functional(Normalized)
 
 
 def normalized_loss(parameters, batch, *, key, carry, model_state):
-    module = PARTS.rebuild(parameters, key, model_state=model_state)
+    module = MERGE(parameters, key, model_state=model_state)
     errors = (module(batch["x"]) - 1) ** 2
-    return LossOutput(errors.sum(), jnp.float32(len(errors)), model_state=PARTS.model_state(module))
+    return LossOutput(errors.sum(), jnp.float32(len(errors)), model_state=get_model_state(module))
 
 
 def normalized_state(mesh):
     return init_state(
-        PARTS.init_parameters,
+        INIT,
         optax.sgd(0.1),
         key=jax.random.key(0),
         mesh=mesh,
-        init_model_state=PARTS.init_model_state,
+        init_model_state=lambda key: get_model_state(Normalized(nnx.Rngs(key))),
     )
 
 
@@ -173,16 +174,16 @@ def test_running_averages_follow_the_batches_of_all_devices(accumulation_steps):
 
 def test_evaluation_uses_the_running_averages_and_leaves_them():
     parameters, model_state = (
-        PARTS.init_parameters(jax.random.key(0)),
+        INIT(jax.random.key(0)),
         {"norm": {"mean": jnp.full(3, 2.0), "var": jnp.full(3, 4.0)}},
     )
-    module = PARTS.rebuild(parameters, model_state=model_state)
+    module = MERGE(parameters, model_state=model_state)
     dense = parameters["dense"]
     expected = (5.0 - 2.0) / np.sqrt(4.0 + 1e-5) * dense["kernel"].sum() + dense["bias"]
     np.testing.assert_allclose(
         module(jnp.full((2, 3), 5.0)), expected[None].repeat(2, 0), rtol=1e-5
     )
-    jax.tree.map(np.testing.assert_array_equal, PARTS.model_state(module), model_state)
+    jax.tree.map(np.testing.assert_array_equal, get_model_state(module), model_state)
 
 
 def test_lost_model_state_is_named():

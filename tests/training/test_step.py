@@ -254,7 +254,7 @@ WRONG_OUTPUTS = {
     "mean": (ROW.sum(), TypeError, "must return a LossOutput, got"),
     "vector": (LossOutput(ROW, 8), ValueError, r"total must be a scalar sum, got shape \(8,\)"),
     "weights": (LossOutput(ROW.sum(), ROW), ValueError, r"weight must be a scalar sum"),
-    "integer": (LossOutput(jnp.int32(3), 8), TypeError, "total must be floating.*int32"),
+    "integer": (LossOutput(jnp.int32(3), 8), TypeError, "total must be a floating.*int32"),
     "metric": (LossOutput(ROW.sum(), 8, (), {"a": ROW}), TypeError, "'a' must be a pair"),
     "name": (LossOutput(ROW.sum(), 8, (), {"loss": (1, 1)}), ValueError, "'loss'.*rename"),
     "structure": (LossOutput(ROW.sum(), 8, ROW), TypeError, "carry must keep its structure"),

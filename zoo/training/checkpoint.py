@@ -1,4 +1,4 @@
-"""Checkpoints: saved in the background, visible only when whole, checked when read.
+"""Checkpoints: saved in the background, visible only when complete, checked when read.
 
 The only file that knows Orbax. A checkpoint of step s is the folder ``<directory>/<s>``:
 
@@ -18,16 +18,16 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from zoo import _checks as checks
 from zoo import extras
+from zoo._paths import path_name
 from zoo.training.digest import describe, is_key
-from zoo.training.placement import path_name
 from zoo.training.state import TrainState
 
 
@@ -57,8 +57,7 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str | pathlib.Path, *, keep: int = 3) -> None:
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, got {keep}")
+        checks.count("keep", keep, at_least=1)
         orbax = extras.require("orbax.checkpoint.experimental.v1", "train")
         self.directory = extras.require("etils.epath", "train").Path(directory).resolve()
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -77,24 +76,15 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.close()
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, ascending.
-
-        Returns:
-            The steps; those still being saved are among them.
-        """
+        """The steps of the checkpoints, ascending; those still being saved are among them."""
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
     def save(self, state: TrainState, *, position: Any, force: bool = False) -> bool:
-        """Starts saving; returns once the state is copied, so that the next step may donate it.
+        """Starts saving; returns once the state is copied, so the next step may donate it.
 
         Args:
             state: what to save; its step names the checkpoint.
@@ -123,7 +113,7 @@ class Checkpointer:
         return True
 
     def restore(self, like: TrainState) -> tuple[TrainState, Any] | None:
-        """Reads the newest checkpoint that is whole.
+        """Reads the newest checkpoint that is not damaged.
 
         Args:
             like: a state of arrays or of ``jax.ShapeDtypeStruct``: its shapes must be those
@@ -157,20 +147,16 @@ class Checkpointer:
         return None
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk.
-
-        Raises:
-            Exception: the save's failure, if it failed.
-        """
+        """Waits until what was saved is on disk, and raises what a save failed with."""
         self._orbax.wait()
 
     def close(self) -> None:
-        """Waits and gives up the folder."""
+        """Waits and releases the folder."""
         self._orbax.close()
 
     def _make_room(self) -> None:
-        """Removes what stands in the way; not before saving, as others may only come to read."""
-        for step in self._damaged:  # they would count as the newest, and take our place
+        """Removes what is in the way, only when saving: another process may be reading."""
+        for step in self._damaged:  # they would count as the newest
             self._orbax.delete(step, missing_ok=True)
         self._damaged.clear()
         if self._owns_directory:

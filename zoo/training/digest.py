@@ -14,17 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.training.placement import path_name
+from zoo._paths import path_name
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf is an array of typed keys.
-
-    Args:
-        leaf: anything with a dtype.
-
-    Returns:
-        The answer.
+    """Whether a leaf, anything with a dtype, is an array of typed keys.
 
     >>> is_key(jax.random.key(0)), is_key(jnp.zeros(2))
     (True, False)
@@ -49,11 +43,7 @@ def describe(tree: Any) -> dict[str, dict[str, Any]]:
     values = np.asarray(_checksums([leaf for _, leaf in named])).tolist()
     described: dict[str, dict[str, Any]] = {}
     for (name, leaf), value in zip(named, values, strict=True):
-        described[name] = {
-            "shape": list(leaf.shape),
-            "dtype": str(leaf.dtype),
-            "checksum": value,
-        }
+        described[name] = {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": value}
         if is_key(leaf):
             described[name]["implementation"] = str(jax.random.key_impl(leaf))
     return described

@@ -114,72 +114,56 @@ def fit(
     positioned = _check_batches(batches, resumable=checkpointer is not None)
     if checkpointer is not None:
         state = _restore(checkpointer, state, positioned)
-    first = done = int(state.step)
+    first = done = logged = evaluated = saved = int(state.step)
     if log is not None:
         log.resume(first)
-    # Several CPU devices share one pool of threads: steps that overlap may wait forever.
-    one_by_one = mesh.devices.flat[0].platform == "cpu" and len(mesh.local_devices) > 1
-    window = _Window(loop.max_nonfinite_steps, steps_ahead=0 if one_by_one else STEPS_AHEAD)
-    logged = evaluated = first
-    stop = 0
+    window = _Window(mesh, loop.max_nonfinite_steps)
+    ended, stop = False, 0
 
-    display = Progress(num_steps, done, loop.rate_unit, shown=loop.progress)
-    with StopSignals() as signals, display:
+    def is_due(last: int, every: int | None) -> bool:
+        """Every so many steps, and at the end for the steps since the last time."""
+        return done > last and (ended or (every is not None and done % every == 0))
 
-        def write_log() -> None:
-            nonlocal logged
-            record, rate, pace = window.read()
-            display.report(done, record, rate=rate, pace=pace)
-            if log is not None:
-                log.write(done, {**record, f"{loop.rate_unit}_per_second": rate})
-            logged = done
-
-        def write_evaluation() -> None:
-            nonlocal evaluated, state
-            if evaluate is not None:
-                with window.paused():
-                    state, values = evaluate(state)
+    with (
+        StopSignals() as signals,
+        Progress(num_steps, done, loop.rate_unit, shown=loop.progress) as display,
+    ):
+        while not ended:
+            batch = next(batches, None) if done < num_steps and not stop else None
+            ended = batch is None
+            if not ended:
+                state, metrics = step(state, put_batch(batch, mesh))
+                done += 1
+                window.add(done, metrics)
+                display.advance(done)
+            if is_due(logged, loop.log_every):
+                logged = done
+                record, rate, pace = window.read()
+                display.report(done, record, rate=rate, pace=pace)
                 if log is not None:
-                    log.write(done, values)
-            evaluated = done
-
-        def save() -> None:
-            if checkpointer is not None:
-                with window.paused():
-                    checkpointer.save(state, position=positioned.get_state())
-
-        while done < num_steps and not stop:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                break
-            state, metrics = step(state, put_batch(batch, mesh))
-            done += 1
-            window.add(done, metrics)
-            display.advance(done)
-            if done % loop.log_every == 0:
-                write_log()
-            if loop.evaluate_every and done % loop.evaluate_every == 0:
-                write_evaluation()
-            if loop.checkpoint_every and done % loop.checkpoint_every == 0:
-                save()
-            if jax.process_count() == 1 or done % loop.log_every == 0:
+                    log.write(done, {**record, f"{loop.rate_unit}_per_second": rate})
+            if is_due(evaluated, loop.evaluate_every) and not (ended and stop and done < num_steps):
+                evaluated = done
+                if evaluate is not None:
+                    with window.paused():
+                        state, values = evaluate(state)
+                    if log is not None:
+                        log.write(done, values)
+            if is_due(saved, loop.checkpoint_every):
+                saved = done
+                if checkpointer is not None:
+                    with window.paused():
+                        checkpointer.save(state, position=positioned.get_state())
+            if not ended and (jax.process_count() == 1 or done % loop.log_every == 0):
                 stop = _agreed(signals.received)
 
-        if logged < done:
-            write_log()
-        if evaluated < done and not (stop and done < num_steps):
-            write_evaluation()
-        if done > first:
-            save()
         if checkpointer is not None:
             checkpointer.wait()
         if stop:
             kept = f"saved in {checkpointer.directory}" if checkpointer else "nothing saved"
-            display.say(
-                f"stopped at step {done} by {signal.Signals(stop).name}; {kept}; "
-                "the same command continues"
-            )
+            if jax.process_index() == 0:
+                name = signal.Signals(stop).name
+                print(f"stopped at step {done} by {name}; {kept}; the same command continues")
             raise SystemExit(128 + stop)
     return state
 
@@ -187,9 +171,11 @@ def fit(
 class _Window:
     """The metrics since the last log step, read from the devices all at once."""
 
-    def __init__(self, max_nonfinite_steps: int, *, steps_ahead: int) -> None:
+    def __init__(self, mesh: Mesh, max_nonfinite_steps: int) -> None:
         self._max_nonfinite_steps = max_nonfinite_steps
-        self._steps_ahead = steps_ahead
+        # Several CPU devices share one pool of threads: steps that overlap may wait forever.
+        one_by_one = mesh.devices.flat[0].platform == "cpu" and len(mesh.local_devices) > 1
+        self._steps_ahead = 0 if one_by_one else STEPS_AHEAD
         self._entries: list[tuple[int, dict[str, jax.Array]]] = []
         self._timed_from = 1  # the first step compiles: it is left out of the rate
         self._clock = time.perf_counter()
@@ -211,7 +197,7 @@ class _Window:
         self._clock += time.perf_counter() - begin
 
     def read(self) -> tuple[dict[str, float], float, float]:
-        """Gives the means over the accepted steps, weight a second and steps a second."""
+        """Gives the means over the accepted steps, weight per second and steps per second."""
         values = jax.device_get([metrics for _, metrics in self._entries])
         seconds = time.perf_counter() - self._clock
         accepted = []

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from zoo.training.placement import path_name
+from zoo._paths import path_name
 
 AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
@@ -29,41 +29,38 @@ def initialize_distributed(
 ) -> None:
     """Joins the processes of one run; does nothing when there is only one.
 
-    Call it before anything touches a device. What is not given is read from the environment
-    (``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES``, ``JAX_PROCESS_ID``).
+    Call it before anything touches a device.
 
     Args:
         coordinator_address: ``"host:port"`` of process 0, or ``"auto"`` where JAX finds the other
-            processes itself (Cloud TPU, Slurm, Open MPI).
-        num_processes: how many processes take part.
-        process_id: this one's number, from 0.
+            processes itself (Cloud TPU, Slurm, Open MPI); default ``$JAX_COORDINATOR_ADDRESS``.
+        num_processes: how many processes take part; default ``$JAX_NUM_PROCESSES``.
+        process_id: this one's number, from 0; default ``$JAX_PROCESS_ID``.
 
     Raises:
         ValueError: if only some of the three are known.
 
     >>> initialize_distributed(num_processes=1)
     """
-    environment = os.environ.get
-    address = coordinator_address or environment("JAX_COORDINATOR_ADDRESS")
+    given = (coordinator_address, num_processes, process_id)
+    variables = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, count, number = (
+        os.environ.get(variable) if value is None else value
+        for value, variable in zip(given, variables, strict=True)
+    )
     if address == "auto":
         jax.distributed.initialize()
+    elif (count is not None and int(count) == 1) or (address, count, number) == (None,) * 3:
         return
-    settings: dict[str, Any] = {
-        "coordinator_address": address,
-        "num_processes": _integer(num_processes, "JAX_NUM_PROCESSES"),
-        "process_id": _integer(process_id, "JAX_PROCESS_ID"),
-    }
-    if settings["num_processes"] == 1 or all(value is None for value in settings.values()):
-        return
-    missing = [name for name, value in settings.items() if value is None]
-    if missing:
+    elif address is None or count is None or number is None:
         raise ValueError(
-            "several processes need coordinator_address, num_processes and process_id together; "
-            f"missing: {', '.join(missing)}. Give them as arguments or as JAX_COORDINATOR_ADDRESS, "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or coordinator_address='auto' on Cloud TPU."
+            "several processes need coordinator_address, num_processes and process_id together, "
+            f"got {address}, {count}, {number}. Give them as arguments or as {variables}, or "
+            "coordinator_address='auto' on Cloud TPU."
         )
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read on CPU only
-    jax.distributed.initialize(**settings)
+    else:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read on CPU only
+        jax.distributed.initialize(str(address), int(count), int(number))
 
 
 def make_mesh(
@@ -72,7 +69,7 @@ def make_mesh(
     """The mesh over all devices of all processes, with axes ``data``, ``fsdp`` and ``model``.
 
     Args:
-        data: number of groups that see different rows of the batch and hold whole parameters.
+        data: number of groups that see different rows of the batch and hold complete parameters.
         fsdp: number of devices that see different rows and may also share out the parameters.
         model: number of devices that see the same rows and may share out the parameters.
             One of the three may be -1: it takes the devices that are left.
@@ -88,35 +85,20 @@ def make_mesh(
     {'data': 1, 'fsdp': 1, 'model': 1}
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = dict(zip(AXES, (data, fsdp, model), strict=True))
-    free = [name for name, size in sizes.items() if size == -1]
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    wrong = len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1)
-    if not wrong and free:
-        sizes[free[0]] = len(devices) // fixed
-    if wrong or math.prod(sizes.values()) != len(devices):
+    sizes = [data, fsdp, model]
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = len(devices) // max(1, -math.prod(sizes))
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
         raise ValueError(
             f"mesh sizes {data=}, {fsdp=}, {model=} do not fit {len(devices)} devices: expected "
             "positive sizes whose product is the number of devices, at most one of them -1 "
             "(it takes what is left). Change a size, or pass devices= to use fewer."
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """How a batch lies on the mesh: axis 0 over ``data`` and ``fsdp``, the rest whole.
-
-    Args:
-        mesh: from ``make_mesh``.
-
-    Returns:
-        A sharding for arrays ``[B, ...]`` of any rank.
-
-    >>> batch_sharding(make_mesh()).spec == PartitionSpec(("data", "fsdp"))
-    True
-    """
+    """How a batch ``[B, ...]`` lies on the mesh: axis 0 over ``data`` and ``fsdp``."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -155,12 +137,5 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 @functools.lru_cache
 def _local_shards(mesh: Mesh) -> int:
     """Number of different row blocks that the devices of this process hold."""
-    is_local = np.vectorize(lambda device: device.process_index == jax.process_index())
-    positions = np.argwhere(is_local(mesh.devices))[:, : len(BATCH_AXES)]
-    return len(np.unique(positions, axis=0))
-
-
-def _integer(value: int | None, variable: str) -> int | None:
-    if value is None and variable in os.environ:
-        return int(os.environ[variable])
-    return value
+    places: Any = batch_sharding(mesh).addressable_devices_indices_map((mesh.size,))
+    return len({rows.start for (rows,) in places.values()})

@@ -1,10 +1,9 @@
-"""How far a run is: a bar on a terminal, plain lines elsewhere."""
+"""How far a run is: a bar on a terminal, plain lines elsewhere; process 0 alone shows them."""
 
 import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ SECONDS_BETWEEN_DRAWINGS = 0.1
 
 
 class Progress:
-    """Shows steps done, loss, rate and the time that is left; only process 0 shows anything.
+    """Shows steps done, loss, rate and the time that is left.
 
     Args:
         total: steps in all.
@@ -26,19 +25,18 @@ class Progress:
     """
 
     def __init__(self, total: int, done: int, rate_unit: str, *, shown: bool = True) -> None:
-        self._total = total
-        self._rate_unit = rate_unit
-        self._lines = shown and jax.process_index() == 0
+        self._total, self._rate_unit = total, rate_unit
+        self._shown = shown and jax.process_index() == 0
         self._bar: Any = None
         self._drawn = 0.0
-        if self._lines and sys.stdout.isatty():
+        if self._shown and sys.stdout.isatty():
             rich = extras.require("rich.progress", "train")
             self._bar = rich.Progress(
-                rich.TextColumn("step {task.completed}/{task.total}"),
+                "step {task.completed}/{task.total}",
                 rich.BarColumn(),
-                rich.TextColumn("{task.description}"),
+                "{task.description}",
                 rich.TimeElapsedColumn(),
-                rich.TextColumn("ETA"),
+                "ETA",
                 rich.TimeRemainingColumn(),
             )
             self._task = self._bar.add_task("", total=total, completed=done)
@@ -48,25 +46,15 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
     def advance(self, done: int) -> None:
-        """Moves the bar.
-
-        Args:
-            done: steps done.
-        """
-        if self._bar is None:
-            return
+        """Moves the bar to this number of steps."""
         now = time.perf_counter()
-        if now - self._drawn > SECONDS_BETWEEN_DRAWINGS or done == self._total:
+        last = done == self._total
+        if self._bar is not None and (last or now - self._drawn > SECONDS_BETWEEN_DRAWINGS):
             self._bar.update(self._task, completed=done)
             self._drawn = now
 
@@ -75,24 +63,15 @@ class Progress:
 
         Args:
             done: steps done.
-            record: has ``loss``.
-            rate: weight a second.
-            pace: steps a second.
+            record: has ``loss`` and ``nonfinite_steps``.
+            rate: weight per second.
+            pace: steps per second.
         """
         text = f"loss {record['loss']:.4g}  {rate:,.4g} {self._rate_unit}/s"
         if record["nonfinite_steps"]:
             text += f"  ({record['nonfinite_steps']} steps refused: not finite)"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
-        elif self._lines:
+        elif self._shown:
             left = timedelta(seconds=round((self._total - done) / pace)) if pace else "?"
             print(f"step {done}/{self._total}  {text}  ETA {left}", flush=True)
-
-    def say(self, text: str) -> None:
-        """Prints a message.
-
-        Args:
-            text: the message.
-        """
-        if jax.process_index() == 0:
-            print(text, flush=True)

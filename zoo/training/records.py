@@ -6,16 +6,15 @@ Only process 0 writes. JSON has no NaN and no infinity: they are written as null
 import dataclasses
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import jax
 import numpy as np
 
 from zoo import extras
+from zoo._files import replace_file
 
 
 def open_workdir(
@@ -23,7 +22,7 @@ def open_workdir(
 ) -> pathlib.Path:
     """Makes the folder of a run, or enters it again with the same settings.
 
-    Where nothing was written but the settings, since the run failed at its start, others are fine.
+    A folder that holds only ``config.json`` may be reused with new settings.
 
     Args:
         directory: created if absent.
@@ -66,9 +65,9 @@ def open_workdir(
         raise ValueError(f"{path} cannot be read ({error}); use another --workdir") from error
     old, new = _flat(there), _flat(here)
     differing = [
-        f"\n  {name}: {_show(old, name)} there, {_show(new, name)} here"
+        f"\n  {name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} here"
         for name in dict.fromkeys([*old, *new])
-        if _show(old, name) != _show(new, name)
+        if old.get(name) != new.get(name)
         and not any(name == field or name.startswith(field + ".") for field in ignore)
     ]
     if differing:
@@ -80,12 +79,12 @@ def open_workdir(
 
 
 class MetricsLog:
-    """One JSON object a line, each written out at once.
+    """One JSON object per line, each written out at once.
 
     Args:
         path: the file; created if absent.
-        resume_step: continue a run from this step: later lines, and a line cut off by a crash,
-            are dropped. None leaves the file as it is; ``fit`` calls ``resume`` itself.
+        resume_step: continue a run from this step, see ``resume``. None leaves the file as it is;
+            ``fit`` calls ``resume`` itself.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -109,12 +108,7 @@ class MetricsLog:
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.close()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -129,7 +123,7 @@ class MetricsLog:
             self._file.flush()
 
     def resume(self, step: int) -> None:
-        """Drops what a run that continues from ``step`` will write again.
+        """Drops what a run that continues from ``step`` writes again, and lines cut off by a crash.
 
         Args:
             step: the restored step, 0 for a new start.
@@ -142,9 +136,9 @@ class MetricsLog:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, TypeError, KeyError):
-                continue  # cut off by a crash
+                continue
         self._file.close()
-        _replace(self.path, "".join(kept))
+        replace_file(self.path, "".join(kept))
         self._file = self.path.open("a", encoding="utf-8")
 
     def close(self) -> None:
@@ -154,7 +148,7 @@ class MetricsLog:
 
 
 def write_summary(directory: str | pathlib.Path, summary: Mapping[str, Any]) -> pathlib.Path:
-    """Writes ``summary.json``, whole or not at all.
+    """Writes ``summary.json``, completely or not at all.
 
     Args:
         directory: of the run.
@@ -178,7 +172,7 @@ def results_table(rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
     """Prints a table on the terminal.
 
     Args:
-        rows: one mapping a row, column name -> value; missing values stay empty.
+        rows: one mapping per row, column name -> value; missing values stay empty.
         title: above the table.
 
     Raises:
@@ -223,34 +217,18 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return str(value)
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value."""
+def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted name -> value as JSON."""
     if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
+        return {prefix: json.dumps(tree)}
+    flat: dict[str, str] = {}
     for name, item in tree.items():
         flat |= _flat(item, f"{prefix}.{name}" if prefix else name)
     return flat
 
 
-def _show(flat: dict[str, Any], name: str) -> str:
-    return json.dumps(flat[name]) if name in flat else "absent"
-
-
 def _write(path: pathlib.Path, content: Any) -> None:
-    _replace(path, json.dumps(content, indent=2) + "\n")
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a crash leaves the old one or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, json.dumps(content, indent=2) + "\n")

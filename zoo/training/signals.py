@@ -1,14 +1,14 @@
-"""SIGTERM and Ctrl-C as a wish to stop, granted at the end of a step."""
+"""Turns SIGTERM and Ctrl-C into a flag that is checked after each step."""
 
 import os
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 
 class StopSignals:
-    """Remembers SIGTERM or Ctrl-C instead of dying of it; a second Ctrl-C goes through.
+    """Remembers SIGTERM or Ctrl-C instead of ending the program; a second Ctrl-C ends it.
 
     As a context manager; on leaving, the handlers are those from before.
 
@@ -31,12 +31,7 @@ class StopSignals:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

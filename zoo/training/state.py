@@ -1,7 +1,7 @@
 """The training state: what one step needs from the last, as one pytree of fixed structure.
 
 Abstract first: shapes come from ``jax.eval_shape``, the rules turn them into shardings, and one
-``jax.jit`` fills every array where it belongs, so that no device ever holds a whole large model.
+``jax.jit`` fills every array where it belongs, so that no device ever holds all of a large model.
 """
 
 import functools
@@ -15,8 +15,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from zoo import _checks as checks
+from zoo._paths import path_name
 from zoo.training.mesh import batch_sharding, put_batch
-from zoo.training.placement import Rules, path_name, shardings
+from zoo.training.placement import Rules, shardings
 
 # For a program that runs once on a CPU, whose code would take longer to optimise than to run. The
 # values stay the same: only level 0 rounds otherwise.
@@ -34,7 +36,7 @@ class TrainState(NamedTuple):
         nonfinite_steps: ``[]`` int32, updates refused in a row because they were not finite.
         carry: pytree handed from one batch to the next, every leaf ``[B, ...]``.
         model_state: pytree that the model updates itself and no gradient moves, such as the running
-            averages of BatchNorm; whole on every device.
+            averages of BatchNorm; replicated.
     """
 
     step: jax.Array
@@ -154,17 +156,10 @@ def init_state(
     >>> int(state.step), state.parameters["kernel"].shape
     (0, (3, 4))
     """
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"key must be a typed key such as jax.random.key(0), got {key!r}")
+    checks.typed_key("key", key)
     carry = put_batch(carry, mesh)
-    abstract = abstract_state(
-        init_parameters,
-        optimizer,
-        mesh=mesh,
-        rules=rules,
-        carry=carry,
-        init_model_state=init_model_state,
-    )
+    placed = {"rules": rules, "carry": carry, "init_model_state": init_model_state}
+    abstract = abstract_state(init_parameters, optimizer, mesh=mesh, **placed)
     build = jax.jit(
         _build,
         static_argnums=(0, 1, 2),
@@ -174,20 +169,8 @@ def init_state(
     return build(init_parameters, optimizer, init_model_state, key, carry)
 
 
-class Functional(NamedTuple):
-    """A module as four pure functions, from ``functional_with_state``.
-
-    Attributes:
-        init_parameters: ``(key) -> parameters``, a nested dict with string keys.
-        init_model_state: ``(key) -> model state``, a nested dict of the other variables.
-        rebuild: ``(parameters, key=None, *, model_state) -> module``.
-        model_state: ``(module) -> model state``, after the call of a rebuilt module.
-    """
-
-    init_parameters: Callable[[jax.Array], Any]
-    init_model_state: Callable[[jax.Array], Any]
-    rebuild: Callable[..., Any]
-    model_state: Callable[[Any], Any]
+# Variables that are neither learned nor random streams.
+_MODEL_STATE = nnx.Not(nnx.Any(nnx.Param, nnx.RngState))
 
 
 def functional(
@@ -198,64 +181,35 @@ def functional(
     Nothing is computed or allocated here; both functions work inside ``jax.jit``.
 
     Args:
-        make_module: ``(rngs) -> module``. Its variables must be ``nnx.Param``, besides the state
-            of random streams (dropout).
-
-    Returns:
-        ``init_parameters(key)``, giving the parameters as a plain nested dict with string keys, and
-        ``rebuild(parameters, key=None)``, giving the module. With a key its random streams start
-        from it; without one the module is in evaluation mode (``module.eval()``) and must not draw.
-
-    Raises:
-        ValueError: if the module keeps other variables, such as the running averages of BatchNorm.
-
-    >>> init, rebuild = functional(lambda rngs: nnx.Linear(3, 4, rngs=rngs))
-    >>> parameters = init(jax.random.key(0))
-    >>> sorted(parameters), rebuild(parameters)(jnp.ones((2, 3))).shape
-    (['bias', 'kernel'], (2, 4))
-    """
-    shapes: Any = nnx.eval_shape(lambda: make_module(nnx.Rngs(jax.random.key(0))))
-    if foreign := nnx.to_flat_state(nnx.state(shapes, _MODEL_STATE)):
-        names = [f"{'/'.join(map(str, path))} ({type(leaf).__name__})" for path, leaf in foreign]
-        raise ValueError(
-            f"the module keeps variables that are no parameters: {', '.join(names)}. Use "
-            "functional_with_state and hand its init_model_state to init_state"
-        )
-    parts = functional_with_state(make_module)
-    return parts.init_parameters, parts.rebuild
-
-
-def functional_with_state(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
-    """Splits a Flax NNX module that also keeps variables which no gradient moves.
-
-    Nothing is computed or allocated here; all four functions work inside ``jax.jit``.
-
-    Args:
         make_module: ``(rngs) -> module``.
 
     Returns:
-        A :class:`Functional`. A module that was rebuilt with a key is in training mode and its
-        random streams start from the key; without one it is in evaluation mode and must not draw.
+        ``init(key)``, giving the parameters as a plain nested dict with string keys, and
+        ``merge(parameters, key=None, *, model_state=())``, giving the module. With a key it is in
+        training mode and its random streams (dropout) start from the key; without one it is in
+        evaluation mode (``module.eval()``) and must not draw. A module with further variables, such
+        as the running averages of BatchNorm, takes them as ``model_state``, in the form of
+        :func:`get_model_state`; ``merge`` raises a ValueError without them.
 
-    >>> parts = functional_with_state(lambda rngs: nnx.BatchNorm(3, momentum=0.9, rngs=rngs))
-    >>> parameters, before = parts.init_parameters(jax.random.key(0)), parts.init_model_state(None)
-    >>> module = parts.rebuild(parameters, jax.random.key(1), model_state=before)
-    >>> y = module(jnp.ones((2, 3)))
-    >>> print(before["mean"], parts.model_state(module)["mean"])
-    [0. 0. 0.] [0.1 0.1 0.1]
+    >>> init, merge = functional(lambda rngs: nnx.Linear(3, 4, rngs=rngs))
+    >>> parameters = init(jax.random.key(0))
+    >>> sorted(parameters), merge(parameters)(jnp.ones((2, 3))).shape
+    (['bias', 'kernel'], (2, 4))
     """
     shapes: Any = nnx.eval_shape(lambda: make_module(nnx.Rngs(jax.random.key(0))))
     graph, *states = nnx.split(shapes, nnx.Param, nnx.RngState, ...)
     abstract, streams, others = states
+    names = [f"{'/'.join(map(str, p))} ({type(x).__name__})" for p, x in nnx.to_flat_state(others)]
 
-    def initial(kind: Any) -> Callable[[jax.Array | None], Any]:
-        def init(key: jax.Array | None) -> Any:
-            key = jax.random.key(0) if key is None else key
-            return _plain(nnx.state(make_module(nnx.Rngs(key)), kind))
+    def init(key: jax.Array) -> Any:
+        return _plain(nnx.state(make_module(nnx.Rngs(key)), nnx.Param))
 
-        return init
-
-    def rebuild(parameters: Any, key: jax.Array | None = None, *, model_state: Any = ()) -> Any:
+    def merge(parameters: Any, key: jax.Array | None = None, *, model_state: Any = ()) -> Any:
+        if names and not model_state:
+            raise ValueError(
+                f"the module keeps variables that are no parameters: {', '.join(names)}. Give "
+                "their values as model_state, see zoo.training.state.get_model_state"
+            )
         filled = _filled(abstract, parameters), _filled(others, model_state)
         if key is None:
             # The streams stay abstract: a draw in evaluation fails instead of repeating itself.
@@ -264,16 +218,46 @@ def functional_with_state(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Func
             return module
         return nnx.merge(graph, filled[0], _seeded(streams, key), filled[1])
 
+    return init, merge
+
+
+def get_model_state(module: nnx.Module) -> dict[str, Any]:
+    """The variables that no gradient moves, as a plain nested dict of arrays with string keys.
+
+    Of a new module they are the start, ``init_model_state=lambda key:
+    get_model_state(make_module(nnx.Rngs(key)))``; of a merged one that was called, the next values.
+
+    Args:
+        module: any NNX module.
+
+    Returns:
+        All variables but ``nnx.Param`` and the state of random streams.
+
+    >>> init, merge = functional(lambda rngs: nnx.BatchNorm(3, momentum=0.9, rngs=rngs))
+    >>> before = get_model_state(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+    >>> module = merge(init(jax.random.key(0)), jax.random.key(1), model_state=before)
+    >>> y = module(jnp.ones((2, 3)))
+    >>> print(before["mean"], get_model_state(module)["mean"])
+    [0. 0. 0.] [0.1 0.1 0.1]
+    """
+    return _plain(nnx.state(module, _MODEL_STATE))
+
+
+class Functional(NamedTuple):
+    """Former form of :func:`functional` with :func:`get_model_state`."""
+
+    init_parameters: Callable[[jax.Array], Any]
+    init_model_state: Callable[[jax.Array], Any]
+    rebuild: Callable[..., Any]
+    model_state: Callable[[Any], Any]
+
+
+def functional_with_state(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
+    """Former form of :func:`functional` with :func:`get_model_state`."""
+    init, merge = functional(make_module)
     return Functional(
-        init_parameters=initial(nnx.Param),
-        init_model_state=initial(_MODEL_STATE),
-        rebuild=rebuild,
-        model_state=lambda module: _plain(nnx.state(module, _MODEL_STATE)),
+        init, lambda key: get_model_state(make_module(nnx.Rngs(key))), merge, get_model_state
     )
-
-
-# Variables that are neither learned nor random streams.
-_MODEL_STATE = nnx.Not(nnx.Any(nnx.Param, nnx.RngState))
 
 
 def _plain(state: nnx.State) -> dict[str, Any]:

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from zoo.training.placement import path_name
+from zoo import _checks as checks
+from zoo._paths import path_name
 from zoo.training.state import TrainState
 
 
@@ -93,8 +94,7 @@ def make_train_step(
     >>> float(metrics["loss"])
     1.0
     """
-    if accumulation_steps < 1:
-        raise ValueError(f"accumulation_steps must be at least 1, got {accumulation_steps}")
+    checks.count("accumulation_steps", accumulation_steps, at_least=1)
     update = optax.with_extra_args_support(optimizer).update
     context: Any = contextlib.nullcontext
     if shardings is not None:
@@ -108,16 +108,13 @@ def make_train_step(
             parameters = jax.tree.map(lambda leaf: _cast(leaf, compute_dtype), parameters)
         more = {"model_state": model_state} if jax.tree.leaves(model_state) else {}
         output = loss_fn(parameters, batch, key=key, carry=carry, **more)
-        _check_output(output, carry)
+        _check_output(output)
+        _check_same("the carry", output.carry, carry)
         _check_same("the model state", output.model_state, model_state)
-        output = LossOutput(
-            total=_float32(output.total),
-            weight=_float32(output.weight),
-            carry=output.carry,
-            metrics=jax.tree.map(_float32, output.metrics),
-            model_state=output.model_state,
+        total, weight, metrics = jax.tree.map(
+            _float32, (output.total, output.weight, output.metrics)
         )
-        return output.total, output
+        return total, output._replace(total=total, weight=weight, metrics=metrics)
 
     gradient = jax.grad(sums, has_aux=True)
 
@@ -163,22 +160,11 @@ def make_train_step(
         )
         nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1).astype(jnp.int32)
         metrics = {name: _ratio(*pair) for name, pair in output.metrics.items()}
-        metrics |= {
-            "loss": loss,
-            "gradient_norm": norm,
-            "weight": output.weight,
-            "nonfinite_steps": nonfinite_steps,
-        }
-        state = TrainState(
-            step=state.step + 1,
-            parameters=parameters,
-            optimizer_state=optimizer_state,
-            key=state.key,
-            nonfinite_steps=nonfinite_steps,
-            carry=carry,
-            model_state=model_state,
-        )
-        return state, metrics
+        metrics |= zip(RESERVED, (loss, norm, output.weight, nonfinite_steps), strict=True)
+        step = state.step + 1
+        return TrainState(
+            step, parameters, optimizer_state, state.key, nonfinite_steps, carry, model_state
+        ), metrics
 
     if shardings is None:
         return jax.jit(train_step, donate_argnums=0)
@@ -190,7 +176,7 @@ def _cast(leaf: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def _float32(value: ArrayLike) -> jax.Array:
-    """At least float32: sums over many micro-batches need its precision."""
+    """At least float32, the precision that sums over many micro-batches need."""
     return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
 
 
@@ -222,41 +208,35 @@ def _join(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), tree)
 
 
-def _check_output(output: Any, carry: Any) -> None:
+def _check_output(output: Any) -> None:
     if not isinstance(output, LossOutput):
         raise TypeError(f"loss_fn must return a LossOutput, got {type(output).__name__}")
-    pairs = {"total": output.total, "weight": output.weight}
+    sums = {"total": output.total, "weight": output.weight}
     for name, pair in output.metrics.items():
         if name in RESERVED:
             raise ValueError(f"metric {name!r}: the step itself reports {RESERVED}; rename yours")
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise TypeError(f"metric {name!r} must be a pair (total, weight), got {pair!r}")
-        pairs |= {f"total of metric {name!r}": pair[0], f"weight of metric {name!r}": pair[1]}
-    for name, value in pairs.items():
+        sums |= {f"total of metric {name!r}": pair[0], f"weight of metric {name!r}": pair[1]}
+    for name, value in sums.items():
         if jnp.shape(value) != ():
             raise ValueError(
                 f"loss_fn: {name} must be a scalar sum, got shape {jnp.shape(value)}; "
                 "return x.sum() and how many there are"
             )
-    if not jnp.issubdtype(jnp.result_type(output.total), jnp.floating):
-        raise TypeError(
-            f"loss_fn: total must be floating to have a gradient, got "
-            f"{jnp.result_type(output.total)}"
-        )
-    _check_same("the carry", output.carry, carry)
+    checks.floating("loss_fn: total", output.total)
 
 
 def _check_same(what: str, new: Any, old: Any) -> None:
-    structure: Any = jax.tree.structure(old)
-    if structure != jax.tree.structure(new):
+    expected: Any = jax.tree.structure(old)
+    if jax.tree.structure(new) != expected:
         raise TypeError(
-            f"{what} must keep its structure from step to step: expected {structure}, got "
+            f"{what} must keep its structure from step to step: expected {expected}, got "
             f"{jax.tree.structure(new)}"
         )
-    for (path, after), before in zip(
-        jax.tree.leaves_with_path(new), jax.tree.leaves(old), strict=True
-    ):
-        if after.shape != before.shape or after.dtype != before.dtype:
+    pairs = zip(jax.tree.leaves_with_path(new), jax.tree.leaves(old), strict=True)
+    for (path, after), before in pairs:
+        if (after.shape, after.dtype) != (before.shape, before.dtype):
             raise TypeError(
                 f"{what} must keep shapes and dtypes from step to step: {path_name(path)!r} was "
                 f"{before.dtype}{list(before.shape)}, became {after.dtype}{list(after.shape)}"
