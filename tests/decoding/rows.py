@@ -25,10 +25,6 @@ def penalized_arguments(generator, batch, dtype):
     return *logits(generator, batch, dtype), jnp.asarray(tokens)
 
 
-def guided_arguments(generator, batch, dtype):
-    return *logits(generator, batch, dtype), *logits(generator, batch, dtype)
-
-
 def text_arguments(generator, batch, dtype):
     """Logits of each row that the last token shifts, and the first tokens."""
     start = jnp.asarray(generator.integers(SIZE, size=batch), jnp.int32)
@@ -72,6 +68,7 @@ ROWS = [
         arguments=logits,
         axes=(0,),
         extreme=0.5,  # 0.7 divides it
+        pmap=True,
     ),
     Row(
         name="zoo.decoding.penalize_repetition",
@@ -79,14 +76,6 @@ ROWS = [
         arguments=penalized_arguments,
         axes=(0, 0),
         extreme=0.5,
-    ),
-    Row(
-        name="zoo.decoding.guide_logits",
-        function=functools.partial(decoding.guide_logits, scale=2.0),
-        arguments=guided_arguments,
-        axes=(0, 0),
-        differentiable=(0, 1),
-        extreme=0.1,
     ),
     Row(
         name="zoo.decoding.sample",
@@ -110,5 +99,5 @@ ROWS = [
 
 EXEMPT = {
     "zoo.decoding.prefill": "reads a model; test_decoding.py decodes with two kinds of them",
-    "zoo.decoding.guide": "joins two decoders without any arithmetic; guide_logits has that",
+    "zoo.decoding.guide": "joins two decoders; test_decoding.py compares with the formula",
 }

@@ -14,18 +14,18 @@ from scipy import stats
 
 from tests.battery import quick_jit
 from zoo.decoding import (
-    Prefilled,
     beam_search,
     filter_logits,
     guide,
-    guide_logits,
     penalize_repetition,
     prefill,
     sample,
 )
+from zoo.decoding.steps import Prefilled, guide_logits
 from zoo.ordered import OnLstmLanguageModel
 from zoo.training import functional, make_mesh, put_batch, shardings
-from zoo.transformer import LayerNorm, Transformer, TransformerConfig, placement_rules
+from zoo.transformer import Transformer, TransformerConfig, placement_rules
+from zoo.transformer.layers import LayerNorm
 
 P = np.array([0.5, 0.3, 0.15, 0.05])
 END = 3
@@ -83,14 +83,23 @@ def test_rows_without_a_choice_and_numbers_out_of_range():
     for options in ({"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.5}, {"temperature": 0}):
         assert kept(filter_logits(nothing, **options)[0]) == []
     z = jnp.array([1.0, 2.0])
-    for name, value in (("temperature", -1.0), ("top_p", 1.5), ("min_p", -0.1)):
-        assert jnp.isnan(filter_logits(z, **{name: jnp.float32(value)})).all(), name
-    assert jnp.isnan(penalize_repetition(z, jnp.array([0]), penalty=jnp.float32(0)))[0]
+
+    @quick_jit
+    def filtered(temperature, top_p, min_p, penalty):
+        return (
+            filter_logits(z, temperature=temperature),
+            filter_logits(z, top_p=top_p),
+            filter_logits(z, min_p=min_p),
+            penalize_repetition(z, jnp.array([0, 1]), penalty=penalty),
+        )
+
+    for numbers in ((-1.0, 1.5, -0.1, 0.0), (0.0, 0.0, 1.1, -1.0)):
+        assert jnp.isnan(jnp.stack(filtered(*numbers))).all()
     assert jnp.isnan(filter_logits(z.at[0].set(jnp.nan), top_k=1)).any()
 
 
 def test_samples_keep_their_law():
-    """χ² of 8192 draws a setting, at level 1e-3 with fixed seeds."""
+    """χ² of 8192 draws per setting, at level 1e-3 with fixed seeds."""
 
     def law(weights):
         return np.asarray(weights) / np.sum(weights)
@@ -140,7 +149,7 @@ def test_end_minimum_and_repetition():
     np.testing.assert_array_equal(found.tokens, [[[3] * 5]])
 
 
-def test_a_row_whose_logits_are_nan_says_so_and_the_others_go_on():
+def test_a_row_whose_logits_are_nan_is_marked_and_the_others_continue():
     table = random_table(4).at[1].set(jnp.nan)
     table = table.at[0].set(jnp.log(jnp.array([0.1, 0.0, 0.9, 0.0]))).at[2].set(table[0])
     found = sample(jax.random.key(0), markov, table, start=[0, 1], max_length=3, temperature=0)
@@ -172,10 +181,10 @@ def ranked(log_probability, size, max_length, penalty):
 
 @pytest.mark.parametrize(("max_length", "num_results"), [(2, 4), (3, 2)])
 def test_beams_that_cover_the_space_find_the_best_texts(max_length, num_results):
-    """Four tokens, one of which ends: with two tokens, four beams are more than all beginnings.
+    """Four tokens, one of which ends: four beams are more than all hypotheses of two tokens.
 
-    With three, a beginning is lost only if its sum is the least of nine: the two best are those of
-    this table all the same.
+    Of three tokens, a hypothesis is lost only if its sum is the least of nine: the two best are
+    those of this table all the same.
     """
     table = random_table(4, seed=3)
     starts = [0, 2]
@@ -243,9 +252,9 @@ def on_lstm():
 
 @pytest.mark.parametrize("build", [transformer, on_lstm])
 def test_beams_over_a_model_are_its_likeliest_texts(build):
-    """Eight tokens of which three are allowed: eight beams are all beginnings of four tokens.
+    """Eight tokens of which three are allowed: eight beams are all hypotheses of four tokens.
 
-    The texts are scored without a cache, so beams that were handed the wrong state are found out.
+    The texts are scored without a cache, which shows beams that got the wrong state.
     """
     model, condition = build()
     banned, size = (2, 4, 5, 6, 7), 8
@@ -292,7 +301,7 @@ def test_guidance():
     # The two most likely tokens of p (p/q)² are not those of p or q.
     p, q = (jax.nn.log_softmax(random_table(4, seed)[:1].repeat(4, axis=0)) for seed in (1, 2))
     read = [Prefilled(markov, table, jnp.array([0, 0]), None) for table in (p, q)]
-    for scale, expected in ((0.0, q), (1.0, p), (3.0, 3 * p - 2 * q)):
+    for scale, expected in ((0.0, q), (3.0, 3 * p - 2 * q)):
         both = guide(*read, scale=scale)
         found = sample(
             jax.random.key(0), both.step_fn, both.state, start=both.start, max_length=1,
@@ -315,11 +324,11 @@ def test_guidance():
 def test_the_cache_lies_on_the_mesh_like_the_model():
     """Rows over data, heads over model; the same texts as on one device."""
     config = dataclasses.replace(CONFIG, num_layers=1)
-    init, rebuild = functional(lambda rngs: Transformer(config, rngs=rngs))
+    init, merge = functional(lambda rngs: Transformer(config, rngs=rngs))
 
     @quick_jit
     def write(parameters, prompt):
-        read = prefill(rebuild(parameters), prompt, max_length=2)
+        read = prefill(merge(parameters), prompt, max_length=2)
         found = beam_search(
             read.step_fn,
             read.state,
@@ -351,83 +360,61 @@ def test_mistakes_are_named():
         beam_search, markov, table, start=[0], state_axes=None, beam_size=2, max_length=3
     )
     model = nnx.eval_shape(lambda: Transformer(CONFIG, rngs=nnx.Rngs(0)))
-    prompt = jnp.zeros((2, 4), jnp.int32)
+    prompt, condition = jnp.zeros((2, 4), jnp.int32), jnp.ones((2, 3))
 
     def read(prompt=prompt, **options):
         options = {"max_length": 2} | options
         return jax.eval_shape(lambda model: prefill(model, prompt, **options).state, model)
 
+    def flat(tokens, state):
+        return table[0], state
+
     def growing(tokens, state):
         return table[tokens], (state, state)
 
-    for error, message, call in (
-        (ValueError, r"top_k must be in 1\.\.4, the size of the voc.*got 5", lambda: draw(top_k=5)),
-        (ValueError, r"top_k must be in 1\.\.4.*got 0", lambda: draw(top_k=0, temperature=0)),
-        (ValueError, r"top_p must be in \(0, 1\].*got 0", lambda: draw(top_p=0.0)),
-        (ValueError, r"top_p must be in \(0, 1\].*got 5", lambda: filter_logits(table, top_p=5)),
-        (ValueError, r"min_p must be in \[0, 1\].*got 2", lambda: draw(min_p=2)),
-        (ValueError, "temperature must be at least 0.*got -1", lambda: draw(temperature=-1)),
-        (ValueError, "temperature must be .*finite.*got nan", lambda: draw(temperature=np.nan)),
-        (TypeError, "logits must be floats, got int32", lambda: filter_logits(prompt)),
-        (ValueError, "penalty must be positive, got 0", lambda: draw(repetition_penalty=0)),
-        (ValueError, "banned must leave a token.*all 4", lambda: draw(banned=range(4))),
-        (ValueError, "banned must leave a token.*all 4", lambda: search(banned=range(4))),
+    def stepping(step_fn):
+        return sample(jax.random.key(0), step_fn, table, start=[0], max_length=1)
+
+    def guided(*starts):
+        return guide(*(Prefilled(markov, table, jnp.array(s), None) for s in starts), scale=1)
+
+    mistakes = (
+        ("top_k must be at least 1 and at most 4, got 5", lambda: draw(top_k=5)),
+        ("top_k must be .*, got 0", lambda: draw(top_k=0, temperature=0)),
+        ("top_p must be .*> 0 and ≤ 1, got 0", lambda: draw(top_p=0.0)),
+        ("top_p must be .*> 0 and ≤ 1, got 5", lambda: filter_logits(table, top_p=5)),
+        ("min_p must be .*≥ 0 and ≤ 1, got 2", lambda: draw(min_p=2)),
+        ("temperature must be .*≥ 0, got -1", lambda: draw(temperature=-1)),
+        ("temperature must be .*finite.*got nan", lambda: draw(temperature=np.nan)),
+        ("logits must be a floating-point array, got int32", lambda: filter_logits(prompt)),
+        ("penalty must be .*> 0, got 0", lambda: draw(repetition_penalty=0)),
+        ("banned must leave .* all of them", lambda: draw(banned=range(4))),
+        ("until min_length", lambda: search(banned=(0, 1, 2), end_id=3, min_length=1)),
+        ("banned must be .*at most 3, got 4", lambda: draw(banned=[4])),
+        ("end_id must be at least 0.*got -1", lambda: draw(end_id=-1)),
+        ("pad_id must be .*at most 3, got 9", lambda: search(pad_id=9)),
+        ("min_length must be .*at most 3, got 4", lambda: draw(min_length=4)),
+        ("max_length must be at least 1, got 0", lambda: draw(max_length=0)),
+        ("beam_size must be .*at most 4, got 5", lambda: search(beam_size=5)),
+        ("num_results must be .*at most 2, got 3", lambda: search(num_results=3)),
+        ("length_penalty must be .*finite", lambda: search(length_penalty=np.nan)),
+        ("start must be an array of integers, got float32", lambda: draw(start=[0.5])),
+        (r"start must be \[B\].*got \(1, 0\)", lambda: draw(start=prompt[:1, :0])),
+        (r"step_fn must return logits \[1, V\].*got \(4,\)", lambda: stepping(flat)),
+        ("step_fn must return a state of the form", lambda: stepping(growing)),
+        ("max_length=4 need a cache of 7: length .* at most 6", lambda: read(max_length=4)),
+        ("tokens in prompt must be at least 1, got 0", lambda: read(prompt[:, :0])),
+        ("prompt must be an array of integers, got float32", lambda: read(prompt * 1.0)),
+        ("max_length must be at least 1, got 0", lambda: read(max_length=0)),
+        (r"condition .* B is 2 in prompt; got \[3, 3\]", lambda: read(condition=jnp.ones((3, 3)))),
         (
-            ValueError,
-            "banned must leave.*until min_length",
-            lambda: search(banned=(0, 1, 2), end_id=3, min_length=1),
+            "None for a recurrent",
+            lambda: prefill(on_lstm, prompt, max_length=1, condition=condition),
         ),
-        (ValueError, r"banned must be in .* 0\.\.3, got \[4\]", lambda: draw(banned=[4])),
-        (ValueError, r"end_id must be in .* 0\.\.3, got \[-1\]", lambda: draw(end_id=-1)),
-        (ValueError, r"pad_id must be in .* 0\.\.3, got \[9\]", lambda: search(pad_id=9)),
-        (ValueError, r"min_length must be in 0\.\.3 .* got 4", lambda: draw(min_length=4)),
-        (ValueError, "max_length must be at least 1, got 0", lambda: draw(max_length=0)),
-        (ValueError, r"beam_size must be in 1\.\.4, the size.*got 5", lambda: search(beam_size=5)),
-        (ValueError, r"num_results must be in 1\.\.2 .*got 3", lambda: search(num_results=3)),
-        (ValueError, "length_penalty must be finite", lambda: search(length_penalty=np.nan)),
-        (TypeError, "start must be integers, got float32", lambda: draw(start=[0.5])),
-        (ValueError, r"start must be \[batch\].*got \(1, 0\)", lambda: draw(start=prompt[:1, :0])),
-        (
-            ValueError,
-            r"step_fn must return logits \[1, vocabulary\].*got \(4,\)",
-            lambda: sample(
-                jax.random.key(0), lambda t, s: (table[0], s), (), start=[0], max_length=1
-            ),
-        ),
-        (
-            TypeError,
-            "step_fn must return a state of the form",
-            lambda: sample(jax.random.key(0), growing, table, start=[0], max_length=1),
-        ),
-        (
-            ValueError,
-            "a prompt of 4 tokens and max_length=4 need a cache of 7: length must be in 1..6",
-            lambda: read(max_length=4),
-        ),
-        (ValueError, "at least one token a row, got .*0", lambda: read(prompt[:, :0])),
-        (TypeError, "prompt must be integers, got float32", lambda: read(prompt * 1.0)),
-        (ValueError, "max_length must be at least 1, got 0", lambda: read(max_length=0)),
-        (ValueError, "2 prompts, got .*3, 5", lambda: read(condition=jnp.ones((3, 5)))),
-        (
-            ValueError,
-            "a recurrent model takes no condition",
-            lambda: prefill(on_lstm, prompt, max_length=1, condition=jnp.ones((2, 3))),
-        ),
-        (ValueError, "one shape, got", lambda: guide_logits(table[0], table, scale=1)),
-        (
-            ValueError,
-            "the same rows, got",
-            lambda: guide(
-                Prefilled(markov, table, jnp.array([0]), None),
-                Prefilled(markov, table, jnp.array([0, 1]), None),
-                scale=1,
-            ),
-        ),
-        (
-            TypeError,
-            "tokens must be integers",
-            lambda: penalize_repetition(table, table, penalty=2.0),
-        ),
-    ):  # fmt: skip
-        with pytest.raises(error, match=message):
+        ("one shape, got", lambda: guide_logits(table[0], table, scale=1)),
+        (r"unconditional must have shape \[B\].*got \[2\]", lambda: guided([0], [0, 1])),
+        ("tokens must be .*integers", lambda: penalize_repetition(table, table, penalty=2.0)),
+    )
+    for message, call in mistakes:
+        with pytest.raises((ValueError, TypeError), match=message):
             call()

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +13,9 @@ import pytest
 from flax import nnx
 
 from tests.battery import quick_jit
-from zoo.transformer import (
-    LayerNorm,
-    Transformer,
-    TransformerConfig,
-    bert_config,
-    bert_state_dict,
-    load_bert,
-    save_bert,
-)
-from zoo.transformer.bert_weights import NAMES
+from zoo.transformer import Transformer, TransformerConfig, load_bert, save_bert
+from zoo.transformer.bert_weights import bert_config, bert_state_dict
+from zoo.transformer.layers import LayerNorm
 
 TINY = TransformerConfig(
     vocab_size=31,
@@ -67,7 +61,7 @@ def hugging_face(**changes):
         for parameter in theirs.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    return torch, theirs
+    return theirs
 
 
 def encode(model, ids, **keywords):
@@ -75,12 +69,17 @@ def encode(model, ids, **keywords):
     return quick_jit(lambda p, i, k: nnx.merge(graph, p).encode(i, **k))(parameters, ids, keywords)
 
 
-def batch(vocab_size, time, seed=0):
-    generator = np.random.default_rng(seed)
+def batch(vocab_size, time):
+    """The same rows for our model and for theirs, and the mask."""
+    import torch
+
+    generator = np.random.default_rng(0)
     ids = generator.integers(1, vocab_size, (3, time))
     segments = generator.integers(0, 2, (3, time))
     mask = np.arange(time)[None] < np.array([time, time - 2, time - 4])[:, None]
-    return ids, segments, mask
+    ours = {"ids": ids, "segment_ids": segments, "mask": mask}
+    theirs = {"input_ids": ids, "token_type_ids": segments, "attention_mask": mask.astype(int)}
+    return jax.tree.map(jnp.asarray, ours), jax.tree.map(torch.tensor, theirs), mask
 
 
 def close(ours, theirs, mask):
@@ -89,55 +88,40 @@ def close(ours, theirs, mask):
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max(), rtol=0)
 
 
+@pytest.mark.slow  # importing transformers takes its time
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
 def test_hidden_states_and_logits_of_transformers(tmp_path, activation):
-    torch, theirs = hugging_face(hidden_act=activation)
+    theirs = hugging_face(hidden_act=activation)
     theirs.save_pretrained(tmp_path)
     ours, config = load_bert(tmp_path)
     assert (config.head, config.pooler) == ("mlm", False)
-    ids, segments, mask = batch(31, 8)
-    expected = theirs(
-        input_ids=torch.tensor(ids),
-        token_type_ids=torch.tensor(segments),
-        attention_mask=torch.tensor(mask.astype(int)),
-        output_hidden_states=True,
-    )
-    ids = jnp.asarray(ids)
-    inputs = {"segment_ids": jnp.asarray(segments), "mask": jnp.asarray(mask)}
-    hidden = encode(ours, ids, **inputs)
+    inputs, their_inputs, mask = batch(31, 8)
+    expected = theirs(**their_inputs, output_hidden_states=True)
+    hidden = encode(ours, **inputs)
     close(hidden, expected.hidden_states[-1], mask)
     close(ours.logits(hidden), expected.logits, mask)
     # The layer in between: a model of the first layer alone.
     tensors = theirs.state_dict()
     first = {name: value for name, value in tensors.items() if "layer.1." not in name}
     small, _ = load_bert(first, config=dataclasses.replace(config, num_layers=1))
-    close(encode(small, ids, **inputs), expected.hidden_states[1], mask)
+    close(encode(small, **inputs), expected.hidden_states[1], mask)
 
 
+@pytest.mark.slow
 def test_transformers_reads_what_we_write(tmp_path, model):
-    torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    pytest.importorskip("safetensors")
     save_bert(tmp_path, model)
     theirs, report = transformers.BertForPreTraining.from_pretrained(
         tmp_path, output_loading_info=True
     )
     assert {name.split(".")[1] for name in report["missing_keys"]} <= {"seq_relationship"}
     assert not report["unexpected_keys"]
-    ids, segments, mask = batch(31, 9)
-    expected = theirs.eval()(
-        input_ids=torch.tensor(ids),
-        token_type_ids=torch.tensor(segments),
-        attention_mask=torch.tensor(mask.astype(int)),
-        output_hidden_states=True,
-    )
-    hidden = encode(
-        model, jnp.asarray(ids), segment_ids=jnp.asarray(segments), mask=jnp.asarray(mask)
-    )
+    inputs, their_inputs, mask = batch(31, 9)
+    expected = theirs.eval()(**their_inputs, output_hidden_states=True)
+    hidden = encode(model, **inputs)
     close(hidden, expected.hidden_states[-1], mask)
     close(model.logits(hidden), expected.prediction_logits, mask)
-    pooled = theirs.bert(torch.tensor(ids), torch.tensor(mask.astype(int)), torch.tensor(segments))
-    close(model.pool(hidden), pooled.pooler_output, np.ones(3, bool))
+    close(model.pool(hidden), theirs.bert(**their_inputs).pooler_output, np.ones(3, bool))
 
 
 def real_directory():
@@ -147,23 +131,16 @@ def real_directory():
     return pathlib.Path(found.origin).parent / "model"
 
 
+@pytest.mark.slow
 def test_a_real_model_gives_the_numbers_of_transformers():
-    torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     directory = real_directory()
     ours, config = load_bert(directory)
     assert (config.num_layers, config.features, config.head) == (6, 384, "none")
     theirs = transformers.BertModel.from_pretrained(directory).eval()
-    ids, segments, mask = batch(config.vocab_size, 12)
-    with torch.no_grad():
-        expected = theirs(
-            input_ids=torch.tensor(ids),
-            token_type_ids=torch.tensor(segments),
-            attention_mask=torch.tensor(mask.astype(int)),
-        )
-    hidden = encode(
-        ours, jnp.asarray(ids), segment_ids=jnp.asarray(segments), mask=jnp.asarray(mask)
-    )
+    inputs, their_inputs, mask = batch(config.vocab_size, 12)
+    expected = theirs(**their_inputs)
+    hidden = encode(ours, **inputs)
     close(hidden, expected.last_hidden_state, mask)
     close(ours.pool(hidden), expected.pooler_output, np.ones(3, bool))
 
@@ -187,30 +164,29 @@ def test_what_is_saved_is_loaded(tmp_path, model):
     assert bert_config(tmp_path) == config
 
 
-def tensorflow_names(model):
-    """The arrays as Google's code stores them, by NAMES and its layouts."""
-    tensors = {}
-    for name, value in bert_state_dict(model).items():
-        name = name.removeprefix("bert.")
-        head, _, kind = name.rpartition(".")
-        layer = next((part for part in name.split(".") if part.isdigit()), "0")
-        for _, theirs, tensorflow in NAMES:
-            if theirs.format(layer) == name:
-                tensors[tensorflow.format(layer)] = value
-            elif theirs.format(layer) == head:
-                norm = {"weight": "gamma", "bias": "beta"}
-                dense = {"weight": "kernel", "bias": "bias"}
-                ending = (norm if "LayerNorm" in head else dense)[kind]
-                tensors[f"{tensorflow.format(layer)}/{ending}"] = (
-                    value.T if ending == "kernel" else value
-                )
-    return tensors
+def tensorflow_name(name):
+    """Google's name of a tensor of Hugging Face."""
+    name = name.removeprefix("bert.").replace("predictions.bias", "predictions.output_bias")
+    stem, kind = re.sub(r"layer\.(\d+)", r"layer_\1", name).replace(".", "/").rsplit("/", 1)
+    norm = {"weight": "gamma", "bias": "beta"}
+    dense = {"weight": "kernel", "bias": "bias", "output_bias": "output_bias"}
+    prefix = "" if stem.startswith("cls") else "bert/"
+    if "_embeddings" in stem:
+        return prefix + stem
+    return f"{prefix}{stem}/{(norm if 'LayerNorm' in stem else dense)[kind]}"
 
 
 def test_tensorflow_names(model):
-    tensors = tensorflow_names(model)
-    assert "bert/encoder/layer_1/attention/self/query/kernel" in tensors
-    assert tensors["bert/encoder/layer_0/intermediate/dense/kernel"].shape == (12, 20)
+    tensors = {tensorflow_name(name): value for name, value in bert_state_dict(model).items()}
+    assert {
+        "bert/embeddings/word_embeddings",
+        "bert/encoder/layer_1/attention/self/query/kernel",
+        "bert/encoder/layer_0/output/LayerNorm/gamma",
+        "bert/pooler/dense/kernel",
+        "cls/predictions/output_bias",
+    } <= tensors.keys()
+    for name, value in tensors.items():
+        tensors[name] = value.T if name.endswith("kernel") else value
     tensors["global_step"] = np.int64(3)
     tensors["bert/pooler/dense/kernel/adam_m"] = np.zeros((12, 12))
     again, _ = load_bert(tensors, config=TINY)

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from tests.battery import quick_jit
-from zoo.transformer import LayerNorm, Transformer, TransformerConfig
+from zoo.transformer import Transformer, TransformerConfig, load_bert
 from zoo.transformer.config import TAGS
+from zoo.transformer.layers import LayerNorm
 
 TINY = TransformerConfig(
     vocab_size=17,
@@ -48,9 +49,13 @@ def ids():
     return jax.random.randint(jax.random.key(1), (BATCH, TIME), 1, TINY.vocab_size)
 
 
+# One program for all calls of one config with the same shapes.
+RUN = quick_jit(lambda graph, p, ids, k: nnx.merge(graph, p)(ids, **k), static_argnums=0)
+ENCODE = quick_jit(lambda graph, p, ids, k: nnx.merge(graph, p).encode(ids, **k), static_argnums=0)
+
+
 def run(model, ids, **keywords):
-    graph, parameters = nnx.split(model)
-    return quick_jit(lambda p, ids, k: nnx.merge(graph, p)(ids, **k))(parameters, ids, keywords)
+    return RUN(*nnx.split(model), ids, keywords)
 
 
 def test_numbers_of_the_original():
@@ -67,39 +72,30 @@ def test_numbers_of_the_original():
         feedforward_features=32,
         max_positions=12,
     )
-    model = build(config)
-    flat = {"/".join(map(str, p)): v for p, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-    norm = ("bias", "scale")
-    layer = [
-        *(
-            f"attention/{n}_{kind}"
-            for n in ("query", "key", "value", "output")
-            for kind in ("kernel", "bias")
-        ),
-        *(f"attention_norm/{kind}" for kind in norm),
-        *(f"feedforward/{n}_{kind}" for n in ("expand", "contract") for kind in ("kernel", "bias")),
-        *(f"feedforward_norm/{kind}" for kind in norm),
-    ]
-    names = [
-        *(f"{n}_embedding" for n in ("token", "segment", "position")),
-        *(f"embedding_norm/{kind}" for kind in norm),
-        *(f"{number}/{name}" for number in range(2) for name in layer),
-        *("head_kernel", "head_bias", "head_norm/bias", "head_norm/scale", "output_bias"),
-    ]
-    values = {name: [None, None] for name in layer}
-    for j, name in enumerate(names):
-        number, _, inner = name.partition("/")
-        stacked = number.isdigit()
-        shape = flat[f"layers/{inner}"].shape[1:] if stacked else flat[name].shape
-        value = 0.1 * np.sin(0.7 * np.arange(np.prod(shape)) + j) + name.endswith("scale")
-        if stacked:
-            values[inner][int(number)] = value.reshape(shape)
-        else:
-            flat[name].set_value(jnp.asarray(value.reshape(shape), jnp.float32))
-    for name, both in values.items():
-        flat[f"layers/{name}"].set_value(jnp.asarray(np.stack(both), jnp.float32))
-    nnx.update(model, nnx.from_flat_state({tuple(k.split("/")): v for k, v in flat.items()}))
 
+    def dense(name, inner=16, outer=16):
+        return {f"{name}/kernel": (inner, outer), f"{name}/bias": (outer,)}
+
+    def norm(name):
+        return {f"{name}/LayerNorm/beta": (16,), f"{name}/LayerNorm/gamma": (16,)}
+
+    sizes = {"word": 61, "token_type": 2, "position": 12}
+    shapes = {f"bert/embeddings/{name}_embeddings": (size, 16) for name, size in sizes.items()}
+    shapes |= norm("bert/embeddings")
+    for layer in ("bert/encoder/layer_0", "bert/encoder/layer_1"):
+        for name in ("self/query", "self/key", "self/value", "output/dense"):
+            shapes |= dense(f"{layer}/attention/{name}")
+        shapes |= norm(f"{layer}/attention/output")
+        shapes |= dense(f"{layer}/intermediate/dense", 16, 32)
+        shapes |= dense(f"{layer}/output/dense", 32, 16) | norm(f"{layer}/output")
+    head = "cls/predictions/transform"
+    shapes |= dense(f"{head}/dense") | norm(head) | {"cls/predictions/output_bias": (61,)}
+    tensors = {
+        name: (0.1 * np.sin(0.7 * np.arange(np.prod(shape)) + j)).reshape(shape)
+        + name.endswith("gamma")
+        for j, (name, shape) in enumerate(shapes.items())
+    }
+    model, _ = load_bert(tensors, config=config)
     ids = jnp.array(
         [[2, 5, 6, 4, 8, 3] + [0] * 6, [2, 9, 4, 11, 12, 13, 14, 3] + [0] * 4], jnp.int32
     )
@@ -119,19 +115,14 @@ def test_numbers_of_the_original():
 def influence(model, ids, **keywords):
     """[T, T] bool: whether the hidden state i changes with the token j."""
 
-    def embed_and_run(ids):
-        return model.encode(ids, **keywords)[0]
-
-    apply = quick_jit(embed_and_run)
-    before = apply(ids)
-    columns = []
-    for j in range(ids.shape[1]):
-        after = apply(ids.at[0, j].set((ids[0, j] + 1) % model.config.vocab_size))
-        columns.append(np.asarray(jnp.any(jnp.abs(after - before) > 1e-6, axis=-1)))
-    return np.stack(columns, axis=1)
+    changed = (ids + jnp.eye(ids.shape[1], dtype=ids.dtype)) % model.config.vocab_size
+    rows = jnp.concatenate([ids, changed])
+    keywords = {name: jnp.repeat(value, len(rows), axis=0) for name, value in keywords.items()}
+    hidden = np.asarray(ENCODE(*nnx.split(model), rows, keywords))
+    return (np.abs(hidden[1:] - hidden[:1]) > 1e-6).any(axis=-1).T
 
 
-def test_masks_let_exactly_the_allowed_positions_see(ids):
+def test_masks_let_exactly_the_allowed_positions_attend(ids):
     order = np.arange(TIME)
     both = influence(build(), ids[:1])
     assert both.all()
@@ -142,38 +133,33 @@ def test_masks_let_exactly_the_allowed_positions_see(ids):
     np.testing.assert_array_equal(prefix, (order[:, None] >= order[None]) | (order[None] < 3))
 
 
-@pytest.mark.parametrize("mask", ["bidirectional", "causal", "prefix"])
-def test_packed_documents_are_what_they_are_alone(ids, mask):
-    model = build(changed(mask=mask))
-    lengths = (3, 4)
-    segments = jnp.array([[0, 1, 1, 0, 0, 1, 1]])
-    documents = jnp.array([[4, 4, 4, 2, 2, 2, 2]])
-    packed = run(model, ids[:1], segment_ids=segments, document_ids=documents)
-    start = 0
-    for length in lengths:
-        part = slice(start, start + length)
-        alone = run(model, ids[:1, part], segment_ids=segments[:, part])
-        np.testing.assert_allclose(packed[:, part], alone, atol=2e-6)
-        start += length
-
-
-@pytest.mark.parametrize("mask", ["bidirectional", "causal", "prefix"])
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_padding_changes_nothing(ids, mask, norm_position):
+@pytest.mark.parametrize(
+    ("mask", "norm_position"), [("bidirectional", "post"), ("causal", "pre"), ("prefix", "post")]
+)
+def test_packed_and_padded_documents_are_what_they_are_alone(ids, mask, norm_position):
     model = build(changed(mask=mask, norm_position=norm_position))
-    segments = jnp.array([[0, 0, 0, 1, 1, 1, 1]] * 2)
-    expected = run(model, ids, segment_ids=segments)
-    padded = jnp.pad(ids, ((0, 0), (0, 3)))
-    given = jnp.broadcast_to(jnp.arange(TIME + 3) < TIME, padded.shape)
-    actual = run(model, padded, segment_ids=jnp.pad(segments, ((0, 0), (0, 3))), mask=given)
-    np.testing.assert_allclose(actual[:, :TIME], expected, atol=2e-6)
+    ids, segments = ids[:, :3], jnp.array([[0, 0, 1], [0, 1, 1]])
+    alone = run(model, ids, segment_ids=segments)
+
+    def joined(rows):
+        return jnp.pad(rows.reshape(1, 6), ((0, 0), (0, 2)))
+
+    packed = run(
+        model,
+        joined(ids),
+        segment_ids=joined(segments),
+        document_ids=jnp.array([[4, 4, 4, 2, 2, 2, 0, 0]]),
+        mask=jnp.arange(8)[None] < 6,
+    )
+    np.testing.assert_allclose(packed[0, :6].reshape(alone.shape), alone, atol=2e-6)
+    padded, given = (jnp.pad(x, ((0, 0), (0, 2))) for x in (ids, jnp.ones((BATCH, 3), bool)))
+    found = run(model, padded, segment_ids=jnp.pad(segments, ((0, 0), (0, 2))), mask=given)
+    np.testing.assert_allclose(found[:, :3], alone, atol=2e-6)
 
 
-@pytest.mark.parametrize("mask", ["bidirectional", "causal"])
-def test_a_row_of_padding_alone_is_finite_and_so_is_its_gradient(ids, mask):
-    model = build(changed(mask=mask))
+def test_a_row_of_padding_alone_is_finite_and_so_is_its_gradient(ids):
     given = jnp.array([[True] * TIME, [False] * TIME])
-    graph, parameters = nnx.split(model)
+    graph, parameters = nnx.split(build())
 
     def loss(parameters):
         return jnp.sum(nnx.merge(graph, parameters)(ids, mask=given) ** 2)
@@ -194,46 +180,20 @@ def loss_and_gradients(config, ids, key=None):
     return value, nnx.to_pure_dict(gradients)
 
 
-VARIANTS = {
-    "post": ({"scan_layers": False}, {"remat": "full"}),
-    "pre": (
-        {"scan_layers": False, "remat": "dots"},
-        {"remat": ("attention", "hidden")},
-    ),
-}
-
-
-@pytest.mark.parametrize("norm_position", VARIANTS)
-def test_loop_written_out_and_rematerialised_layers_give_the_same(ids, norm_position):
+def test_unrolled_and_rematerialised_layers_give_the_same(ids):
     key = jax.random.key(3)  # the same dropout too
-    base = changed(norm_position=norm_position, dropout=0.2, num_layers=2)
+    base = changed(norm_position="pre", dropout=0.2)
     expected = loss_and_gradients(base, ids, key)
-    for variant in VARIANTS[norm_position]:
+    for variant in ({"scan_layers": False, "remat": "dots"}, {"remat": ("attention", "hidden")}):
         actual = loss_and_gradients(dataclasses.replace(base, **variant), ids, key)
         jax.tree.map(
             lambda a, e: np.testing.assert_allclose(a, e, atol=2e-6, rtol=1e-5), actual, expected
         )
 
 
-def names_in(jaxpr, primitive):
-    """The names that this primitive carries anywhere in a program."""
-    found = []
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == primitive:
-            found.append(equation.params["name"])
-        for inner in jax.tree.leaves(
-            [v for v in equation.params.values()],
-            is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr"),
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                found += names_in(inner, primitive)
-    return found
-
-
-def test_values_worth_reading_are_tagged(ids):
-    jaxpr = jax.make_jaxpr(build())(ids).jaxpr
-    assert sorted(set(names_in(jaxpr, "name"))) == sorted(TAGS)
+def test_values_of_interest_are_tagged(ids):
+    text = str(jax.make_jaxpr(build())(ids))
+    assert {name for name in TAGS if f"name={name}" in text} == set(TAGS)
 
 
 def test_dropout_is_there_with_a_key_only(ids):
@@ -247,12 +207,11 @@ def test_dropout_is_there_with_a_key_only(ids):
 
 def test_logits_at_chosen_positions(ids):
     model = build()
-    positions = jnp.array([[5, 0], [2, 2]])
+    chosen = run(model, ids, positions=jnp.array([[5, 0, TIME], [2, 2, TIME]]))
     everywhere = run(model, ids)
-    chosen = run(model, ids, positions=positions)
-    expected = np.take_along_axis(np.asarray(everywhere), np.asarray(positions)[..., None], axis=1)
-    np.testing.assert_allclose(chosen, expected, atol=1e-6)
-    assert jnp.isnan(run(model, ids, positions=jnp.full((2, 1), TIME))).all()
+    expected = jnp.stack([everywhere[0, jnp.array([5, 0])], everywhere[1, jnp.array([2, 2])]])
+    np.testing.assert_allclose(chosen[:, :2], expected, atol=1e-6)
+    assert jnp.isnan(chosen[:, 2]).all()
 
 
 def test_ids_outside_the_vocabulary_give_nan_in_their_row(ids):
@@ -267,9 +226,8 @@ def test_ids_outside_the_vocabulary_give_nan_in_their_row(ids):
     assert jnp.isfinite(logits[1]).all()
 
 
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_tokens_read_one_by_one_give_the_same_logits(ids, norm_position):
-    model = build(changed(mask="causal", norm_position=norm_position))
+def test_tokens_read_one_by_one_give_the_same_logits(ids):
+    model = build(changed(mask="causal", norm_position="pre"))
     graph, parameters = nnx.split(model)
     expected = run(model, ids)
 
@@ -356,21 +314,21 @@ def test_bfloat16_stays_near_float32(ids):
     assert logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("value", [0.1, 3.3, 1e5, -7.7e16])
-def test_layer_norm_of_constant_rows_is_its_bias(value):
+def test_layer_norm_of_constant_rows_is_its_bias():
     """The float32 mean of 768 equal numbers is another number for each of these values."""
     norm = LayerNorm(768, epsilon=1e-12)
     norm.bias[...] = jnp.arange(768.0)
-    x = jnp.stack([jnp.full(768, value), jnp.arange(768.0)])
+    values = jnp.array([[0.1], [3.3], [1e5], [-7.7e16]])
+    x = jnp.concatenate([jnp.broadcast_to(values, (4, 768)), jnp.arange(768.0)[None]])
     graph, parameters = nnx.split(norm)
     out, pull_back = jax.vjp(lambda parameters, x: nnx.merge(graph, parameters)(x), parameters, x)
-    np.testing.assert_array_equal(out[0], norm.bias[...])
-    assert not np.allclose(out[1], norm.bias[...])
+    np.testing.assert_array_equal(out[:4], jnp.broadcast_to(norm.bias[...], (4, 768)))
+    assert not np.allclose(out[4], norm.bias[...])
     cotangent = jnp.asarray(np.random.default_rng(0).normal(size=x.shape), x.dtype)
-    of_parameters, of_x = pull_back(cotangent.at[1].set(0))
+    of_parameters, of_x = pull_back(cotangent.at[4].set(0))
     np.testing.assert_array_equal(of_parameters["scale"][...], 0)
-    expected = 1e6 * (cotangent[0] - cotangent[0].mean())
-    np.testing.assert_allclose(of_x[0], expected, atol=10)
+    expected = 1e6 * (cotangent - cotangent.mean(axis=1, keepdims=True))
+    np.testing.assert_allclose(of_x[:4], expected[:4], atol=10)
 
 
 def test_pooler_reads_the_first_position():
@@ -388,10 +346,10 @@ def test_pooler_reads_the_first_position():
         ({"num_segments": -1}, "num_segments must be at least 0, got -1"),
         ({"mask": "left"}, "mask must be one of .*'causal'.*got 'left'"),
         ({"activation": "swish"}, "activation must be one of .*got 'swish'"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
-        ({"epsilon": 0.0}, "epsilon .* must be positive, got 0.0"),
-        ({"remat": "some"}, "remat must be None, 'full', 'dots' or names, got 'some'"),
-        ({"remat": ("logit",)}, r"remat names must be among .*got \('logit',\)"),
+        ({"dropout": 1.0}, "dropout must be .* < 1, got 1.0"),
+        ({"epsilon": 0.0}, "epsilon must be .* > 0, got 0.0"),
+        ({"remat": "some"}, "remat must be one of None, 'full', 'dots'; got 'some'"),
+        ({"remat": ("logit",)}, "remat must be one of .*'logits'; got 'logit'"),
     ],
 )
 def test_configs_that_make_no_sense_are_refused(changes, message):
@@ -404,12 +362,12 @@ def test_calls_that_make_no_sense_are_refused(ids):
     long = jnp.zeros((1, 11), jnp.int32)
     for error, message, call in (
         (ValueError, "11 positions, but the model has max_positions=10", lambda: model(long)),
-        (TypeError, "ids must be integers, got float32", lambda: model(ids.astype(float))),
-        (ValueError, r"ids must be \[batch, time\], got shape \(2,\)", lambda: model(ids[:, 0])),
+        (TypeError, "ids must be .*integers, got float32", lambda: model(ids.astype(float))),
+        (ValueError, r"ids must have shape \[B, T\], got \[2\]", lambda: model(ids[:, 0])),
         (TypeError, "mask must be bool, .* got int32", lambda: model(ids, mask=ids)),
         (
             ValueError,
-            r"segment_ids must have the shape of ids, \(2, 7\), got \(2, 6\)",
+            r"segment_ids must have shape \[B, T\], where T is 7 in ids; got \[2, 6\]",
             lambda: model(ids, segment_ids=ids[:, 1:]),
         ),
         (
@@ -427,7 +385,7 @@ def test_calls_that_make_no_sense_are_refused(ids):
             "decode needs mask='causal' or 'prefix', got 'bidirectional'",
             lambda: model.decode(ids, model.init_cache(BATCH)),
         ),
-        (ValueError, r"length must be in 1..10 .* got 11", lambda: model.init_cache(1, 11)),
+        (ValueError, "length must be .* at most 10, got 11", lambda: model.init_cache(1, 11)),
         (ValueError, "head='none'", lambda: build(changed(head="none"))(ids)),
         (ValueError, "no pooler", lambda: model.pool(jnp.ones((1, 2, 8)))),
     ):

@@ -21,9 +21,11 @@ from zoo.transformer import (
 VOCAB, MASK, SPECIAL = 50, 4, (0, 2, 3)
 
 
-def masked(seed, ids, word_starts, **options):
-    options = {"vocab_size": VOCAB, "mask_id": MASK, "special_ids": SPECIAL} | options
-    return mask_tokens(jax.random.key(seed), ids, word_starts=word_starts, **options)
+@quick_jit
+def masked(seed, ids, word_starts=None, **rates):
+    """One program for all rates and seeds."""
+    options = {"vocab_size": VOCAB, "mask_id": MASK, "special_ids": SPECIAL}
+    return mask_tokens(jax.random.key(seed), ids, word_starts=word_starts, **options, **rates)
 
 
 def within(count, total, share, sigmas=4):
@@ -36,7 +38,7 @@ def test_shares_of_whole_words():
     words, length = 20_000, 3
     ids = jnp.full((10, words * length // 10), 7, jnp.int32)
     starts = jnp.broadcast_to(jnp.arange(ids.shape[1]) % length == 0, ids.shape)
-    example = quick_jit(lambda ids, starts: masked(0, ids, starts))(ids, starts)
+    example = masked(0, ids, starts)
     chosen = np.asarray(example.weights).reshape(-1, length)
     assert np.all(chosen.min(axis=1) == chosen.max(axis=1))  # all of a word, or nothing
     assert within(chosen[:, 0].sum(), words, 0.15)
@@ -52,7 +54,7 @@ def test_shares_of_whole_words():
 
 def test_single_tokens_are_drawn_one_by_one():
     ids = jnp.full((1, 30_000), 7, jnp.int32)
-    example = masked(1, ids, None)
+    example = masked(1, ids)
     chosen = np.asarray(example.weights)[0]
     assert within(chosen.sum(), chosen.size, 0.15)
     pairs = chosen[::2] * chosen[1::2]
@@ -65,33 +67,21 @@ def test_single_tokens_are_drawn_one_by_one():
 def test_special_tokens_are_never_chosen_and_targets_restore(ids, seed, whole):
     ids = jnp.array([ids], jnp.int32)
     starts = jnp.arange(12)[None] % 4 == 1
-    example = CHOOSE(jax.random.key(seed), ids, starts if whole else jnp.ones_like(starts))
+    example = masked(seed, ids, starts if whole else jnp.ones_like(starts), rate=0.5)
     special = np.isin(np.asarray(ids), SPECIAL)
     assert not np.any(np.asarray(example.weights)[special])
     restored = np.where(example.weights == 1, example.targets, example.inputs)
     np.testing.assert_array_equal(restored, ids)
 
 
-CHOOSE = quick_jit(
-    lambda key, ids, starts: mask_tokens(
-        key,
-        ids,
-        word_starts=starts,
-        rate=0.5,
-        vocab_size=VOCAB,
-        mask_id=MASK,
-        special_ids=SPECIAL,
-    )
-)
-
-
 def test_extreme_rates():
     ids = jnp.arange(5, 15)[None]
-    nothing, everything = (masked(0, ids, None, rate=rate) for rate in (0.0, 1.0))
+    nothing, everything = (masked(0, ids, rate=rate) for rate in (0.0, 1.0))
     np.testing.assert_array_equal(nothing.inputs, ids)
     assert not nothing.weights.any()
     assert everything.weights.all()
-    kept = masked(0, ids, None, rate=1.0, mask_rate=0.0, random_rate=0.0)
+    options = {"vocab_size": VOCAB, "mask_id": MASK, "mask_rate": 0.0, "random_rate": 0.0}
+    kept = mask_tokens(jax.random.key(0), ids, word_starts=None, rate=1.0, **options)
     np.testing.assert_array_equal(kept.inputs, ids)
 
 
@@ -130,11 +120,12 @@ def test_rows_of_padding_stay_rows_of_padding():
     @quick_jit
     def examples(ids):
         cut = split_prefix(jax.random.key(0), ids, sep_id=3, mask=ids != 0)
-        return cut, next_tokens(ids, mask=ids != 0), masked(0, ids, None)
+        return cut, next_tokens(ids, mask=ids != 0)
 
-    results = jax.tree.map(np.asarray, examples(jnp.zeros((1, 6), jnp.int32)))
+    ids = jnp.zeros((1, 6), jnp.int32)
+    results = examples(ids)
     assert not results[0].mask.any()
-    assert not any(example.weights.any() for example in results)
+    assert not any(example.weights.any() for example in (*results, masked(0, ids)))
 
 
 def test_numbers_of_the_original_packing():
@@ -217,23 +208,17 @@ def test_mean_over_devices_is_one_mean_and_not_a_mean_of_means():
     weights = jnp.asarray(np.arange(5)[None] < np.array([1, 5, 2, 4, 3, 1, 5, 0])[:, None])
     expected = masked_cross_entropy(logits, targets, weights)
 
-    def exact(*arguments):
-        return masked_cross_entropy(*arguments, axis_name="data")
-
-    def of_means(*arguments):
-        return jax.lax.pmean(masked_cross_entropy(*arguments), "data")
+    def both(*arguments):
+        exact = masked_cross_entropy(*arguments, axis_name="data")
+        return exact, jax.lax.pmean(masked_cross_entropy(*arguments), "data")
 
     rows = PartitionSpec("data")
-    found = {
-        function: quick_jit(
-            jax.shard_map(
-                function, mesh=data_mesh(), in_specs=(rows,) * 3, out_specs=PartitionSpec()
-            )
-        )(logits, targets, weights)
-        for function in (exact, of_means)
-    }
-    assert found[exact] == pytest.approx(float(expected), rel=1e-6)
-    assert abs(found[of_means] - expected) > 0.05
+    mapped = jax.shard_map(
+        both, mesh=data_mesh(), in_specs=(rows,) * 3, out_specs=(PartitionSpec(),) * 2
+    )
+    exact, of_means = quick_jit(mapped)(logits, targets, weights)
+    assert exact == pytest.approx(float(expected), rel=1e-6)
+    assert abs(of_means - expected) > 0.05
     parts = [
         cross_entropy_sums(logits[i : i + 2], targets[i : i + 2], weights[i : i + 2])
         for i in (0, 2, 4, 6)
