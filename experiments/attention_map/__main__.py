@@ -3,9 +3,9 @@
     python -m experiments.attention_map [--steps N] [--output FILE.png]
 
 A model of one `flax.nnx.MultiHeadAttention` learns to write a sequence backwards, in seconds. Then
-`zoo.capture.capture` reads the attention matrix out of the untouched layer: a predicate selects the
-quotient that ends its softmax. The bright diagonal from the lower left to the upper right is the
-mirror: the output at position t looks at the input at T - 1 - t.
+`zoo.capture.capture` reads the attention matrix out of the unchanged layer: a predicate selects the
+quotient that ends its softmax. In the picture the bright diagonal from the lower left to the upper
+right is the mirror: the output at position t attends to the input at T - 1 - t.
 """
 
 import argparse
@@ -59,9 +59,8 @@ def train(model: Mirror, steps: int) -> Mirror:
         return (optax.apply_updates(params, updates), optimizer_state), None
 
     keys = jax.random.split(jax.random.key(1), steps)
-    (params, _), _ = jax.jit(lambda s: jax.lax.scan(step, s, keys))(
-        (params, optimizer.init(params))
-    )
+    run = jax.jit(lambda state: jax.lax.scan(step, state, keys))
+    (params, _), _ = run((params, optimizer.init(params)))
     return nnx.merge(structure, params)
 
 
@@ -75,27 +74,26 @@ def is_attention(equation: Equation) -> bool:
 
 
 def draw(attention: np.ndarray, words: str) -> "matplotlib.figure.Figure":  # noqa: F821
-    """One heat map a head of ``attention`` ``[heads, time, time]``."""
-    figure = extras.require("matplotlib.figure", "plot").Figure(
-        figsize=(4 * len(attention) + 0.8, 4), layout="constrained"
-    )
+    """One heat map per head of ``attention`` ``[heads, time, time]``."""
+    size = (4 * len(attention) + 0.8, 4)
+    figure = extras.require("matplotlib.figure", "plot").Figure(size, layout="constrained")
     axes = figure.subplots(1, len(attention), squeeze=False)[0]
     for head, (axis, weights) in enumerate(zip(axes, attention, strict=True)):
         image = axis.imshow(weights, vmin=0, vmax=1, cmap="viridis")
         axis.set_xticks(range(len(words)), words)
         axis.set_yticks(range(len(words)), words[::-1])
-        axis.set(title=f"head {head}", xlabel="letter it looks at")
+        axis.set(title=f"head {head}", xlabel="letter it attends to")
     axes[0].set_ylabel("letter written")
     figure.colorbar(image, ax=axes, label="attention", shrink=0.8)
     return figure
 
 
-def main(words: Sequence[str] | None = None) -> dict[str, float]:
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """The command; returns what it prints."""
     parser = argparse.ArgumentParser(prog="python -m experiments.attention_map")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--output", default="attention_map.png", metavar="FILE.png")
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
 
     model = train(Mirror(nnx.Rngs(0)), options.steps)
     ids = jax.random.randint(jax.random.key(2), (256, LENGTH), 0, len(LETTERS))
@@ -103,11 +101,10 @@ def main(words: Sequence[str] | None = None) -> dict[str, float]:
     (attention,) = values.values()
     attention = attention.reshape(len(ids), HEADS, LENGTH, LENGTH)
 
+    mirrored = jnp.trace(attention[..., ::-1], axis1=-2, axis2=-1) / LENGTH
     results = {
         "accuracy": float(jnp.mean(jnp.argmax(logits, -1) == ids[:, ::-1])),
-        "attention on the mirrored place": float(
-            jnp.mean(jnp.trace(attention[..., ::-1], axis1=-2, axis2=-1)) / LENGTH
-        ),
+        "attention on the mirrored place": float(jnp.mean(mirrored)),
         "change of the output": float(jnp.max(jnp.abs(logits - jax.jit(model)(ids)))),
     }
     for name, value in results.items():

@@ -11,13 +11,7 @@ Article: https://kexue.fm/archives/6583: ResNet-20 on CIFAR-10, Adam at a consta
 
 import dataclasses
 
-from experiments.command_line import (
-    DistributedConfig,
-    LoopConfig,
-    MeshConfig,
-    at_least,
-    in_unit_interval,
-)
+from experiments.command_line import LoopConfig, RunConfig, at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +28,11 @@ class DataConfig:
     statistics_images: int = 512
     """Training images from which the statistics of batch normalisation are recomputed."""
     test_images: int | None = None
-    """Test images looked at; all if not given."""
+    """Number of test images; all if not given."""
 
     def __post_init__(self) -> None:
-        at_least(0, "data.shift", self.shift)
-        at_least(1, "data.statistics_images", self.statistics_images)
-        if self.test_images is not None:
-            at_least(1, "data.test_images", self.test_images)
+        at_least(0, self, "shift")
+        at_least(1, self, "statistics_images", "test_images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +44,7 @@ class ModelConfig:
     """Channels of the first stage; each stage doubles them."""
 
     def __post_init__(self) -> None:
-        at_least(1, "model.width", self.width)
+        at_least(1, self, "width")
         if self.depth < 8 or (self.depth - 2) % 6:
             raise ValueError(f"model.depth must be one of 8, 14, 20, …, got {self.depth}")
 
@@ -70,10 +62,10 @@ class AveragingConfig:
     """The one of them made for each of the last ten evaluations."""
 
     def __post_init__(self) -> None:
-        for decay in self.decays:
-            in_unit_interval("averaging.decays", decay)
         if not self.decays or not self.stored_stds:
             raise ValueError("averaging.decays and averaging.stored_stds must not be empty")
+        if not all(0 <= decay < 1 for decay in self.decays):
+            raise ValueError(f"averaging.decays must be in [0, 1), got {self.decays}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +73,7 @@ class TrainingConfig:
     """Adam at a constant rate."""
 
     steps: int = 800
-    """A finished run goes on if there are more."""
+    """A finished run continues if there are more."""
     batch_size: int = 32
     learning_rate: float = 1e-3
     evaluate_every: int = 40
@@ -89,24 +81,23 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "evaluate_every", "evaluation_batch_size"):
-            at_least(1, f"training.{name}", getattr(self, name))
-        at_least(0, "training.learning_rate", self.learning_rate)
+        at_least(1, self, "steps", "batch_size", "evaluate_every", "evaluation_batch_size")
+        at_least(0, self, "learning_rate")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Weight averaging."""
+class Fields:
+    """What comes out depends on these alone."""
 
-    workdir: str = "runs/weight_averaging"
-    """Folder of the run; the same command continues it."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     averaging: AveragingConfig = AveragingConfig()
     training: TrainingConfig = TrainingConfig()
-    loop: LoopConfig = LoopConfig()
-    mesh: MeshConfig = MeshConfig()
-    distributed: DistributedConfig = DistributedConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig, Fields):
+    """Weight averaging."""
 
 
 PRESETS = {
@@ -117,7 +108,6 @@ PRESETS = {
         training=TrainingConfig(learning_rate=1e-2),
     ),
     "smoke": Config(
-        workdir="runs/weight_averaging_smoke",
         model=ModelConfig(depth=8, width=8),
         data=DataConfig(shift=1, statistics_images=256),
         averaging=AveragingConfig(decays=(0.9, 0.97), post_hoc_stds=(0.1, 0.15)),
@@ -125,19 +115,15 @@ PRESETS = {
         loop=LoopConfig(log_every=20, checkpoint_every=50),
     ),
     "cifar10": Config(
-        workdir="runs/weight_averaging_cifar10",
         data=DataConfig(uri="file:$ZOO_DATA/cifar10/cifar10_10k_2k.npz", test_images=1000),
         averaging=AveragingConfig(decays=(0.98, 0.99, 0.995)),
-        training=TrainingConfig(steps=1200, evaluate_every=40),
+        training=TrainingConfig(steps=1200),
         loop=LoopConfig(log_every=20, checkpoint_every=120),
     ),
     "paper": Config(
-        workdir="runs/weight_averaging_paper",
         data=DataConfig(uri="tfds:cifar10", shift=4, mirror=True, statistics_images=10_000),
         averaging=AveragingConfig(decays=(0.99, 0.999, 0.9999)),
-        training=TrainingConfig(
-            steps=200 * 1563, batch_size=32, evaluate_every=1563, evaluation_batch_size=1000
-        ),
+        training=TrainingConfig(steps=200 * 1563, evaluate_every=1563, evaluation_batch_size=1000),
         loop=LoopConfig(checkpoint_every=1563),
     ),
 }

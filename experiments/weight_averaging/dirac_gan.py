@@ -5,8 +5,8 @@ The flow of the non-saturating loss is
 
     dφ/dt = -σ(φ · θ) · θ,    dθ/dt = (1 - σ(φ · θ)) · φ,
 
-near (0, 0) a circle of period 4π. (To the next order it is a spiral: the squared radius changes by
--(φ · θ)² a unit of time.) An exponential average with memory τ shrinks a circle of angular
+near (0, 0) a circle of period 4π. (To the next order it is a spiral: the squared radius changes at
+the rate -(φ · θ)².) An exponential average with memory τ shrinks a circle of angular
 frequency 1/2 by 1 / √(1 + (τ/2)²).
 
 Source: article https://kexue.fm/archives/6583.
@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import integrate
 
 from zoo.averaging import average_init, average_update
 
@@ -32,25 +33,18 @@ def velocity(point: np.ndarray) -> np.ndarray:
 
 
 def orbit(start: tuple[float, float], *, time: float, step: float) -> np.ndarray:
-    """Follows the flow by the classical Runge-Kutta method.
-
-    Args:
-        start: (φ, θ).
-        time: to follow it for.
-        step: length of a step.
-
-    Returns:
-        ``[time / step + 1, 2]`` the points, the start first.
-    """
-    points = [np.asarray(start, np.float64)]
-    for _ in range(round(time / step)):
-        x = points[-1]
-        a = velocity(x)
-        b = velocity(x + step / 2 * a)
-        c = velocity(x + step / 2 * b)
-        d = velocity(x + step * c)
-        points.append(x + step / 6 * (a + 2 * b + 2 * c + d))
-    return np.stack(points)
+    """The flow from (φ, θ), every ``step`` until ``time``: ``[time / step + 1, 2]``."""
+    times = step * np.arange(round(time / step) + 1)
+    solution = integrate.solve_ivp(
+        lambda _, point: velocity(point),
+        (0, times[-1]),
+        start,
+        "DOP853",
+        times,
+        rtol=1e-10,
+        atol=1e-12,
+    )
+    return solution.y.T
 
 
 def averages(points: np.ndarray, *, memory: float, step: float) -> np.ndarray:

@@ -5,119 +5,121 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
 
 from experiments.command_line import MAY_CHANGE
 from experiments.image_sets import head, open_splits
-from experiments.running import fit_in, number_of_parameters, open_mesh
+from experiments.running import (
+    Experiment,
+    finish,
+    is_main_process,
+    number_of_parameters,
+    on_devices,
+    open_mesh,
+    train,
+)
 from experiments.weight_averaging import dirac_gan, figures
 from experiments.weight_averaging.config import AveragingConfig, Config, DataConfig
 from experiments.weight_averaging.resnet import ResNet
-from zoo.averaging import (
-    averaged_parameters,
-    parameter_ema,
-    post_hoc_average,
-    power_law_ema,
-)
+from zoo.averaging import averaged_parameters, parameter_ema, post_hoc_average, power_law_ema
 from zoo.averaging.statistics import recompute_statistics
 from zoo.data import Pipeline, image_arrays
-from zoo.training import (
-    Functional,
-    LossOutput,
-    TrainState,
-    functional_with_state,
-    init_state,
-    make_train_step,
-    open_workdir,
-    results_table,
-    write_summary,
-)
+from zoo.training import LossOutput, TrainState, functional, open_workdir, results_table
+from zoo.training.state import get_model_state
 
 LAST = 10  # evaluations that the spread is taken over
 RAW, RUNNING = "parameters", "parameters, running statistics"
 
 
+class Data(NamedTuple):
+    """The images to train on, as examples, and those to evaluate with, as arrays."""
+
+    train: Sequence[Any]
+    statistics: tuple[np.ndarray, np.ndarray]  # images [N, H, W, C] and labels [N]
+    test: tuple[np.ndarray, np.ndarray]
+
+
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    mesh = open_mesh(config.mesh, config.distributed)
-    training, averaging = config.training, config.averaging
-    train_source, test_source = open_splits(config.data.uri)
-    test_source = head(test_source, config.data.test_images)
-    images, labels = image_arrays(test_source)
-    batches = Pipeline(
-        train_source, batch_size=training.batch_size, seed=training.seed, remainder="drop"
-    )
-    parts = functional_with_state(
-        lambda rngs: ResNet(
-            images.shape[-1],
-            1 + int(labels.max()),
-            **dataclasses.asdict(config.model),
-            rngs=rngs,
-        )
-    )
-    optimizer = make_optimizer(averaging, training.learning_rate)
-    # The rate is constant: a longer run is the same run, going on.
+    mesh = open_mesh(config)
+    data = load(config)
+    experiment = build(config, mesh, data)
+    # The rate is constant: a longer run is the same run, continued.
     workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "training.steps"))
-    state = init_state(
-        parts.init_parameters,
-        optimizer,
-        key=jax.random.key(training.seed),
-        mesh=mesh,
-        init_model_state=parts.init_model_state,
-    )
-    step = make_train_step(make_loss(parts, config.data), optimizer, shardings=state.shardings)
-    evaluation = Evaluation(
-        parts,
-        chunks(*image_arrays(head(train_source, config.data.statistics_images)), training),
-        chunks(images, labels, training),
-    )
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        if jax.process_index() == 0:
-            store(workdir / "snapshots" / f"{int(state.step)}.npz", state, averaging)
-        results = {RUNNING: evaluation.score(state.parameters, state.model_state)}
-        results[RAW] = evaluation(state.parameters, state.model_state)
-        for name in map(ema_name, averaging.decays):
-            average = averaged_parameters(state.optimizer_state, path=f"^{re.escape(name)}$")
-            results[name] = evaluation(average, state.model_state)
-        return {f"{name} {key}": v for name, values in results.items() for key, v in values.items()}
-
-    if jax.process_index() == 0:
-        size = number_of_parameters(state.parameters)
+    if is_main_process():
+        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
         print(
-            f"{config.data.uri}: {len(train_source):,} images to train on, {len(labels):,} to "
-            f"test; ResNet-{config.model.depth} with {size:,} parameters; {training.steps:,} steps "
-            f"on {mesh.size} {jax.devices()[0].device_kind} device(s)"
+            f"{config.data.uri}: {len(data.train):,} images to train on, {len(data.test[1]):,} to "
+            f"test; ResNet-{config.model.depth} with {size:,} parameters; "
+            f"{experiment.num_steps:,} steps on {on_devices(mesh)}"
         )
-    state = fit_in(
-        workdir,
-        config.loop,
-        step,
-        state,
-        batches,
+    state = train(experiment, mesh, workdir, config.loop)
+    if is_main_process():
+        made = post_hoc_scores(workdir, config.averaging, experiment, state)
+        report(workdir, config.averaging, made)
+
+
+def load(config: Config) -> Data:
+    """Reads the images."""
+    train_source, test_source = open_splits(config.data.uri)
+    statistics = image_arrays(head(train_source, config.data.statistics_images))
+    return Data(train_source, statistics, image_arrays(head(test_source, config.data.test_images)))
+
+
+def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
+    """Model, loss, optimiser, batches and evaluation; ``data`` is ``load(config)`` if None."""
+    data = load(config) if data is None else data
+    training, (images, labels) = config.training, data.test
+
+    def make_network(rngs: nnx.Rngs) -> ResNet:
+        sizes = images.shape[-1], 1 + int(labels.max())
+        return ResNet(*sizes, **dataclasses.asdict(config.model), rngs=rngs)
+
+    init, merge = functional(make_network)
+    score = make_score(merge, data, training.evaluation_batch_size)
+
+    def evaluate(
+        state: TrainState, averages: dict[str, Any] | None = None
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Accuracy and loss of the parameters and their averages, or of the ones given."""
+        if averages is None:
+            if is_main_process():
+                store(pathlib.Path(config.workdir) / "snapshots", state, config.averaging)
+            decays = map(ema_name, config.averaging.decays)
+            averages = {RUNNING: state.parameters, RAW: state.parameters}
+            averages |= {name: average_named(name, state) for name in decays}
+        results = {
+            name: score(parameters, state.model_state, recompute=name != RUNNING)
+            for name, parameters in averages.items()
+        }
+        return state, {
+            f"{name} {key}": v for name, row in results.items() for key, v in row.items()
+        }
+
+    return Experiment(
+        init=init,
+        merge=merge,
+        loss=make_loss(merge, config.data),
+        optimizer=make_optimizer(config.averaging, training.learning_rate),
+        batches=Pipeline(
+            data.train, batch_size=training.batch_size, seed=training.seed, remainder="drop"
+        ),
         num_steps=training.steps,
-        mesh=mesh,
+        seed=training.seed,
         evaluate=evaluate,
         evaluate_every=training.evaluate_every,
         rate_unit="images",
+        init_model_state=lambda key: get_model_state(make_network(nnx.Rngs(key))),
     )
-    if jax.process_index() == 0:
-        steps = sorted(read_curves(workdir / "metrics.jsonl", "accuracy")[RAW])
-        post_hoc = reconstruct(
-            workdir / "snapshots",
-            averaging,
-            steps[-LAST:],
-            lambda parameters: evaluation(parameters, state.model_state),
-            state.parameters,
-        )
-        report(workdir, post_hoc, averaging)
 
 
 def ema_name(decay: float) -> str:
@@ -133,7 +135,7 @@ def power_name(relative_std: float) -> str:
 def make_optimizer(
     averaging: AveragingConfig, learning_rate: float
 ) -> optax.GradientTransformation:
-    """Adam, and behind it every average by its name."""
+    """Adam, and after it every average by its name."""
     return optax.named_chain(
         ("adam", optax.adam(learning_rate)),
         *((ema_name(decay), parameter_ema(decay)) for decay in averaging.decays),
@@ -141,9 +143,9 @@ def make_optimizer(
     )
 
 
-def as_unit(images: jax.Array) -> jax.Array:
-    """Bytes or numbers in 0..1 -> float32 in 0..1."""
-    return images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
+def average_named(name: str, state: TrainState) -> Any:
+    """One of the averages that the optimiser keeps."""
+    return averaged_parameters(state.optimizer_state, path=f"^{re.escape(name)}$")
 
 
 def move_and_mirror(key: jax.Array, images: jax.Array, *, shift: int, mirror: bool) -> jax.Array:
@@ -159,121 +161,103 @@ def move_and_mirror(key: jax.Array, images: jax.Array, *, shift: int, mirror: bo
     return jax.vmap(one)(jax.random.split(key, len(images)), images)
 
 
-def make_loss(parts: Functional, data: DataConfig) -> Callable[..., LossOutput]:
+def make_loss(merge: Callable[..., ResNet], data: DataConfig) -> Callable[..., LossOutput]:
     """Sum of the cross entropies, in nats."""
 
     def loss_fn(
         parameters: Any, batch: Any, *, key: jax.Array, carry: Any, model_state: Any
     ) -> LossOutput:
-        images = as_unit(batch["image"])
+        scale = 255 if batch["image"].dtype == jnp.uint8 else 1
+        images = batch["image"].astype(jnp.float32) / scale
         images = move_and_mirror(key, images, shift=data.shift, mirror=data.mirror)
-        module = parts.rebuild(parameters, key, model_state=model_state)
-        logits = module(images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return LossOutput(
-            total=losses.sum(),
-            weight=jnp.float32(losses.size),
-            model_state=parts.model_state(module),
-        )
+        module = merge(parameters, key, model_state=model_state)
+        losses = optax.softmax_cross_entropy_with_integer_labels(module(images), batch["label"])
+        weight = jnp.float32(losses.size)
+        return LossOutput(losses.sum(), weight, model_state=get_model_state(module))
 
     return loss_fn
 
 
-def chunks(images: np.ndarray, labels: np.ndarray, training: Any) -> list[tuple]:
-    """A set in pieces for the device, nearly equal so that few sizes are compiled."""
-    count = -(-len(labels) // training.evaluation_batch_size)
-    pieces = zip(np.array_split(images, count), np.array_split(labels, count), strict=True)
-    return [(jnp.asarray(image), jnp.asarray(label)) for image, label in pieces]
+def make_score(
+    merge: Callable[..., ResNet], data: Data, batch_size: int
+) -> Callable[..., dict[str, float]]:
+    """Accuracy and loss of parameters on the test images.
 
-
-class Evaluation:
-    """Scores parameters on the test images, with statistics made for these parameters.
-
-    Args:
-        parts: the network.
-        train_chunks: images for the statistics of batch normalisation.
-        test_chunks: images and labels to be scored on.
+    The statistics of batch normalisation are those of the model state, or ``recompute=True`` makes
+    them for these parameters from training images.
     """
 
-    def __init__(self, parts: Functional, train_chunks: list, test_chunks: list) -> None:
-        self._train_chunks, self._test_chunks = train_chunks, test_chunks
+    def split(arrays: tuple[np.ndarray, ...]) -> list[tuple[jax.Array, ...]]:
+        count = -(-len(arrays[0]) // batch_size)
+        pieces = (map(jnp.asarray, np.array_split(array, count)) for array in arrays)
+        return list(zip(*pieces, strict=True))
 
-        @jax.jit
-        def batch_statistics(parameters: Any, model_state: Any, images: jax.Array) -> Any:
-            module = parts.rebuild(parameters, jax.random.key(0), model_state=model_state)
-            module.set_attributes(nnx.BatchNorm, momentum=0.0)
-            module(images)
-            return parts.model_state(module)
+    train_chunks, test_chunks = split(data.statistics), split(data.test)
 
-        @jax.jit
-        def sums(parameters: Any, model_state: Any, images: jax.Array, labels: jax.Array) -> Any:
-            logits = parts.rebuild(parameters, model_state=model_state)(images)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return (logits.argmax(axis=-1) == labels).sum(), losses.sum()
+    @jax.jit
+    def batch_statistics(parameters: Any, model_state: Any, images: jax.Array) -> Any:
+        module = merge(parameters, jax.random.key(0), model_state=model_state)
+        module.set_attributes(nnx.BatchNorm, momentum=0.0)
+        module(images)
+        return get_model_state(module)
 
-        self._batch_statistics, self._sums = batch_statistics, sums
+    @jax.jit
+    def sums(parameters: Any, model_state: Any, images: jax.Array, labels: jax.Array) -> Any:
+        logits = merge(parameters, model_state=model_state)(images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return (logits.argmax(axis=-1) == labels).sum(), losses.sum()
 
-    def __call__(self, parameters: Any, model_state: Any) -> dict[str, float]:
-        """Accuracy and loss with recomputed statistics."""
-        statistics = recompute_statistics(
-            functools.partial(self._batch_statistics, parameters, model_state),
-            (images for images, _ in self._train_chunks),
-        )
-        return self.score(parameters, statistics)
+    def score(parameters: Any, model_state: Any, recompute: bool) -> dict[str, float]:
+        if recompute:
+            statistics = functools.partial(batch_statistics, parameters, model_state)
+            model_state = recompute_statistics(statistics, (images for images, _ in train_chunks))
+        results = [sums(parameters, model_state, *chunk) for chunk in test_chunks]
+        correct, losses = np.sum(jax.device_get(results), axis=0) / len(data.test[1])
+        return {"accuracy": float(correct), "loss": float(losses)}
 
-    def score(self, parameters: Any, model_state: Any) -> dict[str, float]:
-        """Accuracy and loss with the statistics given."""
-        results = [self._sums(parameters, model_state, *chunk) for chunk in self._test_chunks]
-        total = sum(len(labels) for _, labels in self._test_chunks)
-        correct, losses = np.sum(jax.device_get(results), axis=0)
-        return {"accuracy": float(correct / total), "loss": float(losses / total)}
+    return score
 
 
-def store(path: pathlib.Path, state: TrainState, averaging: AveragingConfig) -> None:
-    """Writes the power-law averages of a step, leaf by leaf."""
-    path.parent.mkdir(exist_ok=True)
-    arrays = {}
-    for std in averaging.stored_stds:
-        name = power_name(std)
-        average = averaged_parameters(state.optimizer_state, path=f"^{re.escape(name)}$")
-        for number, leaf in enumerate(jax.tree.leaves(average)):
-            arrays[f"{name}/{number}"] = np.asarray(leaf)
-    np.savez(path, **arrays)
-
-
-def load(path: pathlib.Path, std: float, like: Any) -> Any:
-    """Reads one of the averages that ``store`` wrote."""
-    structure = jax.tree.structure(like)
-    with np.load(path) as arrays:
-        leaves = [arrays[f"{power_name(std)}/{i}"] for i in range(structure.num_leaves)]
-    return jax.tree.unflatten(structure, leaves)
+def store(folder: pathlib.Path, state: TrainState, averaging: AveragingConfig) -> None:
+    """Writes the power-law averages of a step, one vector each."""
+    folder.mkdir(exist_ok=True)
+    names = map(power_name, averaging.stored_stds)
+    vectors = {name: ravel_pytree(average_named(name, state))[0] for name in names}
+    np.savez(folder / f"{int(state.step)}.npz", **vectors)
 
 
 def reconstruct(
-    folder: pathlib.Path,
-    averaging: AveragingConfig,
-    steps: list[int],
-    score: Callable[[Any], dict[str, float]],
-    like: Any,
-) -> dict[str, Any]:
-    """Averages of other widths from the stored ones: all at the end, one along the way."""
-    known = sorted(int(path.stem) for path in folder.glob("*.npz"))
-    stored = [(step, std) for step in known for std in averaging.stored_stds]
-    trees = {(step, std): load(folder / f"{step}.npz", std, like) for step, std in stored}
+    folder: pathlib.Path, averaging: AveragingConfig, like: Any
+) -> Callable[[int, float], Any]:
+    """``(step, width) -> average``, made of what was stored until that step."""
+    unravel, stored = ravel_pytree(like)[1], {}
+    for step in sorted(int(path.stem) for path in folder.glob("*.npz")):
+        with np.load(folder / f"{step}.npz") as arrays:
+            stored |= {(step, std): arrays[power_name(std)] for std in averaging.stored_stds}
 
-    def make(step: int, relative_std: float) -> dict[str, float]:
-        usable = [pair for pair in stored if pair[0] <= step]
-        average = post_hoc_average(
-            [trees[pair] for pair in usable],
-            [step for step, _ in usable],
-            [std for _, std in usable],
-            relative_std=relative_std,
-        )
-        return score(average)
+    def average(step: int, relative_std: float) -> Any:
+        usable = {pair: vector for pair, vector in stored.items() if pair[0] <= step}
+        steps, stds = zip(*usable, strict=True)
+        vectors = [*usable.values()]
+        return unravel(post_hoc_average(vectors, steps, stds, relative_std=relative_std))
+
+    return average
+
+
+def post_hoc_scores(
+    workdir: pathlib.Path, averaging: AveragingConfig, experiment: Experiment, state: TrainState
+) -> dict[str, dict[Any, dict[str, float]]]:
+    """Scores of averages made of the stored ones: all widths at the end, one along the way."""
+    average = reconstruct(workdir / "snapshots", averaging, state.parameters)
+    steps = sorted(read_curves(workdir / "metrics.jsonl", "accuracy")[RAW])[-LAST:]
+
+    def score(step: int, relative_std: float) -> dict[str, float]:
+        _, values = experiment.evaluate(state, {"made": average(step, relative_std)})
+        return {name.removeprefix("made "): value for name, value in values.items()}
 
     return {
-        "by width": {std: make(steps[-1], std) for std in averaging.post_hoc_stds},
-        "by step": {step: make(step, averaging.post_hoc_checked) for step in steps},
+        "by width": {std: score(steps[-1], std) for std in averaging.post_hoc_stds},
+        "by step": {step: score(step, averaging.post_hoc_checked) for step in steps},
     }
 
 
@@ -300,13 +284,13 @@ def spread(curves: dict[str, dict[int, float]], unit: float) -> dict[str, dict[s
     }
 
 
-def report(workdir: pathlib.Path, post_hoc: dict[str, Any], averaging: AveragingConfig) -> None:
+def report(workdir: pathlib.Path, averaging: AveragingConfig, made: dict[str, Any]) -> None:
     """Tables, pictures and summary."""
-    made = f"post hoc {averaging.post_hoc_checked:g}"
     curves, summary = {}, {}
     for key, unit in (("accuracy", 100.0), ("loss", 1.0)):
         curves[key] = read_curves(workdir / "metrics.jsonl", key)
-        curves[key][made] = {step: score[key] for step, score in post_hoc["by step"].items()}
+        by_step = {step: score[key] for step, score in made["by step"].items()}
+        curves[key][f"post hoc {averaging.post_hoc_checked:g}"] = by_step
         summary[key] = spread(curves[key], unit)
         rows = [
             {"evaluated": name} | {column: float(f"{value:.4g}") for column, value in row.items()}
@@ -315,15 +299,12 @@ def report(workdir: pathlib.Path, post_hoc: dict[str, Any], averaging: Averaging
         results_table(rows, title=f"Test {key}{' %' * (unit > 1)}, last {LAST} evaluations")
     widths = [
         {"width": std, "accuracy %": 100 * values["accuracy"], "loss": values["loss"]}
-        for std, values in post_hoc["by width"].items()
+        for std, values in made["by width"].items()
     ]
     results_table(widths, title="Power-law averages made afterwards")
-    pictures = figures.save(workdir, curves["accuracy"], post_hoc["by width"])
+    pictures = figures.save(workdir, curves["accuracy"], made["by width"])
     summary |= {
-        "post_hoc": {str(std): values for std, values in post_hoc["by width"].items()},
+        "post_hoc": {str(std): values for std, values in made["by width"].items()},
         "dirac_gan": dirac_gan.measure(),
-        "jax": jax.__version__,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    summary_path = write_summary(workdir, summary)
-    print("written:", ", ".join(str(path) for path in (*pictures, summary_path)))
+    finish(workdir, summary, pictures)

@@ -2,9 +2,12 @@
 
 import importlib
 
+import pytest
+
 main = importlib.import_module("experiments.attention_map.__main__").main
 
 
+@pytest.mark.slow
 def test_attention_looks_into_the_mirror(tmp_path, capsys):
     picture = tmp_path / "map.png"
     results = main(["--steps", "200", "--output", str(picture)])
