@@ -1,7 +1,7 @@
 """Settings of class-conditional text generation.
 
-Article: Su Jianlin, «Text generation controlled by Conditional LayerNorm», kexue.fm/archives/7124,
-section «sentiment»; it shows samples and no numbers.
+Article: Su Jianlin, "Text generation controlled by Conditional LayerNorm", kexue.fm/archives/7124,
+section "sentiment"; it shows samples and no numbers.
 
     small   the default: nine builtin plays, minutes on two CPU cores
     smoke   seconds, to see that everything works
@@ -13,13 +13,7 @@ section «sentiment»; it shows samples and no numbers.
 import dataclasses
 from typing import Literal, get_args
 
-from experiments.command_line import (
-    DistributedConfig,
-    LoopConfig,
-    MeshConfig,
-    at_least,
-    in_unit_interval,
-)
+from experiments.command_line import LoopConfig, RunConfig, at_least, in_unit_interval
 
 Variant = Literal["norm", "prefix", "embedding"]
 
@@ -35,16 +29,16 @@ class DataConfig:
     tokens: Literal["words", "whitespace", "characters"] = "words"
     lowercase: bool = True
     max_vocabulary: int = 3000
-    """Most frequent tokens kept; the others become <unk>, which is never written."""
+    """Most frequent tokens kept; the others become <unk>, which is never generated."""
     longest: int = 48
-    """Tokens of a piece: longer texts are cut, behind a full stop where there is one."""
+    """Tokens of a piece at most: longer texts are cut, after a full stop where there is one."""
     held_out: int = 2000
     """Pieces of held-out text that are scored, at most."""
 
     def __post_init__(self) -> None:
-        at_least(3, "data.max_vocabulary", self.max_vocabulary)
-        at_least(4, "data.longest", self.longest)
-        at_least(2, "data.held_out", self.held_out)
+        at_least(3, self, "max_vocabulary")
+        at_least(4, self, "longest")
+        at_least(2, self, "held_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +61,8 @@ class ModelConfig:
     """Standard deviation of the vectors of the classes at the start."""
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "condition_features"):
-            at_least(1, f"model.{name}", getattr(self, name))
-        in_unit_interval("model.dropout", self.dropout)
+        at_least(1, self, "num_layers", "condition_features")
+        in_unit_interval(self, "dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,27 +73,25 @@ class TrainingConfig:
     batch_size: int = 32
     """Rows over all devices; a row holds several pieces of one class."""
     length: int = 64
-    """Tokens of a row."""
+    """Tokens per row."""
     learning_rate: float = 4e-3
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
     drop_label: float = 0.1
-    """Share of rows whose class is not told, for guidance."""
+    """Share of rows with the null label, for classifier-free guidance."""
     bfloat16: bool = False
     """Compute in bfloat16; parameters and sums stay float32."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "length"):
-            at_least(1, f"training.{name}", getattr(self, name))
-        for name in ("epochs", "learning_rate", "weight_decay", "gradient_clip"):
-            at_least(0, f"training.{name}", getattr(self, name))
-        in_unit_interval("training.drop_label", self.drop_label)
+        at_least(1, self, "batch_size", "length")
+        at_least(0, self, "epochs", "learning_rate", "weight_decay", "gradient_clip")
+        in_unit_interval(self, "drop_label")
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """What is written, and how it is drawn."""
+    """How many samples are drawn, and how."""
 
     count: int = 1000
     """Samples over all classes."""
@@ -112,30 +103,24 @@ class SamplingConfig:
     """Scales of classifier-free guidance; 1 is none."""
 
     def __post_init__(self) -> None:
-        at_least(1, "sampling.count", self.count)
-        at_least(1, "sampling.batch_size", self.batch_size)
+        at_least(1, self, "count", "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Text generation in a class."""
+class Fields:
+    """What comes out depends on these alone."""
 
-    workdir: str = "runs/conditional_text"
-    """Folder of the run; the same command continues it."""
     variants: tuple[Variant, ...] = get_args(Variant)
-    """How the model is told the class: through every norm, as the first token, or added to every
-    embedded token."""
+    """How the class enters: through every norm, as the first token, or added to every embedded
+    token."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
-    loop: LoopConfig = LoopConfig()
-    mesh: MeshConfig = MeshConfig()
-    distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
         if not self.variants:
-            raise ValueError("variants must name one at least, got none")
+            raise ValueError("variants must name at least one, got none")
         if self.model.pretrained and self.variants != ("norm",):
             raise ValueError(
                 "variants must be norm alone for a pretrained model: it has no token or segment "
@@ -148,10 +133,14 @@ class Config:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig, Fields):
+    """Class-conditional text generation."""
+
+
 PRESETS = {
     "small": Config(),
     "smoke": Config(
-        workdir="runs/conditional_text_smoke",
         variants=("norm",),
         data=DataConfig(max_vocabulary=200, longest=20),
         model=ModelConfig(
@@ -162,7 +151,6 @@ PRESETS = {
         loop=LoopConfig(log_every=20, checkpoint_every=100),
     ),
     "rt_polarity": Config(
-        workdir="runs/conditional_text_rt_polarity",
         data=DataConfig(
             uri="file:$ZOO_DATA/rt_polarity/sentence_polarity.zip",
             tokens="whitespace",
@@ -171,11 +159,11 @@ PRESETS = {
         training=TrainingConfig(epochs=5.0),
     ),
     "paper": Config(
-        workdir="runs/conditional_text_paper",
         variants=("norm",),
         data=DataConfig(
             uri="file:$ZOO_DATA/zh_sentiment/sentiment.zip",
             tokens="characters",
+            lowercase=False,
             max_vocabulary=14000,
             longest=126,
         ),

@@ -1,8 +1,7 @@
-"""Trains a language model for each way to tell the class, and measures what they learned of it."""
+"""Trains a language model for each way to condition on a class, and measures what they learned."""
 
 import json
 import pathlib
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,170 +9,130 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from experiments.command_line import MAY_CHANGE
 from experiments.conditional_text import figures, metrics, texts
-from experiments.conditional_text.config import Config, SamplingConfig, Variant
-from experiments.conditional_text.model import Generator, with_pretrained
-from experiments.conditional_text.texts import SPLITS, Pieces, Rows, Tokens
-from experiments.running import decaying_adamw, fit_in, number_of_parameters, on_host, open_mesh
-from zoo.data import Pipeline
+from experiments.conditional_text.config import Config, Variant
+from experiments.conditional_text.model import Generator, transformer_config, with_pretrained
+from experiments.conditional_text.texts import SPLITS, Pieces, banned, start_of
+from experiments.running import (
+    Experiment,
+    decaying_adamw,
+    finish,
+    is_main_process,
+    number_of_parameters,
+    on_devices,
+    on_host,
+    open_mesh,
+    train,
+)
+from zoo.data import Pipeline, Vocabulary
 from zoo.decoding import guide, prefill, sample
-from zoo.training import (
-    LossOutput,
-    functional,
-    init_state,
-    make_train_step,
-    open_workdir,
-    results_table,
-    write_summary,
-)
+from zoo.training import LossOutput, functional, open_workdir, results_table
+from zoo.transformer import placement_rules
 
-RULES = (
-    (r"token_embedding$", PartitionSpec(None, "fsdp")),
-    (r"(query|key|value)_kernel$", PartitionSpec(None, "fsdp", "model", None)),
-    (r"attention/output_kernel$", PartitionSpec(None, "model", None, "fsdp")),
-    (r"expand_kernel$", PartitionSpec(None, "fsdp", "model")),
-    (r"contract_kernel$", PartitionSpec(None, "model", "fsdp")),
-)
 NAMES = {"norm": "conditional norms", "prefix": "prefix token", "embedding": "added to embedding"}
 SHORTEST = 3  # tokens of a sample at least
+SHOWN = 10  # samples that are printed
 
 
-class Trained(NamedTuple):
-    """A model after training."""
+class Data(NamedTuple):
+    """Labelled texts in ids."""
 
-    rebuild: Callable[..., Generator]
-    parameters: Any
-    seconds: float  # of all steps, at their median rate
+    classes: list[str]
+    vocabulary: Vocabulary
+    training: Pieces
+    held_out: Pieces
 
 
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    mesh = open_mesh(config.mesh, config.distributed)
-    labelled = texts.read(config.data.uri)
-    classes = list(dict.fromkeys(label for _, label in labelled["train"]))
-    tokens = texts.make_tokens(config, labelled["train"])
-    training, held_out = (
-        texts.cut(labelled[split], classes, tokens, config.data.longest) for split in SPLITS
-    )
-    held_out = texts.some(held_out, config.data.held_out)
-    rows = texts.pack(training, tokens, config.training.length)
-    scored = texts.pack(held_out, tokens, config.training.length)
+    mesh = open_mesh(config)
+    data = load(config)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
-    speaks = jax.process_index() == 0
-    if speaks:
-        filled = float((rows.pieces >= 0).mean())
+    if is_main_process():
         print(
-            f"{config.data.uri}: {len(classes)} classes; {len(training.ids):,} pieces for training "
-            f"in {len(rows.labels):,} rows ({filled:.0%} filled), {len(held_out.ids):,} held out; "
-            f"{tokens.size:,} tokens known"
+            f"{config.data.uri}: {len(data.classes)} classes; {len(data.training.ids):,} pieces "
+            f"for training, {len(data.held_out.ids):,} held out; {len(data.vocabulary):,} tokens"
         )
-    classify = metrics.train_classifier(known(training, tokens), training.labels)
-    real = describe(known(held_out, tokens), held_out.labels, known(training, tokens), classify)
-    results: dict[str, Any] = {}
+    describe = make_describer(data)
+    results: dict[str, Any] = {"classes": data.classes, "held_out_text": describe(data.held_out)}
     for variant in config.variants:
-        trained = train(config, variant, mesh, rows, classes, tokens, workdir / variant)
-        losses = score(trained, scored, len(classes), len(held_out.ids), config.training.batch_size)
-        lengths = np.array([len(ids) + 1 for ids in held_out.ids])
-        each = {
-            name: metrics.label_perplexities(losses[own], held_out.labels[own], lengths[own])
-            for number, name in enumerate(classes)
-            if (own := held_out.labels == number).any()
-        }
-        written = {
-            str(scale): write(trained, config.sampling, len(classes), tokens, config, scale)
+        experiment = build(config, mesh, data, variant)
+        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
+        if is_main_process():
+            steps = f"{experiment.num_steps:,} steps on {on_devices(mesh)}"
+            print(f"class by {NAMES[variant]}: {size:,} parameters, {steps}")
+        state = train(experiment, mesh, workdir / variant, config.loop)
+        parameters = on_host(state.parameters)
+        samples = {
+            str(scale): draw_samples(experiment.merge, parameters, data, config, scale)
             for scale in config.sampling.guidance
         }
         results[variant] = {
-            "parameters": number_of_parameters(trained.parameters),
-            "training_seconds": trained.seconds,
-            "held_out": metrics.label_perplexities(losses, held_out.labels, lengths),
-            "held_out_by_class": each,
-            "samples": {
-                scale: describe(
-                    known(pieces, tokens), pieces.labels, known(training, tokens), classify
-                )
-                for scale, pieces in written.items()
-            },
-            "examples": {
-                scale: examples(pieces, classes, tokens) for scale, pieces in written.items()
-            },
+            "parameters": size,
+            **held_out_perplexities(experiment.merge, parameters, data, config),
+            "samples": {scale: describe(pieces) for scale, pieces in samples.items()},
         }
-        if speaks:
-            print(f"training: {trained.seconds:.0f} s")
-            keep(workdir / variant / "samples.jsonl", written, classes, tokens)
-    if speaks:
-        report(workdir, classes, real, results)
+        if is_main_process():
+            save_samples(workdir / variant / "samples.jsonl", samples, data)
+    if is_main_process():
+        report(workdir, results, config.variants)
 
 
-def known(pieces: Pieces, tokens: Tokens) -> list[tuple[int, ...]]:
-    """The tokens of each piece that a model may write: <unk> would tell real text from samples."""
-    return [tuple(i for i in ids.tolist() if i not in tokens.banned) for ids in pieces.ids]
+def load(config: Config) -> Data:
+    """Reads the texts, makes the vocabulary and cuts them into pieces."""
+    labelled = texts.read(config.data.uri)
+    classes = list(dict.fromkeys(label for _, label in labelled["train"]))
+    vocabulary = texts.make_vocabulary(config, labelled["train"])
+    training, held_out = (
+        texts.cut(labelled[split], classes, vocabulary, config.data.longest) for split in SPLITS
+    )
+    return Data(classes, vocabulary, training, texts.some(held_out, config.data.held_out))
 
 
-def train(
-    config: Config,
-    variant: Variant,
-    mesh: Mesh,
-    rows: Rows,
-    classes: list[str],
-    tokens: Tokens,
-    workdir: pathlib.Path,
-) -> Trained:
-    """Trains one model, or finishes its training."""
-    training = config.training
-    source = [dict(zip(Rows._fields, row, strict=True)) for row in zip(*rows, strict=True)]
-    batches = Pipeline(source, batch_size=training.batch_size, seed=training.seed)
+def build(
+    config: Config, mesh: Mesh, data: Data | None = None, variant: Variant | None = None
+) -> Experiment:
+    """Model, loss, optimiser and batches of one variant, the first if None.
+
+    ``data`` is ``load(config)`` if None.
+    """
+    data = load(config) if data is None else data
+    variant = config.variants[0] if variant is None else variant
+    training, num_classes = config.training, len(data.classes)
+    rows = texts.pack(data.training, data.vocabulary, training.length)
+    batches = Pipeline(rows.examples(), batch_size=training.batch_size, seed=training.seed)
     num_steps = max(1, round(training.epochs * batches.batches_per_epoch))
-    init_parameters, rebuild = functional(
-        lambda rngs: Generator(config, variant, len(classes), tokens, rngs=rngs)
+    init, merge = functional(
+        lambda rngs: Generator(config, variant, num_classes, data.vocabulary, rngs=rngs)
     )
-    optimizer = decaying_adamw(training, num_steps)
-    state = init_state(
-        init_parameters, optimizer, key=jax.random.key(training.seed), mesh=mesh, rules=RULES
-    )
-    if config.model.pretrained:
-        state = state._replace(parameters=with_pretrained(state.parameters, config))
-
-    step = make_train_step(
-        make_loss(rebuild, training.drop_label, untold=len(classes)),
-        optimizer,
-        compute_dtype=jnp.bfloat16 if training.bfloat16 else None,
-        shardings=state.shardings,
-    )
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        size = number_of_parameters(state.parameters)
-        print(f"class told by {NAMES[variant]}: {size:,} parameters, {num_steps:,} steps")
-    state = fit_in(
-        workdir,
-        config.loop,
-        step,
-        state,
-        batches,
+    transformer = transformer_config(config, variant, num_classes, len(data.vocabulary))
+    return Experiment(
+        init=with_pretrained(init, config) if config.model.pretrained else init,
+        merge=merge,
+        loss=make_loss(merge, training.drop_label, null_label=num_classes),
+        optimizer=decaying_adamw(training, num_steps),
+        batches=batches,
         num_steps=num_steps,
-        mesh=mesh,
+        seed=training.seed,
         rate_unit="tokens",
+        rules=placement_rules(transformer),
+        compute_dtype=jnp.bfloat16 if training.bfloat16 else None,
     )
-    parameters = on_host(state.parameters)
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    rate = statistics.median(json.loads(line)["tokens_per_second"] or 0 for line in lines)
-    total = num_steps * training.batch_size * training.length * (rows.pieces >= 0).mean()
-    return Trained(rebuild, parameters, float(total / rate) if rate else np.nan)
 
 
 def make_loss(
-    rebuild: Callable[..., Generator], drop_label: float, *, untold: int
+    merge: Callable[..., Generator], drop_label: float, *, null_label: int
 ) -> Callable[..., LossOutput]:
-    """Sum over the tokens of all pieces, in nats; a share of the rows is told no class."""
+    """Sum over the tokens of all pieces, in nats; a share of the rows gets the null label."""
 
     def loss_fn(parameters: Any, batch: Any, *, key: jax.Array, carry: Any) -> LossOutput:
         drop_key, key = jax.random.split(key)
         dropped = jax.random.bernoulli(drop_key, drop_label, batch["labels"].shape)
-        labels = jnp.where(dropped, untold, batch["labels"])
-        losses = token_losses(rebuild(parameters), batch, labels, key)
+        labels = jnp.where(dropped, null_label, batch["labels"])
+        losses = token_losses(merge(parameters), batch, labels, key)
         counted = (batch["pieces"] >= 0) & batch["valid"][:, None]
         return LossOutput(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted))
 
@@ -188,52 +147,53 @@ def token_losses(
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
 
 
-def score(
-    trained: Trained, rows: Rows, num_classes: int, num_pieces: int, batch_size: int
-) -> np.ndarray:
-    """Nats of every piece given each class, and given none: ``[N, K + 1]``."""
+def held_out_perplexities(
+    merge: Callable[..., Generator], parameters: Any, data: Data, config: Config
+) -> dict[str, Any]:
+    """Perplexities of the held-out pieces, of all and by class, for every label."""
+    num_labels, size = len(data.classes) + 1, config.training.batch_size
 
     @jax.jit
-    def evaluate(parameters: Any, batch: Any, labels: jax.Array) -> jax.Array:
-        model = trained.rebuild(parameters)
-        return jax.lax.map(lambda label: token_losses(model, batch, label), labels)
+    def given_each(parameters: Any, batch: Any) -> jax.Array:
+        def given(label: jax.Array) -> jax.Array:
+            return token_losses(merge(parameters), batch, jnp.full(size, label))
 
-    losses = np.zeros((num_pieces, num_classes + 1))
-    for start in range(0, len(rows.labels), batch_size):
-        # The last batch goes back over rows that were counted.
-        begin = max(0, min(start, len(rows.labels) - batch_size))
-        batch = {name: value[begin : begin + batch_size] for name, value in rows._asdict().items()}
-        size = len(batch["labels"])
-        labels = np.tile(np.arange(num_classes + 1, dtype=np.int32)[:, None], size)
-        found = np.asarray(evaluate(trained.parameters, batch, labels))[:, start - begin :]
-        pieces = batch["pieces"][start - begin :]
-        counted = pieces >= 0
-        for label in range(num_classes + 1):
-            losses[:, label] += np.bincount(
-                pieces[counted], found[label][counted].astype(np.float64), minlength=num_pieces
-            )
-    return losses
+        return jax.lax.map(given, jnp.arange(num_labels))
+
+    rows = texts.pack(data.held_out, data.vocabulary, config.training.length).examples()
+    everywhere = {"process_index": 0, "process_count": 1}  # each process scores all of them
+    batches = Pipeline(rows, batch_size=size, seed=0, num_epochs=1, shuffle=False, **everywhere)
+    losses = np.zeros((len(data.held_out.ids), num_labels))
+    for batch in batches:
+        found = np.asarray(given_each(parameters, batch))
+        counted = (batch["pieces"] >= 0) & batch["valid"][:, None]
+        np.add.at(losses, batch["pieces"][counted], found[:, counted].T)
+    labels = data.held_out.labels
+    lengths = np.array([len(ids) + 1 for ids in data.held_out.ids])
+    by_class = {
+        name: metrics.label_perplexities(losses[own], labels[own], lengths[own])
+        for number, name in enumerate(data.classes)
+        if (own := labels == number).any()
+    }
+    every = metrics.label_perplexities(losses, labels, lengths)
+    return {"held_out": every, "held_out_by_class": by_class}
 
 
-def write(
-    trained: Trained,
-    sampling: SamplingConfig,
-    num_classes: int,
-    tokens: Tokens,
-    config: Config,
-    scale: float,
+def draw_samples(
+    merge: Callable[..., Generator], parameters: Any, data: Data, config: Config, scale: float
 ) -> Pieces:
-    """Draws samples, as many of each class."""
-    longest = config.data.longest + 1  # with the token that ends it
+    """Samples at one scale of guidance, equally many of each class."""
+    longest, sampling = config.data.longest + 1, config.sampling  # with the token that ends it
+    vocabulary, num_classes = data.vocabulary, len(data.classes)
 
     @jax.jit
     def draw(parameters: Any, key: jax.Array, labels: jax.Array) -> Any:
-        model = trained.rebuild(parameters)
-        prompt = jnp.full((len(labels), 1), tokens.start, jnp.int32)
-        read = prefill(model, prompt, max_length=longest, condition=labels)
+        model = merge(parameters)
+        prompt = jnp.full((len(labels), 1), start_of(vocabulary), jnp.int32)
+        read = prefill(model, prompt, max_length=longest, condition=labels[:, None])
         if scale != 1:
-            untold = jnp.full_like(labels, num_classes)
-            plain = prefill(model, prompt, max_length=longest, condition=untold)
+            null = jnp.full((len(labels), 1), num_classes)
+            plain = prefill(model, prompt, max_length=longest, condition=null)
             read = guide(read, plain, scale=scale)
         return sample(
             key,
@@ -245,143 +205,98 @@ def write(
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             min_length=SHORTEST,
-            banned=tokens.banned,
-            end_id=tokens.end,
-            pad_id=tokens.end,
+            banned=banned(vocabulary),
+            end_id=vocabulary.end,
+            pad_id=vocabulary.end,
         )
 
     labels = np.arange(sampling.count, dtype=np.int32) % num_classes
     ids: list[np.ndarray] = []
     key = jax.random.key(config.training.seed)
     for start in range(0, len(labels), sampling.batch_size):
-        # Every batch of one size: those of the last that are too many are not kept.
+        # Every batch has one size; surplus samples of the last are not kept.
         wanted = np.resize(labels[start : start + sampling.batch_size], sampling.batch_size)
-        drawn = draw(trained.parameters, jax.random.fold_in(key, start), wanted)
+        drawn = draw(parameters, jax.random.fold_in(key, start), wanted)
         rows = zip(np.asarray(drawn.tokens), np.asarray(drawn.lengths), strict=True)
         ids += [row[:length] for row, length in rows]
     return Pieces(ids[: len(labels)], labels)
 
 
-def describe(
-    found: list[tuple[int, ...]],
-    labels: np.ndarray,
-    training: list[tuple[int, ...]],
-    classify: Callable[..., np.ndarray],
-) -> dict[str, Any]:
-    """All numbers of some texts."""
-    hits = classify(found) == labels
-    grams, whole = metrics.copied(found, training)
-    return {
-        "count": len(found),
-        "label accuracy": float(hits.mean()),
-        "label accuracy interval": metrics.share_interval(hits),
-        **{f"distinct-{n}": metrics.distinct(found, n) for n in (1, 2, 3)},
-        "self-BLEU": metrics.self_bleu(found),
-        f"copied {metrics.COPIED}-grams": grams,
-        "copied texts": whole,
-        "mean length": float(np.mean([len(text) for text in found])),
-    }
+def make_describer(data: Data) -> Callable[[Pieces], dict[str, Any]]:
+    """Makes the function from texts to all numbers of them; it trains the classifier."""
+    removed = banned(data.vocabulary)
+
+    def known(pieces: Pieces) -> list[tuple[int, ...]]:
+        """Tokens that a model may generate: <unk> would tell real text from samples."""
+        return [tuple(i for i in ids.tolist() if i not in removed) for ids in pieces.ids]
+
+    training = known(data.training)
+    classify = metrics.train_classifier(training, data.training.labels)
+
+    def describe(pieces: Pieces) -> dict[str, Any]:
+        found = known(pieces)
+        hits = classify(found) == pieces.labels
+        grams, complete = metrics.copied(found, training)
+        return {
+            "count": len(found),
+            "label accuracy": float(hits.mean()),
+            "label accuracy interval": metrics.share_interval(hits),
+            **{f"distinct-{n}": metrics.distinct(found, n) for n in (1, 2, 3)},
+            "self-BLEU": metrics.self_bleu(found),
+            "copied 8-grams": grams,
+            "copied texts": complete,
+            "mean length": float(np.mean([len(text) for text in found])),
+        }
+
+    return describe
 
 
-def examples(
-    pieces: Pieces, classes: list[str], tokens: Tokens, count: int = 4
-) -> dict[str, list[str]]:
-    """The first samples of every class."""
-    return {
-        name: [
-            tokens.decode(pieces.ids[i]) for i in np.flatnonzero(pieces.labels == number)[:count]
-        ]
-        for number, name in enumerate(classes)
-    }
+def save_samples(path: pathlib.Path, samples: dict[str, Pieces], data: Data) -> None:
+    """Writes all samples, one JSON object per line, and prints the first."""
+    with path.open("w", encoding="utf-8") as file:
+        for scale, pieces in samples.items():
+            for ids, label in zip(pieces.ids, pieces.labels, strict=True):
+                text = data.vocabulary.decode(ids)
+                row = {"guidance": float(scale), "label": data.classes[label], "text": text}
+                print(json.dumps(row, ensure_ascii=False), file=file)
+            for label, text in zip(pieces.labels[:SHOWN], pieces.ids, strict=False):
+                print(f"{data.classes[label]}: {data.vocabulary.decode(text)}")
 
 
-def keep(
-    path: pathlib.Path, written: dict[str, Pieces], classes: list[str], tokens: Tokens
-) -> None:
-    """All samples, one JSON object a line."""
-    lines = [
-        {"guidance": float(scale), "label": classes[label], "text": tokens.decode(ids)}
-        for scale, pieces in written.items()
-        for ids, label in zip(pieces.ids, pieces.labels, strict=True)
-    ]
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+def report(workdir: pathlib.Path, results: dict[str, Any], variants: Sequence[str]) -> None:
+    """Tables, picture and summary."""
 
+    def cells(numbers: dict[str, Any], *names: str) -> dict[str, Any]:
+        found = {name: numbers[name] for name in names}
+        intervals = {n: f"{v[0]:.4g} … {v[1]:.4g}" for n, v in found.items() if "interval" in n}
+        return found | intervals
 
-def report(
-    workdir: pathlib.Path, classes: list[str], real: dict[str, Any], results: dict[str, Any]
-) -> None:
-    """Tables, samples, picture and summary."""
-
-    def between(interval: Sequence[float], digits: int) -> str:
-        return f"{interval[0]:.{digits}f} … {interval[1]:.{digits}f}"
-
+    named = {NAMES[variant]: results[variant] for variant in variants}
+    costs = ("right", "wrong", "wrong / right", "wrong / right interval", "unconditional")
     results_table(
-        [
-            {
-                "class told by": NAMES[variant],
-                "right label": f"{result['held_out']['right']:.2f}",
-                "wrong label": f"{result['held_out']['wrong']:.2f}",
-                "wrong / right": f"{result['held_out']['wrong / right']:.3f}",
-                "95 %": between(result["held_out"]["wrong / right interval"], 3),
-                "untold": f"{result['held_out']['untold']:.2f}",
-            }
-            for variant, result in results.items()
-        ],
-        title="Perplexity of held-out text",
+        [{"class by": name} | cells(own["held_out"], *costs) for name, own in named.items()],
+        title="Perplexity of held-out text with the right and with wrong labels",
     )
-    first, result = next(iter(results.items()))
+    first, result = next(iter(named.items()))
     results_table(
-        [
-            {
-                "class": name,
-                "right label": f"{numbers['right']:.2f}",
-                "wrong label": f"{numbers['wrong']:.2f}",
-                "wrong / right": f"{numbers['wrong / right']:.3f}",
-                "95 %": between(numbers["wrong / right interval"], 3),
-            }
-            for name, numbers in result["held_out_by_class"].items()
-        ],
-        title=f"Perplexity of held-out text by class, {NAMES[first]}",
+        [{"class": name} | cells(own, *costs) for name, own in result["held_out_by_class"].items()],
+        title=f"The same by class, {first}",
     )
-    described = [
-        ("held-out text", real),
-        *(
-            (f"{NAMES[variant]}, guidance {float(scale):g}", numbers)
-            for variant, result in results.items()
-            for scale, numbers in result["samples"].items()
+    described = {"held-out text": results["held_out_text"]} | {
+        f"{name}, guidance {float(scale):g}": numbers
+        for name, own in named.items()
+        for scale, numbers in own["samples"].items()
+    }
+    shares = ("distinct-1", "distinct-2", "distinct-3", "self-BLEU", "copied 8-grams")
+    for columns, title in (
+        (
+            ("count", "mean length", "label accuracy", "label accuracy interval"),
+            "Texts by an independent classifier",
         ),
-    ]
-    copied = (f"copied {metrics.COPIED}-grams", "copied texts")
-    columns = ("distinct-1", "distinct-2", "distinct-3", "self-BLEU", *copied)
-    results_table(
-        [
-            {
-                "texts": name,
-                "number": f"{numbers['count']:,}",
-                "mean length": f"{numbers['mean length']:.1f}",
-                "label accuracy": f"{100 * numbers['label accuracy']:.1f}",
-                "95 %": between([100 * x for x in numbers["label accuracy interval"]], 1),
-            }
-            for name, numbers in described
-        ],
-        title="Texts as an independent classifier sees them, %",
-    )
-    results_table(
-        [
-            {"texts": name} | {column: f"{100 * numbers[column]:.1f}" for column in columns}
-            for name, numbers in described
-        ],
-        title="How various texts are, and what they copy from the training text, %",
-    )
-    for name in classes:
-        for text in next(iter(result["examples"].values()))[name][:2]:
-            print(f"{name}: {text}")
-    picture = figures.save(workdir, NAMES, real, results)
-    summary = {
-        "classes": classes,
-        "held_out_text": real,
-        **results,
-        "jax": jax.__version__,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
-    print("written:", picture, write_summary(workdir, summary))
+        ((*shares, "copied texts"), "Diversity, and what is copied from the training text"),
+    ):
+        results_table(
+            [{"texts": name} | cells(numbers, *columns) for name, numbers in described.items()],
+            title=title,
+        )
+    finish(workdir, results, [figures.save(workdir, named, results["held_out_text"])])

@@ -1,12 +1,9 @@
-"""The experiment as a user runs it, its readers and metrics, the three ways to tell a class."""
+"""Class-conditional text generation: readers, packing, metrics, and the three ways to condition."""
 
 import gzip
 import json
 import lzma
-import os
 import pathlib
-import subprocess
-import sys
 import zipfile
 
 import jax
@@ -17,72 +14,67 @@ from flax import nnx
 
 from experiments import command_line
 from experiments.conditional_text import metrics, texts
-from experiments.conditional_text.config import PRESETS, Config, ModelConfig, TrainingConfig
-from experiments.conditional_text.model import Generator, pretrained_config, with_pretrained
-from experiments.conditional_text.train import run
+from experiments.conditional_text.config import (
+    PRESETS,
+    Config,
+    DataConfig,
+    ModelConfig,
+    TrainingConfig,
+)
+from experiments.conditional_text.model import transformer_config
+from experiments.conditional_text.train import Data, build, run
 from tests.battery import quick_jit
-from zoo.training import functional, path_name
+from zoo.training import make_mesh
 from zoo.transformer import Transformer, TransformerConfig, load_bert, save_bert
 
-ROOT = pathlib.Path(__file__).parents[2]
-COMMAND = (sys.executable, "-m", "experiments.conditional_text")
+EXPECTED = pathlib.Path(__file__).parents[2] / "experiments/conditional_text/expected.json"
 SENTENCES = [("a b c . d e", "new"), ("b a !", "old"), ("c d e f g h", "new"), ("a", "old")]
+SIZES = {"features": 8, "num_layers": 1, "num_heads": 2, "feedforward_features": 8}
+TINY = Config(
+    data=DataConfig(tokens="whitespace", longest=4),
+    model=ModelConfig(condition_features=4, dropout=0.0, **SIZES),
+    training=TrainingConfig(length=8, batch_size=2),
+)
 
 
+def tiny_data(config=TINY):
+    classes = ["new", "old"]
+    vocabulary = texts.make_vocabulary(config, SENTENCES)
+    pieces = texts.cut(SENTENCES, classes, vocabulary, longest=4)
+    return Data(classes, vocabulary, pieces, pieces)
+
+
+@pytest.mark.slow
 def test_smoke_reaches_what_it_must(tmp_path):
-    done = subprocess.run(
-        [*COMMAND, "--preset", "smoke", "--workdir", tmp_path],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout
-    for title in ("Perplexity of held-out text", "independent classifier", "Coriolanus: "):
-        assert title in done.stdout
-    expected = json.loads((ROOT / "experiments/conditional_text/expected.json").read_text())
+    command_line.main(run, PRESETS, None, ["--preset=smoke", f"--workdir={tmp_path}"])
+    expected = json.loads(EXPECTED.read_text())
     summary = json.loads((tmp_path / "summary.json").read_text())
-    norm = summary["norm"]
+    norm, samples = summary["norm"], summary["norm"]["samples"]["2.0"]
     assert len(summary["classes"]) == 9
     assert norm["held_out"]["right"] <= expected["right_label_perplexity_at_most"]
     low, _ = norm["held_out"]["wrong / right interval"]
     assert low >= expected["wrong_over_right_lower_end_at_least"]
     real = summary["held_out_text"]["label accuracy"]
     assert real == pytest.approx(expected["real_label_accuracy"], abs=0.01)
-    samples = norm["samples"]["2.0"]
     assert samples["label accuracy"] >= expected["sample_label_accuracy_at_least"]
     assert samples["count"] == 180
-    lines = (tmp_path / "norm/samples.jsonl").read_text().splitlines()
-    assert "<unk>" not in " ".join(json.loads(line)["text"] for line in lines)
+    assert "<unk>" not in (tmp_path / "norm/samples.jsonl").read_text()
     assert (tmp_path / "classes.png").read_bytes().startswith(b"\x89PNG")
 
 
-def small_tokens():
-    config = Config(data=texts_config())
-    return config, texts.make_tokens(config, SENTENCES)
-
-
-def texts_config():
-    return PRESETS["smoke"].data.__class__(tokens="whitespace", longest=4)
-
-
 def test_pieces_end_at_a_stop_and_fill_rows_of_one_class():
-    _, tokens = small_tokens()
-    pieces = texts.cut(SENTENCES, ["new", "old"], tokens, longest=4)
-    words = [" ".join(tokens.names[i] for i in ids) for ids in pieces.ids]
+    _, vocabulary, pieces, _ = tiny_data()
+    words = [vocabulary.decode(ids) for ids in pieces.ids]
     assert words == ["a b c .", "d e", "b a !", "c d e f", "g h", "a"]
     assert pieces.labels.tolist() == [0, 0, 1, 0, 0, 1]
-    rows = texts.pack(pieces, tokens, length=8)
+    rows = texts.pack(pieces, vocabulary, length=8)
     assert rows.labels.tolist() == [0, 0, 1]
     found = {}
     for inputs, targets, numbers, label in zip(*rows, strict=True):
         for number in set(numbers.tolist()) - {-1}:
             own = numbers == number
             assert np.ptp(np.flatnonzero(own)) == own.sum() - 1
-            assert inputs[own][0] == tokens.start
-            assert targets[own][-1] == tokens.end
+            assert inputs[own][0] == targets[own][-1] == vocabulary.end
             np.testing.assert_array_equal(inputs[own][1:], targets[own][:-1])
             assert pieces.labels[number] == label
             found[number] = targets[own][:-1].tolist()
@@ -92,18 +84,12 @@ def test_pieces_end_at_a_stop_and_fill_rows_of_one_class():
 def test_plays():
     labelled = texts.read("builtin:shakespeare")
     assert [len(labelled[split]) for split in texts.SPLITS] == [6397, 700]
-    names = {name for _, name in labelled["train"]}
-    assert names == {*texts.PLAYS}
-    speeches = dict(labelled["train"])
-    assert (
-        speeches[
-            "O Romeo, Romeo! wherefore art thou Romeo?\n"
-            "Deny thy father and refuse thy name;\n"
-            "Or, if thou wilt not, be but sworn my love,\n"
-            "And I'll no longer be a Capulet."
-        ]
-        == "Romeo and Juliet"
+    assert {name for _, name in labelled["train"]} == {*texts.PLAYS}
+    speech = (
+        "O Romeo, Romeo! wherefore art thou Romeo?\nDeny thy father and refuse thy name;\n"
+        "Or, if thou wilt not, be but sworn my love,\nAnd I'll no longer be a Capulet."
     )
+    assert dict(labelled["train"])[speech] == "Romeo and Juliet"
 
 
 def test_sets_by_their_form(tmp_path):
@@ -130,6 +116,9 @@ def test_sets_by_their_form(tmp_path):
     assert found["held out"] == [("test_neg it", "negative"), ("test_pos it", "positive")]
     (tmp_path / "own.tsv").write_text("label\ttext\n" + "x\tone\ny\ttwo\n" * 30)
     assert len(texts.read(f"file:{tmp_path}/own.tsv")["held out"]) == 6
+    (tmp_path / "own.tsv").write_text("label\ttext\n" + "x\tone\n" * 57 + "y\ttwo\n" * 3)
+    with pytest.raises(ValueError, match=r"texts of each in training and held out, got \['x'\]"):
+        texts.read(f"file:{tmp_path}/own.tsv")
 
 
 def test_self_bleu_is_that_of_nltk():
@@ -159,7 +148,7 @@ def test_other_metrics():
     losses[np.arange(200), labels] = 10.0 + np.random.default_rng(0).normal(size=200)
     numbers = metrics.label_perplexities(losses, labels, lengths)
     assert numbers["wrong"] == pytest.approx(np.exp(2.0))
-    assert numbers["untold"] == pytest.approx(np.exp(1.5))
+    assert numbers["unconditional"] == pytest.approx(np.exp(1.5))
     assert numbers["classified"] == 1
     low, high = numbers["wrong / right interval"]
     assert low < np.exp(1.0) < high
@@ -170,32 +159,30 @@ def test_other_metrics():
 
 
 @pytest.mark.parametrize("variant", ["norm", "prefix", "embedding"])
-def test_every_way_to_tell_the_class_is_heard_and_decodes_as_it_reads(variant):
-    _, tokens = small_tokens()
-    config = Config(
-        model=ModelConfig(
-            features=8, num_layers=1, num_heads=2, feedforward_features=8, condition_features=4
-        ),
-        training=TrainingConfig(length=64),
-    )
-    shapes = nnx.eval_shape(lambda: Generator(config, variant, 2, tokens, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(shapes)
+def test_every_variant_depends_on_the_class_and_decodes_as_it_reads(variant):
+    data = tiny_data()
+    experiment = build(TINY, make_mesh(), data, variant)
     noise = np.random.default_rng(0)
-    state = jax.tree.map(lambda leaf: 0.3 * noise.normal(size=leaf.shape).astype("f"), state)
-    ids = jnp.array([[tokens.start, 3, 4, 5]] * 3)
+    parameters = jax.tree.map(
+        lambda leaf: 0.3 * noise.normal(size=leaf.shape).astype("f"),
+        jax.eval_shape(experiment.init, jax.random.key(0)),
+    )
+    ids = jnp.array([[data.vocabulary.end, 3, 4, 5]] * 3)
     labels = jnp.array([0, 1, 2])
 
     @quick_jit
-    def read(state):
-        model = nnx.merge(graph, state)
-        parts, _ = model.decode(ids, model.init_cache(3, 4), condition=labels)
-        return model(ids, labels), parts
+    def read(parameters, batch):
+        model = experiment.merge(parameters)
+        parts, _ = model.decode(ids, model.init_cache(3, 4), condition=labels[:, None])
+        loss = experiment.loss(parameters, batch, key=jax.random.key(0), carry=())
+        return model(ids, labels), parts, loss
 
-    whole, parts = read(state)
-    assert whole.shape == (3, 4, tokens.size)
-    np.testing.assert_allclose(whole, parts, atol=1e-4)
+    logits, parts, loss = read(parameters, next(experiment.batches))
+    assert logits.shape == (3, 4, len(data.vocabulary))
+    np.testing.assert_allclose(logits, parts, atol=1e-4)
     for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert np.abs(whole[one] - whole[other]).max() > 1e-2
+        assert np.abs(logits[one] - logits[other]).max() > 1e-2
+    assert 1 < loss.total / loss.weight < 10
 
 
 def test_a_pretrained_bert_gets_conditional_norms(tmp_path):
@@ -203,35 +190,29 @@ def test_a_pretrained_bert_gets_conditional_norms(tmp_path):
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "c", "."]
     model = tokenizers.BertWordPieceTokenizer({name: i for i, name in enumerate(names)})
     model.save(str(tmp_path / "tokenizer.json"))
-    bert = TransformerConfig(
-        vocab_size=9,
-        features=8,
-        num_layers=1,
-        num_heads=2,
-        feedforward_features=8,
-        max_positions=64,
-    )
+    bert = TransformerConfig(vocab_size=9, max_positions=64, **SIZES)
     save_bert(tmp_path, Transformer(bert, rngs=nnx.Rngs(0)))
-    config = Config(variants=("norm",), model=ModelConfig(pretrained=str(tmp_path)))
-    tokens = texts.make_tokens(config, SENTENCES)
-    assert (tokens.size, tokens.start, tokens.end) == (9, 2, 3)
-    ids = tokens.encode("ab c.")
-    assert ids.tolist() == [5, 6, 7, 8]
-    assert tokens.decode(ids) == "ab c."
-    init, rebuild = functional(lambda rngs: Generator(config, "norm", 2, tokens, rngs=rngs))
-    start = jax.tree.map_with_path(
-        lambda path, leaf: jnp.full(leaf.shape, "kernel" not in path_name(path), leaf.dtype),
-        jax.eval_shape(init, jax.random.key(1)),
+    config = Config(
+        variants=("norm",),
+        model=ModelConfig(pretrained=str(tmp_path), dropout=0.0),
+        training=TrainingConfig(length=64, batch_size=2),
     )
-    parameters = with_pretrained(start, config)
-    plain, _ = load_bert(tmp_path, config=pretrained_config(config))
-    graph, state = nnx.split(plain)
+    data = tiny_data(config)
+    vocabulary = data.vocabulary
+    assert (texts.start_of(vocabulary), vocabulary.end) == (2, 3)
+    assert texts.banned(vocabulary) == (0, 1, 2, 4)
+    ids = vocabulary.encode("ab c.")
+    assert ids.tolist() == [5, 6, 7, 8]
+    experiment = build(config, make_mesh(), data)
+    causal = transformer_config(config, "norm", 2, len(vocabulary))
+    graph, state = nnx.split(load_bert(tmp_path, config=causal)[0])
 
     @jax.jit
-    def both(parameters, state, ids):
-        return rebuild(parameters)(ids, jnp.array([1])), nnx.merge(graph, state)(ids)
+    def both(state, ids):
+        model = experiment.merge(experiment.init(jax.random.key(1)))
+        return model(ids, jnp.array([1])), nnx.merge(graph, state)(ids)
 
-    logits, expected = both(parameters, state, ids[None])
+    logits, expected = both(state, ids[None])
     np.testing.assert_array_equal(logits, expected)
 
 
@@ -241,12 +222,7 @@ def test_a_pretrained_bert_gets_conditional_norms(tmp_path):
         (["--data.uri=file:/absent.zip"], "/absent.zip"),
         (["--data.uri=builtin:digits"], "must have the fields text and label, got ['image'"),
         (["--training.length=20"], "training.length must be more than data.longest, got 20 and 20"),
-        (["--variants"], "variants must name one at least, got none"),
-        (
-            ["--variants", "prefix", "--model.pretrained=x"],
-            "variants must be norm alone for a pretrained model",
-        ),
-        (["--model.dropout=1"], "model.dropout must be in [0, 1), got 1"),
+        (["--variants", "prefix", "--model.pretrained=x"], "variants must be norm alone for a"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, message, tmp_path, capsys):
@@ -256,9 +232,3 @@ def test_mistakes_end_in_one_line(flags, message, tmp_path, capsys):
     said = capsys.readouterr()
     assert message in " ".join((said.err + said.out).split())
     assert "Traceback" not in said.err + said.out
-
-
-def test_an_empty_class_is_refused(tmp_path):
-    (tmp_path / "own.tsv").write_text("label\ttext\n" + "x\tone\n" * 57 + "y\ttwo\n" * 3)
-    with pytest.raises(ValueError, match=r"texts of each in training and held out, got \['x'\]"):
-        texts.read(f"file:{tmp_path}/own.tsv")
