@@ -1,42 +1,29 @@
 """Settings of the energy-model experiment.
 
-Source: Du, Mordatch, «Implicit Generation and Modeling with Energy-Based Models», arXiv 1903.08689,
+Source: Du, Mordatch, "Implicit Generation and Modeling with Energy-Based Models", arXiv 1903.08689,
 as read by https://kexue.fm/archives/6612.
 
     small            the default: the builtin digits, 8 × 8, minutes on two CPU cores
     smoke            a narrower and shorter one, seconds
-    conditional      the digits with their labels: samples of a class, labels by energy, energies
-                     put together, hidden halves filled in
+    conditional      the digits with their labels: samples of a class, labels by energy, composed
+                     energies, hidden halves filled in
     mnist            MNIST against Fashion-MNIST with a network that two CPU cores can sample, ten
                      minutes
     paper            CIFAR-10 with the published network and numbers, on an accelerator
-    two_dimensional  rings and a Gaussian mixture, where the learned density can be compared with
-                     the exact one; a minute or two
 
 The published sampler (``paper``) is a noisy descent at the temperature 0.005²/(2·10) = 10⁻⁶. The
 other presets sample exp(-E) of images with a little noise, in steps of the size of that noise.
 
-``mnist`` has a Gaussian law behind its energy (Xie, Lu, Zhu, Wu, «A Theory of Generative ConvNet»,
-2016, arXiv 1602.03264), as wide as the noise, and lets the noise leave 0..1: what the noise does to
-the density, |x|²/(2·noise²), is there from the start, and the network learns the strokes.
+``mnist`` has a Gaussian law as a reference measure of its energy (Xie, Lu, Zhu, Wu, "A Theory of
+Generative ConvNet", 2016, arXiv 1602.03264), as wide as the noise, and lets the noise leave 0..1:
+the network need not learn what the noise does to the density, |x|²/(2·noise²).
 """
 
 import dataclasses
 from typing import Any, Literal
 
-from experiments.command_line import (
-    DistributedConfig,
-    LoopConfig,
-    MeshConfig,
-    at_least,
-    in_unit_interval,
-)
-
-
-def check(section: str, config: Any, **bounds: float) -> None:
-    """Raises a ValueError that names the first field below its bound."""
-    for name, bound in bounds.items():
-        at_least(bound, f"{section}.{name}", getattr(config, name))
+from experiments.command_line import LoopConfig, RunConfig, at_least, in_unit_interval
+from zoo.energy import langevin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +42,8 @@ class DataConfig:
     """Standard deviation of Gaussian noise added to the images, in 0..1."""
 
     def __post_init__(self) -> None:
-        check("data", self, levels=2, noise=0)
+        at_least(2, self, "levels")
+        at_least(0, self, "noise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,19 +60,13 @@ class ModelConfig:
     multiplies; None: the uniform law."""
 
     def __post_init__(self) -> None:
-        check("model", self, features=1)
-        if self.reference is not None:
-            if not self.reference > 0:
-                raise ValueError(f"model.reference must be greater than 0, got {self.reference}")
-            if self.network != "dense":
-                raise ValueError(
-                    f"model.reference: only the network dense has one, not {self.network}"
-                )
+        at_least(1, self, "features")
+        if self.reference is not None and not self.reference > 0:
+            raise ValueError(f"model.reference must be greater than 0, got {self.reference}")
+        if self.reference is not None and self.network != "dense":
+            raise ValueError(f"model.reference: only the network dense has one, not {self.network}")
         if self.conditional and self.network == "mnist":
-            raise ValueError(
-                "model.conditional: the network mnist knows no labels; take dense, resnet, "
-                "resnet_large or multiscale"
-            )
+            raise ValueError("model.conditional: the network mnist takes no labels; use another")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,21 +87,20 @@ class SamplerConfig:
     replay_bytes: bool = False
     """Keep the chains in a byte a pixel, as published; else as floats."""
     fresh_rate: float = 0.03
-    """Share of the chains that start from noise, the others from the replay buffer."""
+    """Share of the chains that start from noise; the others start from the replay buffer."""
 
     def __post_init__(self) -> None:
-        check("sampler", self, num_steps=1, replay_capacity=1)
-        in_unit_interval("sampler.fresh_rate", self.fresh_rate)
-        for name in ("step_size", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"sampler.{name} must be greater than 0, got {getattr(self, name)}"
-                )
-        if self.noise_scale is not None:
-            check("sampler", self, noise_scale=0)
+        at_least(1, self, "num_steps", "replay_capacity")
+        in_unit_interval(self, "fresh_rate")
+        langevin(lambda x: x, **self.langevin_options())  # checks its options
         low, high = self.bounds
         if not low <= 0 < 1 <= high:
             raise ValueError(f"sampler.bounds must hold 0..1, got {self.bounds}")
+
+    def langevin_options(self) -> dict[str, Any]:
+        """The keyword arguments of ``zoo.energy.langevin``."""
+        names = ("step_size", "noise_scale", "noise_first", "gradient_clip", "bounds")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,34 +110,35 @@ class TrainingConfig:
     steps: int = 9000
     batch_size: int = 64
     learning_rate: float = 1e-3
-    """Halves of a cosine take it to a tenth."""
+    """Cosine decay to 10 %."""
     l2: float = 1e-3
     """Strength of the squared energies in the loss."""
     evaluate_every: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check("training", self, steps=1, batch_size=1, evaluate_every=1, learning_rate=0, l2=0)
+        at_least(1, self, "steps", "batch_size", "evaluate_every")
+        at_least(0, self, "learning_rate", "l2")
 
 
 @dataclasses.dataclass(frozen=True)
 class RollbackConfig:
-    """What counts as diverging; the run then goes back to its last good state, and on slower."""
+    """What counts as diverging; the run then returns to its last good state, with a lower rate."""
 
     max_energy_gap: float = 200.0
     max_gradient_norm: float = 2000.0
     max_excess_saturation: float = 0.5
     factor: float = 0.5
-    """Of the learning rate, at each return."""
+    """Multiplies the learning rate at each return."""
 
     def __post_init__(self) -> None:
-        check("rollback", self, max_energy_gap=0, max_gradient_norm=0, max_excess_saturation=0)
-        in_unit_interval("rollback.factor", self.factor)
+        at_least(0, self, "max_energy_gap", "max_gradient_norm", "max_excess_saturation")
+        in_unit_interval(self, "factor")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Samples from noise, and the classifier that judges them."""
+    """Samples from noise, and the classifier that scores them."""
 
     num_samples: int = 400
     watched: int = 20
@@ -172,60 +154,32 @@ class EvaluationConfig:
     colour; without the file it is left out."""
 
     def __post_init__(self) -> None:
-        check("evaluation", self, num_samples=10, num_steps=1, watched=1)
-        check("evaluation", self, classifier_features=1, classifier_epochs=1)
-        if self.test_images is not None:
-            check("evaluation", self, test_images=10)
+        at_least(10, self, "num_samples", "test_images")
+        at_least(1, self, "num_steps", "watched", "classifier_features", "classifier_epochs")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """An energy of images."""
+class Fields:
+    """What comes out depends on these alone."""
 
-    workdir: str = "runs/energy_model"
-    """Folder of the run; the same command continues it."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     sampler: SamplerConfig = SamplerConfig()
     training: TrainingConfig = TrainingConfig()
     rollback: RollbackConfig = RollbackConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    loop: LoopConfig = LoopConfig(log_every=100, checkpoint_every=1000)
-    mesh: MeshConfig = MeshConfig()
-    distributed: DistributedConfig = DistributedConfig()
 
 
 @dataclasses.dataclass(frozen=True)
-class PlaneConfig:
-    """An energy of points in the plane, beside the exact one."""
+class Config(RunConfig, Fields):
+    """An energy of images."""
 
-    workdir: str = "runs/energy_model_two_dimensional"
-    features: int = 64
-    steps: int = 2000
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    step_size: float = 0.003
-    """Of chains at temperature 1, in a plane from -2 to 2 with details of size 0.12."""
-    short: int = 10
-    """Steps of a short and of a persistent chain."""
-    long: int = 150
-    """Steps of a long chain."""
-    temperatures: tuple[float, ...] = (1.0, 0.5, 0.25)
-    """Of the persistent chains whose energies are compared."""
-    cells: int = 100
-    """Of the grid, along each side."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"features": 1, "steps": 1, "batch_size": 1, "short": 1, "long": 1, "cells": 2}
-        for name, bound in least.items():
-            at_least(bound, name, getattr(self, name))
+    loop: LoopConfig = LoopConfig(log_every=100, checkpoint_every=1000)
 
 
-PRESETS: dict[str, Config | PlaneConfig] = {
+PRESETS = {
     "small": Config(),
     "smoke": Config(
-        workdir="runs/energy_model_smoke",
         model=ModelConfig(features=64),
         training=TrainingConfig(steps=200, learning_rate=2e-3, evaluate_every=100),
         # One number of images everywhere: every number compiles its own programs.
@@ -240,12 +194,10 @@ PRESETS: dict[str, Config | PlaneConfig] = {
         loop=LoopConfig(log_every=50, checkpoint_every=100),
     ),
     "conditional": Config(
-        workdir="runs/energy_model_conditional",
         model=ModelConfig(conditional=True),
         training=TrainingConfig(steps=6000),
     ),
     "mnist": Config(
-        workdir="runs/energy_model_mnist",
         data=DataConfig(
             uri="file:$ZOO_DATA/mnist",
             outliers="file:$ZOO_DATA/fashion_mnist",
@@ -253,7 +205,7 @@ PRESETS: dict[str, Config | PlaneConfig] = {
             noise=0.2,
         ),
         model=ModelConfig(features=256, reference=0.2),
-        # Noise makes a curvature of 1/0.2² = 25, of which a step of 0.016 takes two fifths.
+        # The curvature due to the noise is 1/0.2² = 25; a step of 0.016 contracts by two fifths.
         sampler=SamplerConfig(
             step_size=0.016,
             gradient_clip=1000.0,
@@ -266,7 +218,6 @@ PRESETS: dict[str, Config | PlaneConfig] = {
         evaluation=EvaluationConfig(num_steps=1000, test_images=2000, classifier_epochs=3),
     ),
     "paper": Config(
-        workdir="runs/energy_model_paper",
         data=DataConfig(uri="tfds:cifar10", outliers="tfds:svhn_cropped", levels=256, noise=0.0),
         model=ModelConfig(network="resnet_large", features=128),
         sampler=SamplerConfig(
@@ -291,5 +242,4 @@ PRESETS: dict[str, Config | PlaneConfig] = {
         ),
         loop=LoopConfig(checkpoint_every=2000),
     ),
-    "two_dimensional": PlaneConfig(),
 }

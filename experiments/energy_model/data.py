@@ -7,19 +7,19 @@ from experiments.image_sets import head
 from zoo.data import image_arrays, open_source
 from zoo.extras import require
 
+SHRINK = 4  # pixels of a photograph per pixel of a patch, along each side
+
 
 def outliers(data: DataConfig, test: np.ndarray) -> dict[str, np.ndarray]:
     """As many of every kind as there are test images: noise, shuffled pixels, another set."""
     generator = np.random.default_rng(0)
-    rows = test.reshape(len(test), -1)
+    pixels = test.reshape(len(test), -1)
     if data.outliers == "builtin:photographs":
         name, other = "photographs", photographs(generator, test.shape)
     else:
         source = open_source(data.outliers, split="test")
-        name, other = (
-            source.uri.rpartition("/")[2].rpartition(":")[2],
-            image_arrays(head(source, len(test)))[0],
-        )
+        name = source.uri.rpartition("/")[2].rpartition(":")[2]
+        other, _ = image_arrays(head(source, len(test)))
     if other.shape[1:] != test.shape[1:]:
         raise ValueError(
             f"data.outliers: expected images of {test.shape[1:]} as in data.uri, got "
@@ -27,13 +27,13 @@ def outliers(data: DataConfig, test: np.ndarray) -> dict[str, np.ndarray]:
         )
     return {
         "uniform noise": generator.uniform(size=test.shape).astype(np.float32),
-        "shuffled pixels": generator.permuted(rows, axis=1).reshape(test.shape),
+        "shuffled pixels": generator.permuted(pixels, axis=1).reshape(test.shape),
         name: other,
     }
 
 
 def photographs(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Grey patches of scikit-learn's two photographs, four of their pixels a side in each of ours.
+    """Grey patches of scikit-learn's two photographs, each pixel the mean of ``SHRINK²`` of theirs.
 
     Args:
         generator: draws the places.
@@ -41,9 +41,6 @@ def photographs(generator: np.random.Generator, shape: tuple[int, ...]) -> np.nd
 
     Returns:
         float32 of that shape, in 0..1.
-
-    Raises:
-        ValueError: if the images wanted are not grey.
     """
     count, height, width, channels = shape
     if channels != 1:
@@ -53,13 +50,11 @@ def photographs(generator: np.random.Generator, shape: tuple[int, ...]) -> np.nd
         )
     pictures = require("sklearn.datasets", "data").load_sample_images().images
     grey = [picture.mean(axis=2) / 255 for picture in pictures]
-    patches = []
+    patches = np.empty(shape, np.float32)
     for number in range(count):
         picture = grey[number % len(grey)]
-        top, left = (
-            generator.integers(length - 4 * side)
-            for length, side in zip(picture.shape, (height, width), strict=True)
-        )
-        patch = picture[top : top + 4 * height, left : left + 4 * width]
-        patches.append(patch.reshape(height, 4, width, 4).mean(axis=(1, 3)))
-    return np.stack(patches)[..., None].astype(np.float32)
+        top = generator.integers(picture.shape[0] - SHRINK * height)
+        left = generator.integers(picture.shape[1] - SHRINK * width)
+        patch = picture[top : top + SHRINK * height, left : left + SHRINK * width]
+        patches[number, ..., 0] = patch.reshape(height, SHRINK, width, SHRINK).mean(axis=(1, 3))
+    return patches

@@ -1,4 +1,4 @@
-"""The pictures a run ends with: of images, and of points in the plane."""
+"""The pictures of images and energies that a run ends with."""
 
 import pathlib
 from typing import Any
@@ -17,12 +17,21 @@ def save(
     sheets: dict[int, np.ndarray],
     energies: dict[str, np.ndarray],
 ) -> list[pathlib.Path]:
-    """Writes samples.png, training.png and energies.png; returns their paths."""
+    """Writes samples.png, training.png and energies.png; returns their paths.
+
+    Args:
+        workdir: of the run.
+        samples: that started from noise, ``[N, height, width, channels]``.
+        train: images of the training set.
+        sheets: samples at every evaluation, by step, each column from the same noise.
+        energies: ``[N]`` of the test images, the samples and the outliers.
+    """
     drawn = {
         "samples": draw_samples(samples, train),
-        "training": draw_training(sheets),
+        "training": draw_rows({f"{step:,}": sheets[step] for step in sorted(sheets)}),
         "energies": draw_energies(energies),
     }
+    drawn["training"].axes[0].set_ylabel("training steps")
     paths = [workdir / f"{name}.png" for name in drawn]
     for path, figure in zip(paths, drawn.values(), strict=True):
         figure.savefig(path, dpi=110)
@@ -42,15 +51,14 @@ def show(axes: Any, images: np.ndarray, columns: int) -> None:
     grey = images.shape[-1] == 1
     sheet = tile(1 - images if grey else images, columns)
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     for side in axes.spines.values():
         side.set_visible(False)
 
 
 def draw_samples(samples: np.ndarray, train: np.ndarray) -> Any:
     """Samples that started from noise, beside images of the training set."""
-    figure = extras.require("matplotlib.figure", "plot").Figure((10, 5.4), layout="constrained")
+    figure = _figure((10, 5.4))
     left, right = figure.subplots(1, 2)
     show(left, samples[:100], 10)
     left.set_title("samples of the model, from uniform noise")
@@ -59,19 +67,11 @@ def draw_samples(samples: np.ndarray, train: np.ndarray) -> Any:
     return figure
 
 
-def draw_training(sheets: dict[int, np.ndarray]) -> Any:
-    """The samples at every evaluation, each column from the same noise."""
-    figure = draw_rows({f"{step:,}": sheets[step] for step in sorted(sheets)})
-    figure.axes[0].set_ylabel("training steps")
-    return figure
-
-
 def draw_rows(rows: dict[str, np.ndarray]) -> Any:
     """Named rows of as many images each."""
     images = np.concatenate([*rows.values()])
     columns = len(images) // len(rows)
-    size = (8, 0.4 + 8 * len(rows) / columns)
-    figure = extras.require("matplotlib.figure", "plot").Figure(size, layout="constrained")
+    figure = _figure((8, 0.4 + 8 * len(rows) / columns))
     axes = figure.subplots()
     show(axes, images, columns)
     height = images.shape[1] + 1
@@ -81,12 +81,10 @@ def draw_rows(rows: dict[str, np.ndarray]) -> Any:
 
 
 def draw_energies(energies: dict[str, np.ndarray]) -> Any:
-    """Histograms of the energies of the test images, the samples and the outliers."""
-    figure = extras.require("matplotlib.figure", "plot").Figure((7, 3.6), layout="constrained")
+    """Histograms of the energies, by the kind of image."""
+    figure = _figure((7, 3.6))
     axes = figure.subplots()
-    low = min(values.min() for values in energies.values())
-    high = max(values.max() for values in energies.values())
-    bins = np.linspace(low, high, BINS)
+    bins = np.histogram_bin_edges(np.concatenate([*energies.values()]), BINS - 1)
     for name, values in energies.items():
         axes.hist(values, bins, density=True, histtype="stepfilled", alpha=0.45, label=name)
     axes.set(xlabel="energy", ylabel="density")
@@ -94,50 +92,5 @@ def draw_energies(energies: dict[str, np.ndarray]) -> Any:
     return figure
 
 
-def save_plane(
-    workdir: pathlib.Path,
-    densities: dict[str, dict[str, np.ndarray]],
-    read: np.ndarray,
-    curves: dict[str, dict[float, np.ndarray]],
-) -> list[pathlib.Path]:
-    """Writes densities.png and temperature.png; returns their paths."""
-    drawn = {
-        "densities": draw_densities(densities),
-        "temperature": draw_temperature(read, curves),
-    }
-    paths = [workdir / f"{name}.png" for name in drawn]
-    for path, figure in zip(paths, drawn.values(), strict=True):
-        figure.savefig(path, dpi=110)
-    return paths
-
-
-def draw_densities(densities: dict[str, dict[str, np.ndarray]]) -> Any:
-    """A row a set, the exact density first."""
-    rows, columns = len(densities), max(map(len, densities.values()))
-    figure = extras.require("matplotlib.figure", "plot").Figure(
-        (2.5 * columns, 2.8 * rows), layout="constrained"
-    )
-    grid = figure.subplots(rows, columns)
-    for axes_of_row, (name, row) in zip(grid, densities.items(), strict=True):
-        top = row["exact"].max()
-        for axes, (title, density) in zip(axes_of_row, row.items(), strict=True):
-            axes.imshow(density, origin="lower", vmin=0, vmax=top, cmap="magma")
-            axes.set_title(title if title != "exact" else f"{name}, exact\n", fontsize="small")
-            axes.set_axis_off()
-    return figure
-
-
-def draw_temperature(read: np.ndarray, curves: dict[str, dict[float, np.ndarray]]) -> Any:
-    """KL by the temperature an energy is read at, a line for every temperature of training."""
-    figure = extras.require("matplotlib.figure", "plot").Figure((9, 3.6), layout="constrained")
-    for axes, (name, lines) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
-        for number, (temperature, values) in enumerate(lines.items()):
-            color = f"C{number}"
-            axes.plot(read, values, color=color, label=f"chains at T = {temperature:g}")
-            axes.axvline(temperature, color=color, linewidth=1, linestyle=":")
-        axes.set(xscale="log", yscale="log", xlabel="energy read as exp(-E/τ), τ", title=name)
-        axes.set_ylabel("KL from the exact density, nats")
-        axes.set_xticks([0.1, 0.25, 0.5, 1, 2], ["0.1", "0.25", "0.5", "1", "2"])
-        axes.minorticks_off()
-        axes.legend(fontsize="small")
-    return figure
+def _figure(size: tuple[float, float]) -> Any:
+    return extras.require("matplotlib.figure", "plot").Figure(size, layout="constrained")

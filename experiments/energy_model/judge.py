@@ -1,10 +1,11 @@
-"""What samples and energies are judged by: a small classifier, its features, ranks.
+"""What samples and energies are scored by: a small classifier, its features, ranks.
 
-Nothing here is a published score: the classifier is trained in the same run, and its features make
+Nothing here is a published score: the classifier is trained in the same run, and its features give
 distances that can be compared within one run only.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +14,12 @@ import optax
 from flax import nnx
 
 from experiments.command_line import local_path
+from experiments.efficientnet import load_efficientnet, make_encoder
 from experiments.energy_model.config import EvaluationConfig
-from experiments.image_captioning.data import make_encoder
-from experiments.image_captioning.efficientnet import load_efficientnet
 from zoo.extras import require
 
 BATCH = 128
 ENCODED_SIZE = 224  # pixels a side that EfficientNet-Lite0 was trained on
-
-
-class Seen(NamedTuple):
-    """What the classifier makes of N images."""
-
-    probabilities: np.ndarray  # [N, K]
-    features: np.ndarray  # [N, D]
 
 
 class Classifier(nnx.Module):
@@ -44,43 +37,15 @@ class Classifier(nnx.Module):
         return self.output(features), features
 
 
-class Judge:
-    """A trained classifier and the training set as it sees it."""
-
-    def __init__(self, network: Classifier, train: np.ndarray) -> None:
-        @jax.jit
-        def see(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits, features = network(images)
-            return jax.nn.softmax(logits), features
-
-        self._see = see
-        self.train = self(train)
-
-    def __call__(self, images: np.ndarray) -> Seen:
-        """Class probabilities and features."""
-        return Seen(*map(np.asarray, self._see(images)))
-
-    def scores(self, images: np.ndarray) -> dict[str, float]:
-        """Diversity, certainty, and distances to the training set in features."""
-        seen = self(images)
-        histogram = np.bincount(
-            seen.probabilities.argmax(1), minlength=seen.probabilities.shape[1]
-        ) / len(images)
-        used = histogram[histogram > 0]
-        return {
-            "class entropy": float(-(used * np.log(used)).sum()),
-            "certainty": float(np.median(seen.probabilities.max(1))),
-            "Fréchet distance": frechet_distance(seen.features, self.train.features),
-            "nearest neighbour": float(np.median(nearest(seen.features, self.train.features))),
-        }
-
-
-def train_judge(
+def train_classifier(
     images: np.ndarray, labels: np.ndarray, config: EvaluationConfig, *, noise: float
-) -> Judge:
-    """Trains the classifier on images with as much noise as the energy is trained on."""
-    num_classes = int(labels.max()) + 1
-    pixels = int(np.prod(images.shape[1:]))
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Trains on images with as much noise as the energy is trained on.
+
+    Returns:
+        Images -> class probabilities ``[N, K]`` and features ``[N, D]``.
+    """
+    num_classes, pixels = int(labels.max()) + 1, int(np.prod(images.shape[1:]))
     network = Classifier(pixels, num_classes, config.classifier_features, rngs=nnx.Rngs(0))
     graph, parameters = nnx.split(network)
     optimizer = optax.adam(1e-3)
@@ -90,12 +55,11 @@ def train_judge(
     rows = rows[: len(rows) // BATCH * BATCH].reshape(-1, BATCH)
 
     @jax.jit
-    def train(parameters: Any, pictures: jax.Array, classes: jax.Array) -> Any:
+    def train(parameters: Any, images: jax.Array, labels: jax.Array) -> Any:
         def loss(parameters: Any, rows: jax.Array, key: jax.Array) -> jax.Array:
-            chosen = pictures[rows]
-            chosen += noise * jax.random.normal(key, chosen.shape)
-            logits, _ = nnx.merge(graph, parameters)(chosen)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, classes[rows]).mean()
+            noisy = images[rows] + noise * jax.random.normal(key, (BATCH, *images.shape[1:]))
+            logits, _ = nnx.merge(graph, parameters)(noisy)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
 
         def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
             parameters, state, key = carry
@@ -106,20 +70,35 @@ def train_judge(
         start = (parameters, optimizer.init(parameters), jax.random.key(0))
         return jax.lax.scan(step, start, jnp.asarray(rows))[0][0]
 
-    return Judge(nnx.merge(graph, train(parameters, images, labels)), images)
+    trained = nnx.merge(graph, train(parameters, images, labels))
+
+    @jax.jit
+    def classify(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, features = trained(images)
+        return jax.nn.softmax(logits), features
+
+    return lambda images: jax.device_get(classify(images))
+
+
+def score(
+    probabilities: np.ndarray, features: np.ndarray, references: np.ndarray
+) -> dict[str, float]:
+    """Diversity and certainty of N images, and distances to the features of the training set."""
+    counts = np.bincount(probabilities.argmax(axis=1))
+    used = counts[counts > 0] / len(probabilities)
+    nearest = require("sklearn.metrics", "data").pairwise_distances_argmin_min(features, references)
+    return {
+        "class entropy": float(-(used * np.log(used)).sum()),
+        "certainty": float(np.median(probabilities.max(axis=1))),
+        "Fréchet distance": frechet_distance(features, references),
+        "nearest neighbour": float(np.median(nearest[1])),
+    }
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Of the two normal laws with these means and covariances.
+    """Squared Fréchet distance of the normal laws fitted to features ``[N, D]`` and ``[M, D]``.
 
     |μ₁ - μ₂|² + tr C₁ + tr C₂ - 2·tr √(C₁C₂)
-
-    Args:
-        first: features ``[N, D]``.
-        second: features ``[M, D]``.
-
-    Returns:
-        The squared distance.
     """
     means = [x.mean(axis=0, dtype=np.float64) for x in (first, second)]
     covariances = [np.cov(x.astype(np.float64), rowvar=False) for x in (first, second)]
@@ -153,16 +132,6 @@ def encoded_distances(
         name: frechet_distance(encode(network, 255 * images), reference)
         for name, images in sets.items()
     }
-
-
-def nearest(points: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Distance of every point to its nearest reference; both ``[·, D]``."""
-    squares = (references**2).sum(axis=1)
-    found = [
-        (squares[None] - 2 * part @ references.T).min(axis=1)
-        for part in np.array_split(points, -(-len(points) // 256))
-    ]
-    return np.sqrt(np.maximum((points**2).sum(axis=1) + np.concatenate(found), 0))
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,10 @@ GAIN = 6.0
 class DenseEnergy(nnx.Module):
     """Three spectrally normalised layers on all pixels at once: for small images.
 
-    Behind each normalised kernel stands the factor ``GAIN``: kernels of norm 1 keep so little of a
-    random signal that three layers of them are all but linear. The output starts at zero, so that
-    the first energy is flat and becomes as steep as the samples ask for. With a ``reference`` s
-    it is that of the normal law N(0, s²), to which the layers are a factor:
+    Each normalised kernel is multiplied by ``GAIN``: kernels of norm 1 pass on so little of a
+    random signal that three layers of them are nearly linear. The output starts at zero, so that
+    the first energy is flat. With a ``reference`` s the first density is N(0, s²), which the layers
+    multiply:
 
         E(x) = |x|²/(2s²) - pixels/2 + layers(x)
     """
@@ -69,31 +70,17 @@ def make_network(
 ) -> Callable[[nnx.Rngs], nnx.Module]:
     """Makes the network for images of this shape, and labels if there are, given random streams."""
     height, width, channels = shape
-    classes = {"num_classes": num_classes}
     if model.network == "mnist" and shape != (28, 28, 1):
         raise ValueError(f"model.network=mnist takes images of 28 × 28 × 1, got {shape}")
-
-    def make(rngs: nnx.Rngs) -> nnx.Module:
-        if model.network == "dense":
-            return DenseEnergy(
-                height * width * channels,
-                model.features,
-                reference=model.reference,
-                **classes,
-                rngs=rngs,
-            )
-        if model.network == "mnist":
-            return MnistEnergy(model.features, stem_features=model.features, rngs=rngs)
-        if model.network == "multiscale":
-            return MultiscaleEnergy(model.features, channels=channels, **classes, rngs=rngs)
-        large = model.network == "resnet_large"
-        return ResNetEnergy(
-            model.features,
-            channels=channels,
-            blocks=RESNET_LARGE if large else RESNET,
-            dropout=0.5 if large else 0.0,
-            **classes,
-            rngs=rngs,
-        )
-
-    return make
+    large = model.network == "resnet_large"
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if model.network == "dense":
+        pixels, options["reference"] = height * width * channels, model.reference
+        return lambda rngs: DenseEnergy(pixels, model.features, **options, rngs=rngs)
+    if model.network == "mnist":
+        return lambda rngs: MnistEnergy(model.features, stem_features=model.features, rngs=rngs)
+    options["channels"] = channels
+    if model.network == "multiscale":
+        return lambda rngs: MultiscaleEnergy(model.features, **options, rngs=rngs)
+    options |= {"blocks": RESNET_LARGE if large else RESNET, "dropout": 0.5 if large else 0.0}
+    return lambda rngs: ResNetEnergy(model.features, **options, rngs=rngs)

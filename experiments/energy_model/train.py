@@ -3,161 +3,177 @@
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
+from jax.sharding import Mesh
 
 from experiments.command_line import MAY_CHANGE
-from experiments.energy_model import figures, two_dimensional, uses
-from experiments.energy_model.config import Config, PlaneConfig, SamplerConfig, TrainingConfig
+from experiments.energy_model import figures, uses
+from experiments.energy_model.config import Config, TrainingConfig
 from experiments.energy_model.data import outliers
-from experiments.energy_model.judge import auroc, encoded_distances, train_judge
+from experiments.energy_model.judge import auroc, encoded_distances, score, train_classifier
 from experiments.energy_model.model import make_network
 from experiments.image_sets import head, open_splits
-from experiments.running import fit_in, number_of_parameters, open_mesh
+from experiments.running import (
+    Experiment,
+    finish,
+    is_main_process,
+    number_of_parameters,
+    on_devices,
+    open_mesh,
+    train,
+)
 from zoo.data import Pipeline, image_arrays
 from zoo.energy import (
-    Rollback,
-    Sampler,
-    chain_health,
-    clipped_adam,
     contrastive_loss,
-    energies_by_label,
     langevin,
     replay_draw,
     replay_init,
     replay_insert,
     run_chain,
 )
+from zoo.energy.clipped_adam import clipped_adam
+from zoo.energy.composition import energies_by_label
+from zoo.energy.health import chain_health
 from zoo.training import (
     Checkpointer,
-    Functional,
     LossOutput,
     TrainState,
-    functional_with_state,
-    init_state,
-    make_train_step,
+    functional,
     open_workdir,
     results_table,
-    write_summary,
 )
+from zoo.training.rollback import Rollback
+from zoo.training.state import get_model_state
 
 ROWS = 256  # images and chains that are looked at along the way
 PIECE = 250  # images whose energies are computed at once
 
 
-def run(config: Config | PlaneConfig) -> None:
+class Data(NamedTuple):
+    """Labelled images, float32 ``[N, height, width, channels]`` in 0..1 and int32 ``[N]``."""
+
+    source: Any  # of the training, as it is stored
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    others: dict[str, np.ndarray]  # images of other kinds, by name
+
+
+def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    if isinstance(config, PlaneConfig):
-        two_dimensional.run(config)
-        return
-    mesh = open_mesh(config.mesh, config.distributed)
-    training = config.training
-    train_source, test_source = open_splits(config.data.uri)
-    train = image_arrays(train_source)
-    test = image_arrays(head(test_source, config.evaluation.test_images))
-    others = outliers(config.data, test[0])
-    shape = train[0].shape[1:]
-    num_classes = 1 + int(train[1].max()) if config.model.conditional else None
-    parts = functional_with_state(make_network(config.model, shape, num_classes))
-    optimizer = make_optimizer(training)
+    mesh = open_mesh(config)
+    data = load(config)
+    experiment = build(config, mesh, data)
+    generate = make_generator(experiment.merge, config, data)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
-    batches = Pipeline(
-        train_source, batch_size=training.batch_size, seed=training.seed, remainder="drop"
-    )
-    state = init_state(
-        parts.init_parameters,
-        optimizer,
-        key=jax.random.key(training.seed),
-        mesh=mesh,
-        init_model_state=lambda key: {
-            "network": parts.init_model_state(key),
-            "replay": replay_init(
-                jnp.zeros(shape),
-                capacity=config.sampler.replay_capacity,
-                labels=(np.int32(0),) if config.model.conditional else (),
-                storage_dtype=jnp.uint8 if config.sampler.replay_bytes else None,
-            ),
-        },
-    )
-    step = make_train_step(make_loss(parts, config), optimizer, shardings=state.shardings)
-    generate = make_generator(parts, config, shape, num_classes)
-    energy = make_image_energy(parts, num_classes)
-    watched = np.stack(head(test[0], ROWS))
-    evaluate = Evaluation(energy, config, watched, generate, workdir / "watched")
-    if jax.process_index() == 0:
-        size = number_of_parameters(state.parameters)
+    if is_main_process():
+        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
         print(
-            f"{config.data.uri}: {len(train[0]):,} images to train on, {len(test[0]):,} to test; "
-            f"{config.model.network} energy with {size:,} parameters; {training.steps:,} steps of "
-            f"{config.sampler.num_steps} on {mesh.size} {jax.devices()[0].device_kind} device(s)"
+            f"{config.data.uri}: {len(data.train[0]):,} images to train on, {len(data.test[0]):,} "
+            f"to test; {config.model.network} energy with {size:,} parameters; "
+            f"{experiment.num_steps:,} steps of {config.sampler.num_steps} on {on_devices(mesh)}"
         )
     with Checkpointer(workdir / "good", keep=1) as good:
-        rollback = Rollback(
-            good,
-            state,
-            limits={
-                "energy_gap": config.rollback.max_energy_gap,
-                "gradient_norm_of_chains": config.rollback.max_gradient_norm,
-                "excess_saturation": config.rollback.max_excess_saturation,
-            },
-            factor=config.rollback.factor,
-        )
-        state = fit_in(
+        limits = {
+            "energy_gap": config.rollback.max_energy_gap,
+            "gradient_norm_of_chains": config.rollback.max_gradient_norm,
+            "excess_saturation": config.rollback.max_excess_saturation,
+        }
+        first = experiment.initial_state(mesh)
+        rollback = Rollback(good, first, limits=limits, factor=config.rollback.factor)
+
+        def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
+            watched = generate(state, jax.random.key(1), count=config.evaluation.watched)
+            keep_watched(workdir / "watched", state, watched)
+            state, values = experiment.evaluate(state)
+            return rollback(state, values), values
+
+        state = train(experiment._replace(evaluate=evaluate), mesh, workdir, config.loop)
+    key = jax.random.key(config.training.seed)
+    samples = np.asarray(generate(state, key, count=config.evaluation.num_samples))
+    found = {"test images": data.test[0], "samples": samples, **data.others}
+    num_classes = number_of_classes(config, data)
+    energy = make_image_energy(experiment.merge, num_classes)
+    measured = {name: np.asarray(energies(energy, state, x)) for name, x in found.items()}
+    if not is_main_process():
+        return
+    used: dict[str, Any] = {}
+    if num_classes is not None:
+        used = uses.show(
             workdir,
-            config.loop,
-            step,
-            state,
-            batches,
-            num_steps=training.steps,
-            mesh=mesh,
-            evaluate=evaluate,
-            evaluate_every=training.evaluate_every,
-            after_evaluation=rollback,
-            rate_unit="images",
-            # The rollback sees refused steps at the next evaluation.
-            max_nonfinite_steps=2 * training.evaluate_every,
+            frozen(experiment.merge, state),
+            functools.partial(langevin, **quiet_options(config)),
+            data.test,
+            num_classes=num_classes,
+            num_steps=config.evaluation.num_steps,
         )
-    if jax.process_index() == 0:
-        samples = np.asarray(
-            generate(state, jax.random.key(training.seed), count=config.evaluation.num_samples)
+    report(workdir, data, found, measured, judge(config, data, found), used)
+
+
+def load(config: Config) -> Data:
+    """Reads the images."""
+    source, test_source = open_splits(config.data.uri)
+    test = image_arrays(head(test_source, config.evaluation.test_images))
+    return Data(source, image_arrays(source), test, outliers(config.data, test[0]))
+
+
+def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
+    """Network, loss, optimiser, batches and evaluation; ``data`` is ``load(config)`` if None."""
+    del mesh
+    data = load(config) if data is None else data
+    training, shape = config.training, data.train[0].shape[1:]
+    num_classes = number_of_classes(config, data)
+    make_module = make_network(config.model, shape, num_classes)
+    init, merge = functional(make_module)
+    test = np.stack(head(data.test[0], ROWS))
+    measure = make_health(merge, config, num_classes)
+
+    def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        return state, {name: float(value) for name, value in measure(state, test).items()}
+
+    def init_model_state(key: jax.Array) -> dict[str, Any]:
+        replay = replay_init(
+            jnp.zeros(shape),
+            capacity=config.sampler.replay_capacity,
+            labels=(np.int32(0),) if config.model.conditional else (),
+            storage_dtype=jnp.uint8 if config.sampler.replay_bytes else None,
         )
-        of_images = functools.partial(energies, energy, state)
-        more: dict[str, Any] = {}
-        if num_classes is not None:
-            more = uses.show(
-                workdir,
-                frozen(parts, state),
-                functools.partial(make_sampler, sampler=config.sampler, **quiet_end(config)),
-                test,
-                num_classes=num_classes,
-                num_steps=config.evaluation.num_steps,
-            )
-        report(workdir, config, samples, train, test[0], others, of_images, more)
+        return {"network": get_model_state(make_module(nnx.Rngs(key))), "replay": replay}
+
+    return Experiment(
+        init=init,
+        merge=merge,
+        loss=make_loss(merge, config),
+        optimizer=make_optimizer(training),
+        batches=Pipeline(
+            data.source, batch_size=training.batch_size, seed=training.seed, remainder="drop"
+        ),
+        num_steps=training.steps,
+        seed=training.seed,
+        evaluate=evaluate,
+        evaluate_every=training.evaluate_every,
+        rate_unit="images",
+        init_model_state=init_model_state,
+        # The rollback sees refused steps at the next evaluation.
+        max_nonfinite_steps=2 * training.evaluate_every,
+    )
+
+
+def number_of_classes(config: Config, data: Data) -> int | None:
+    """K of a conditional energy, else None."""
+    return 1 + int(data.train[1].max()) if config.model.conditional else None
 
 
 def make_optimizer(training: TrainingConfig) -> optax.GradientTransformation:
     """The original's Adam; its rate is a part of the state, where ``Rollback`` finds it."""
-    adam = optax.inject_hyperparams(clipped_adam, static_args=("b1", "b2", "eps"))
+    adam = optax.inject_hyperparams(clipped_adam, static_args=("b2", "eps"))
     decay = optax.cosine_decay_schedule(1.0, training.steps, alpha=0.1)
     return optax.chain(adam(learning_rate=training.learning_rate), optax.scale_by_schedule(decay))
-
-
-def make_sampler(
-    energy_fn: Callable[[jax.Array], jax.Array], sampler: SamplerConfig, **changes: Any
-) -> Sampler:
-    """The chains of the training, or with changes those of the generation."""
-    options = {
-        "step_size": sampler.step_size,
-        "noise_scale": sampler.noise_scale,
-        "noise_first": sampler.noise_first,
-        "gradient_clip": sampler.gradient_clip,
-        "bounds": sampler.bounds,
-    }
-    return langevin(energy_fn, **(options | changes))
 
 
 def noisy(
@@ -175,7 +191,7 @@ def noisy(
     return jnp.clip(images, *bounds)
 
 
-def make_loss(parts: Functional, config: Config) -> Callable[..., LossOutput]:
+def make_loss(merge: Callable[..., Any], config: Config) -> Callable[..., LossOutput]:
     """Chains from the replay buffer, and the contrast of their ends with the data."""
     sampling = config.sampler
 
@@ -188,34 +204,34 @@ def make_loss(parts: Functional, config: Config) -> Callable[..., LossOutput]:
             keys[0], batch["image"], config.data.levels, config.data.noise, sampling.bounds
         )
         labels = (batch["label"],) if config.model.conditional else ()
-        rows = len(data)
         network, replay = model_state["network"], model_state["replay"]
 
         fresh = jax.random.uniform(keys[1], data.shape)
         start = replay_draw(keys[2], replay, fresh, labels, fresh_rate=sampling.fresh_rate)
-        # In evaluation mode: neither dropout nor the vectors of spectral normalisation move while
+        # In evaluation mode neither dropout nor the vectors of spectral normalisation change while
         # the chain runs, and the loss below sees the same normalised kernels.
-        still = parts.rebuild(jax.lax.stop_gradient(parameters), model_state=network)
-        sampler = make_sampler(lambda x: still(x, *start.labels), sampling)
+        fixed = merge(jax.lax.stop_gradient(parameters), model_state=network)
+        sampler = langevin(lambda x: fixed(x, *start.labels), **sampling.langevin_options())
         chain, info = run_chain(keys[3], sampler, sampler.init(start.samples), sampling.num_steps)
         samples = jax.lax.stop_gradient(chain.position)
 
-        module = parts.rebuild(parameters, keys[4], model_state=network)
+        module = merge(parameters, keys[4], model_state=network)
         of_both = jax.tree.map(lambda *pair: jnp.concatenate(pair), labels, start.labels)
-        both = module(jnp.concatenate([data, samples]), *of_both)
-        of_data, of_samples = both[:rows], both[rows:]
-        loss = contrastive_loss(of_data, of_samples, l2=config.training.l2)
-        weight = jnp.float32(rows)
+        energy_data, energy_samples = jnp.split(
+            module(jnp.concatenate([data, samples]), *of_both), 2
+        )
+        loss = contrastive_loss(energy_data, energy_samples, l2=config.training.l2)
+        weight = jnp.float32(len(data))
         return LossOutput(
             total=loss * weight,
             weight=weight,
             metrics={
-                "energy_data": (of_data.sum(), weight),
-                "energy_samples": (of_samples.sum(), weight),
+                "energy_data": (energy_data.sum(), weight),
+                "energy_samples": (energy_samples.sum(), weight),
                 "gradient_norm_of_chains": (info.gradient_norm[-1].sum(), weight),
             },
             model_state={
-                "network": parts.model_state(module),
+                "network": get_model_state(module),
                 "replay": replay_insert(keys[5], replay, samples, start.labels),
             },
         )
@@ -223,18 +239,18 @@ def make_loss(parts: Functional, config: Config) -> Callable[..., LossOutput]:
     return loss_fn
 
 
-def frozen(parts: Functional, state: TrainState) -> Callable[..., jax.Array]:
-    """The network as it stands, in evaluation mode."""
-    return parts.rebuild(state.parameters, model_state=state.model_state["network"])
+def frozen(merge: Callable[..., Any], state: TrainState) -> Callable[..., jax.Array]:
+    """The network of a state, in evaluation mode."""
+    return merge(state.parameters, model_state=state.model_state["network"])
 
 
 def make_image_energy(
-    parts: Functional, num_classes: int | None
+    merge: Callable[..., Any], num_classes: int | None
 ) -> Callable[[TrainState, jax.Array], jax.Array]:
     """``(state, images) -> [B]``: E(x), or the least E(x, y) of all labels."""
 
     def energy(state: TrainState, images: jax.Array) -> jax.Array:
-        network = frozen(parts, state)
+        network = frozen(merge, state)
         if num_classes is None:
             return network(images)
         return energies_by_label(network, images, num_classes=num_classes).min(axis=1)
@@ -250,23 +266,51 @@ def energies(
     return jax.lax.map(lambda image: energy(state, image[None])[0], images, batch_size=PIECE)
 
 
-def quiet_end(config: Config) -> dict[str, Any]:
-    """What the sampler of the generation changes: no noise at the end."""
-    steps, scale = config.evaluation.num_steps, config.sampler.noise_scale
-    scale = np.sqrt(2 * config.sampler.step_size).item() if scale is None else scale
-    return {"noise_scale": lambda step: scale * jnp.clip(10 * (1 - step / steps), 0, 1)}
+def make_health(
+    merge: Callable[..., Any], config: Config, num_classes: int | None
+) -> Callable[[TrainState, np.ndarray], dict[str, jax.Array]]:
+    """``(state, test images) -> {name: number}``: the chains of the buffer against the images."""
+    energy, bounds = make_image_energy(merge, num_classes), config.sampler.bounds
+
+    @jax.jit
+    def measure(state: TrainState, test: jax.Array) -> dict[str, jax.Array]:
+        draw_key, noise_key = jax.random.split(jax.random.key(0))
+        replay = state.model_state["replay"]
+        fresh = jnp.zeros((ROWS, *test.shape[1:]))
+        labels = jax.tree.map(lambda x: jnp.zeros(ROWS, x.dtype), replay.labels)
+        chains = replay_draw(draw_key, replay, fresh, labels, fresh_rate=0.0)
+        data = noisy(noise_key, test, config.data.levels, config.data.noise, bounds)
+        health = chain_health(functools.partial(energy, state), data, chains.samples, bounds=bounds)
+        return {
+            "energy_gap": health.energy_gap,
+            "gradient_norm_of_chains": health.gradient_norm,
+            "excess_saturation": health.excess_saturation,
+            "learning_rate": optax.tree.get(state.optimizer_state, "learning_rate"),
+        }
+
+    return measure
+
+
+def quiet_options(config: Config) -> dict[str, Any]:
+    """Options of ``langevin`` for generation: the noise falls to 0 in the last tenth."""
+    options, steps = config.sampler.langevin_options(), config.evaluation.num_steps
+    scale = options["noise_scale"]
+    scale = np.sqrt(2 * options["step_size"]).item() if scale is None else scale
+    last = max(1, steps // 10)
+    return options | {"noise_scale": optax.linear_schedule(scale, 0.0, last, steps - last)}
 
 
 def make_generator(
-    parts: Functional, config: Config, shape: tuple[int, ...], num_classes: int | None
+    merge: Callable[..., Any], config: Config, data: Data
 ) -> Callable[..., jax.Array]:
     """``(state, key, count=…) -> samples``: chains from uniform noise, the labels in turn."""
+    shape, num_classes = data.train[0].shape[1:], number_of_classes(config, data)
 
     @functools.partial(jax.jit, static_argnames="count")
     def generate(state: TrainState, key: jax.Array, *, count: int) -> jax.Array:
-        network = frozen(parts, state)
+        network = frozen(merge, state)
         labels = () if num_classes is None else (jnp.arange(count) % num_classes,)
-        sampler = make_sampler(lambda x: network(x, *labels), config.sampler, **quiet_end(config))
+        sampler = langevin(lambda x: network(x, *labels), **quiet_options(config))
         start_key, chain_key = jax.random.split(key)
         start = sampler.init(jax.random.uniform(start_key, (count, *shape)))
         samples = run_chain(chain_key, sampler, start, config.evaluation.num_steps)[0].position
@@ -275,95 +319,43 @@ def make_generator(
     return generate
 
 
-class Evaluation:
-    """Looks at the chains of the buffer, and at a few from noise, whose samples it keeps.
+def keep_watched(folder: pathlib.Path, state: TrainState, samples: jax.Array) -> None:
+    """Saves the samples of an evaluation for the picture of the training."""
+    if is_main_process():
+        folder.mkdir(exist_ok=True)
+        np.save(folder / f"{int(state.step)}.npy", np.asarray(samples))
 
-    Args:
-        energy: ``(state, images) -> [B]``.
-        config: of the run.
-        test: ``[N, height, width, channels]``.
-        generate: from ``make_generator``.
-        folder: for the samples, a file an evaluation.
-    """
 
-    def __init__(
-        self,
-        energy: Callable[[TrainState, jax.Array], jax.Array],
-        config: Config,
-        test: np.ndarray,
-        generate: Callable[..., jax.Array],
-        folder: pathlib.Path,
-    ) -> None:
-        self._test, self._folder = jnp.asarray(test), folder
-        self._generate = functools.partial(generate, count=config.evaluation.watched)
-
-        @jax.jit
-        def health(state: TrainState, test: jax.Array) -> dict[str, jax.Array]:
-            draw_key, noise_key = jax.random.split(jax.random.key(0))
-            replay = state.model_state["replay"]
-            noise = jnp.zeros((ROWS, *test.shape[1:]))
-            labels = jax.tree.map(lambda x: jnp.zeros(ROWS, x.dtype), replay.labels)
-            chains = replay_draw(draw_key, replay, noise, labels, fresh_rate=0.0)
-            bounds = config.sampler.bounds
-            data = noisy(noise_key, test, config.data.levels, config.data.noise, bounds)
-            found = chain_health(
-                functools.partial(energy, state), data, chains.samples, bounds=bounds
-            )
-            return {
-                "energy_gap": found.energy_gap,
-                "gradient_norm_of_chains": found.gradient_norm,
-                "excess_saturation": found.excess_saturation,
-                "learning_rate": optax.tree.get(state.optimizer_state, "learning_rate"),
-            }
-
-        self._health = health
-
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        """The health of the chains, by name."""
-        watched = np.asarray(self._generate(state, jax.random.key(1)))
-        if jax.process_index() == 0:
-            self._folder.mkdir(exist_ok=True)
-            np.save(self._folder / f"{int(state.step)}.npy", watched)
-        return {name: float(v) for name, v in self._health(state, self._test).items()}
+def judge(config: Config, data: Data, found: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Scores of every kind of image under a classifier that is trained here."""
+    classify = train_classifier(*data.train, config.evaluation, noise=config.data.noise)
+    references = classify(data.train[0])[1]
+    scores = {name: score(*classify(images), references) for name, images in found.items()}
+    distances = encoded_distances(config.evaluation.encoder, found, data.train[0])
+    for name, distance in distances.items():
+        scores[name]["Fréchet distance on EfficientNet-Lite0 features"] = distance
+    return scores
 
 
 def report(
     workdir: pathlib.Path,
-    config: Config,
-    samples: np.ndarray,
-    train: tuple[np.ndarray, np.ndarray],
-    test: np.ndarray,
-    others: dict[str, np.ndarray],
-    energy: Callable[[np.ndarray], jax.Array],
-    more: dict[str, Any],
+    data: Data,
+    found: dict[str, np.ndarray],
+    measured: dict[str, np.ndarray],
+    scores: dict[str, dict[str, float]],
+    used: dict[str, Any],
 ) -> None:
-    """Tables, pictures and summary; ``more`` goes into it as it is."""
-    found = {"test images": test, "samples": samples, **others}
-    measured = {name: np.asarray(energy(images)) for name, images in found.items()}
-    ranks = {name: auroc(measured["test images"], measured[name]) for name in others}
+    """Tables, pictures and summary; ``measured`` are the energies of the images ``found``."""
+    ranks = {name: auroc(measured["test images"], measured[name]) for name in data.others}
     results_table(
         [{"told from the test images": name, "AUROC": value} for name, value in ranks.items()],
         title="Outliers by their energy",
     )
-    judge = train_judge(*train, config.evaluation, noise=config.data.noise)
-    scores = {name: judge.scores(images) for name, images in found.items()}
-    for name, distance in encoded_distances(config.evaluation.encoder, found, train[0]).items():
-        scores[name]["Fréchet distance on EfficientNet-Lite0 features"] = distance
     results_table(
         [{"images": name} | row for name, row in scores.items()],
         title="Under a classifier of this run",
     )
     sheets = {int(path.stem): np.load(path) for path in (workdir / "watched").glob("*.npy")}
-    pictures = figures.save(workdir, samples, train[0], sheets, measured)
-    summary = write_summary(
-        workdir,
-        {
-            "auroc": ranks,
-            "scores": scores,
-            "energy": {name: values.mean() for name, values in measured.items()},
-            **more,
-            "jax": jax.__version__,
-            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        },
-    )
-    print("written:", ", ".join(str(path) for path in (*pictures, summary)))
+    pictures = figures.save(workdir, found["samples"], data.train[0], sheets, measured)
+    energy = {name: values.mean() for name, values in measured.items()}
+    finish(workdir, {"auroc": ranks, "scores": scores, "energy": energy, **used}, pictures)

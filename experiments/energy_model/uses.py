@@ -20,7 +20,7 @@ from zoo.energy.composition import clamped_energy, energies_by_label, product_en
 from zoo.training import results_table
 
 COLUMNS = 20
-FIRST, SECOND = 3, 8  # the classes that are put together; of fewer classes the first two
+FIRST, SECOND = 3, 8  # the classes that are composed; 0 and 1 if there are fewer
 NEGATION = 0.5  # w
 
 
@@ -62,50 +62,45 @@ def show(
     columns = zip(*compositions.values(), strict=True)
     one, other, weight = (jnp.repeat(jnp.asarray(x), COLUMNS) for x in columns)
 
+    def generate(key: jax.Array, energy: Callable, shape: tuple[int, ...]) -> jax.Array:
+        start_key, chain_key = jax.random.split(key)
+        sampler = make_sampler(energy)
+        start = sampler.init(jax.random.uniform(start_key, shape))
+        return run_chain(chain_key, sampler, start, num_steps)[0].position
+
     @jax.jit
     def compose(key: jax.Array) -> jax.Array:
-        start_key, chain_key = jax.random.split(key)
-        energy = product_energy(
-            [lambda x: network(x, one), lambda x: network(x, other)], weights=[1.0, weight]
-        )
-        sampler = make_sampler(energy)
-        start = jax.random.uniform(start_key, (len(one), *images.shape[1:]))
-        return run_chain(chain_key, sampler, sampler.init(start), num_steps)[0].position
+        parts = [lambda x: network(x, one), lambda x: network(x, other)]
+        energy = product_energy(parts, weights=[1.0, weight])
+        return generate(key, energy, (len(one), *images.shape[1:]))
 
     height = images.shape[1]
     mask = (jnp.arange(height) < height // 2).reshape(1, -1, 1, 1)  # the upper half is known
 
     @jax.jit
     def fill(key: jax.Array, known: jax.Array, labels: jax.Array) -> jax.Array:
-        start_key, chain_key = jax.random.split(key)
-        sampler = make_sampler(clamped_energy(lambda x: network(x, labels), known, mask))
-        start = sampler.init(jax.random.uniform(start_key, known.shape))
-        found = run_chain(chain_key, sampler, start, num_steps)[0].position
-        return jnp.where(mask, known, found)
+        energy = clamped_energy(lambda x: network(x, labels), known, mask)
+        return jnp.where(mask, known, generate(key, energy, known.shape))
 
     composed = np.asarray(compose(jax.random.key(0)))
     found = np.asarray(by_label(composed)).reshape(len(compositions), COLUMNS, num_classes)
     table = [
-        {
-            "composition": name,
-            f"E(x, {first})": float(energies[:, first].mean()),
-            f"E(x, {second})": float(energies[:, second].mean()),
-        }
-        for name, energies in zip(compositions, found, strict=True)
+        {"composition": name} | {f"E(x, {y})": float(energy[:, y].mean()) for y in (first, second)}
+        for name, energy in zip(compositions, found, strict=True)
     ]
-    results_table(table, title="Energies put together")
+    results_table(table, title="Composed energies")
 
-    whole, true = images[:COLUMNS], jnp.asarray(labels[:COLUMNS])
+    complete, true = images[:COLUMNS], jnp.asarray(labels[:COLUMNS])
     halves = {
-        "its label": np.asarray(fill(jax.random.key(1), whole, true)),
-        "another label": np.asarray(fill(jax.random.key(1), whole, (true + 1) % num_classes)),
+        "its label": np.asarray(fill(jax.random.key(1), complete, true)),
+        "another label": np.asarray(fill(jax.random.key(1), complete, (true + 1) % num_classes)),
     }
     errors = {
-        name: float(np.sqrt(((filled - whole)[:, height // 2 :] ** 2).mean()))
+        name: float(np.sqrt(((filled - complete)[:, height // 2 :] ** 2).mean()))
         for name, filled in halves.items()
     }
     rows = dict(zip(compositions, np.split(composed, len(compositions)), strict=True))
-    rows |= {"test images": whole, "upper half known": np.where(mask, whole, 0.0)}
+    rows |= {"test images": complete, "upper half known": np.where(mask, complete, 0.0)}
     rows |= {f"with {name}": filled for name, filled in halves.items()}
     figures.draw_rows(rows).savefig(workdir / "uses.png", dpi=110)
     print(

@@ -6,16 +6,14 @@ import itertools
 import pathlib
 import re
 import zipfile
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.command_line import local_path
+from experiments.efficientnet import EfficientNetLite0, load_efficientnet, make_encoder
 from experiments.image_captioning.config import DataConfig
-from experiments.image_captioning.efficientnet import EfficientNetLite0, load_efficientnet
 from zoo.data import Vocabulary, image_arrays, open_source
 from zoo.extras import require
 
@@ -138,28 +136,6 @@ def _encoded(
 def encoder_of(data: DataConfig) -> EfficientNetLite0:
     """The encoder with its weights."""
     return load_efficientnet(local_path(data.encoder))
-
-
-def enlarged(images: jax.Array, size: int) -> jax.Array:
-    """Images ``[B, H, W, 3]`` of bytes as those ``[B, size, size, 3]`` that the encoder reads."""
-    shape = (len(images), size, size, 3)
-    return jax.image.resize(images.astype(jnp.float32), shape, "cubic").clip(0, 255)
-
-
-def make_encoder(image_size: int) -> Callable[[EfficientNetLite0, np.ndarray], np.ndarray]:
-    """Makes a function from images ``[N, H, W, 3]`` to features ``[N, 1280]``, 32 at a time."""
-
-    @jax.jit
-    def encode(model: EfficientNetLite0, images: jax.Array) -> jax.Array:
-        return model(enlarged(images, image_size))
-
-    def in_batches(model: EfficientNetLite0, images: np.ndarray) -> np.ndarray:
-        rows = 32
-        padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % rows, axis=0)])
-        parts = [encode(model, padded[i : i + rows]) for i in range(0, len(padded), rows)]
-        return np.concatenate(jax.device_get(parts))[: len(images)]
-
-    return in_batches
 
 
 def examples(

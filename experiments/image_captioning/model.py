@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from experiments.efficientnet import enlarged
 from experiments.image_captioning.config import Config
-from experiments.image_captioning.data import Vectors, encoder_of, enlarged
+from experiments.image_captioning.data import Vectors, encoder_of
 from zoo.conditional import ConditionalLayerNorm
 from zoo.transformer import Transformer, TransformerConfig
 

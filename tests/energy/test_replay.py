@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from zoo.energy import replay_draw, replay_init, replay_insert
-from zoo.training import batch_sharding, make_mesh
+from zoo.training import make_mesh
+from zoo.training.mesh import batch_sharding
 
 KEY = jax.random.key(0)
 

@@ -15,7 +15,8 @@ from zoo.energy import (
     underdamped_langevin,
 )
 from zoo.energy.chains import energy_and_gradient
-from zoo.training import batch_sharding, make_mesh
+from zoo.training import make_mesh
+from zoo.training.mesh import batch_sharding
 
 KEY = jax.random.key(0)
 START = jnp.array([[3.0, -4.0], [0.0, 0.5]])

@@ -1,54 +1,36 @@
-"""The experiment as a user runs it, and its parts: data, judge, the plane, pictures."""
+"""The experiment as a user runs it, and its parts: data, scores, labels, pictures."""
 
 import dataclasses
+import functools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from experiments import command_line
-from experiments.energy_model import figures, judge, two_dimensional, uses
-from experiments.energy_model.config import (
-    PRESETS,
-    DataConfig,
-    ModelConfig,
-    PlaneConfig,
-    SamplerConfig,
-)
+from experiments.energy_model import figures, judge, uses
+from experiments.energy_model.config import PRESETS, DataConfig, ModelConfig, SamplerConfig
 from experiments.energy_model.data import outliers
-from experiments.energy_model.judge import auroc, frechet_distance, nearest
+from experiments.energy_model.judge import auroc, frechet_distance
 from experiments.energy_model.model import make_network
-from experiments.energy_model.train import make_loss, noisy, run
+from experiments.energy_model.train import Data, build, noisy, run
 from experiments.image_sets import head, open_splits
 from tests.battery import quick_jit
 from zoo.data import image_arrays
-from zoo.energy import langevin, replay_init
-from zoo.training import functional_with_state
+from zoo.energy import langevin
+from zoo.training import make_mesh, put_batch
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Compiling is nearly all of the cost, and the run is short.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+MESH = make_mesh(devices=jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_smoke_reaches_what_it_must(tmp_path):
-    command = [sys.executable, "-m", "experiments.energy_model", "--preset", "smoke"]
-    done = subprocess.run(
-        [*command, "--workdir", tmp_path],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout
+    arguments = ["--preset=smoke", "--mesh.data=1", "--workdir", str(tmp_path)]
+    command_line.main(run, PRESETS, None, arguments)
     expected = json.loads((ROOT / "experiments/energy_model/expected.json").read_text())
     summary = json.loads((tmp_path / "summary.json").read_text())
     for name, least in expected["auroc_at_least"].items():
@@ -70,9 +52,9 @@ def test_smoke_reaches_what_it_must(tmp_path):
         (["--model.network=mnist"], "model.network=mnist takes images of 28 × 28 × 1, got (8, 8"),
         (
             ["--model.network=mnist", "--model.conditional=True"],
-            "the network mnist knows no labels",
+            "the network mnist takes no labels",
         ),
-        (["--sampler.step-size=0"], "sampler.step_size must be greater than 0, got 0"),
+        (["--sampler.step-size=0"], "step_size must be one finite number > 0, got 0"),
         (["--sampler.bounds", "0.1", "1"], "sampler.bounds must hold 0..1, got (0.1, 1.0)"),
         (["--model.reference=0"], "model.reference must be greater than 0, got 0.0"),
         (
@@ -80,7 +62,6 @@ def test_smoke_reaches_what_it_must(tmp_path):
             "only the network dense has one",
         ),
         (["--data.outliers=file:/absent/set.npz"], "/absent/set.npz"),
-        (["--preset=two_dimensional", "--cells=1"], "cells must be at least 2, got 1"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, message, tmp_path, capsys):
@@ -90,6 +71,22 @@ def test_mistakes_end_in_one_line(flags, message, tmp_path, capsys):
     said = capsys.readouterr()
     assert message in said.err + said.out
     assert "Traceback" not in said.err + said.out
+
+
+def zeros(*shape, num_classes):
+    """A set of 256 black images."""
+    images = np.zeros((256, *shape), np.float32), np.arange(256, dtype=np.int32) % num_classes
+    return Data([{"image": images[0][0], "label": np.int32(0)}] * 256, images, images, {})
+
+
+def test_a_step_is_known_from_shapes_alone():
+    experiment = build(PRESETS["small"], MESH, zeros(8, 8, 1, num_classes=10))
+    state = experiment.abstract_state(MESH)
+    step = experiment.train_step(state.shardings)
+    after, metrics = jax.eval_shape(step, state, put_batch(next(experiment.batches), MESH))
+    shapes = functools.partial(jax.tree.map, lambda leaf: (leaf.shape, leaf.dtype))
+    assert shapes(after) == shapes(state)
+    assert {"loss", "energy_data", "gradient_norm_of_chains"} <= metrics.keys()
 
 
 # Data.
@@ -170,13 +167,14 @@ def test_frechet_distance_of_known_laws():
     assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
 
 
-def test_distances_and_ranks():
-    points = np.random.default_rng(0).normal(size=(7, 3))
-    references = np.random.default_rng(1).normal(size=(300, 3))
-    brute = np.linalg.norm(points[:, None] - references[None], axis=2).min(axis=1)
-    np.testing.assert_allclose(nearest(points, references), brute, rtol=1e-6)
+def test_ranks_and_scores():
     assert auroc(np.array([0.0, 1.0]), np.array([2.0, 3.0])) == 1
     assert auroc(np.array([0.0, 2.0]), np.array([1.0, 3.0])) == 0.75
+    features, references = np.array([[0.0, 1], [3.0, 1]]), np.array([[1.0, 1], [9.0, 1]])
+    found = judge.score(np.array([[0.9, 0.1], [0.3, 0.7]]), features, references)
+    assert found["class entropy"] == pytest.approx(np.log(2))
+    assert found["certainty"] == pytest.approx(0.8)
+    assert found["nearest neighbour"] == pytest.approx(1.5)
 
 
 def test_distance_on_the_encoder_s_features(tmp_path, monkeypatch, capsys):
@@ -202,16 +200,12 @@ def test_chains_keep_the_label_they_began_with():
         model=ModelConfig(features=4, conditional=True),
         sampler=SamplerConfig(num_steps=1, replay_capacity=16, fresh_rate=0.0),
     )
-    parts = functional_with_state(make_network(config.model, (2, 2, 1), 3))
-    key, loss = jax.random.key(0), quick_jit(make_loss(parts, config))
-    parameters = quick_jit(parts.init_parameters)(key)
-    state = {
-        "network": quick_jit(parts.init_model_state)(key),
-        "replay": replay_init(jnp.zeros((2, 2, 1)), capacity=16, labels=(np.int32(0),)),
-    }
+    experiment = build(config, MESH, zeros(2, 2, 1, num_classes=3))
+    state = quick_jit(lambda key: experiment.init_model_state(key))(jax.random.key(0))
+    parameters, loss = quick_jit(experiment.init)(jax.random.key(0)), quick_jit(experiment.loss)
     for label in (1, 2):
         batch = {"image": np.zeros((8, 2, 2, 1), np.uint8), "label": np.full(8, label, np.int32)}
-        out = loss(parameters, batch, key=key, carry=None, model_state=state)
+        out = loss(parameters, batch, key=jax.random.key(0), carry=None, model_state=state)
         state = out.model_state
     assert int(state["replay"].filled) == 16
     np.testing.assert_array_equal(state["replay"].labels[0], 1)
@@ -253,41 +247,6 @@ def test_uses_of_a_known_energy(tmp_path):
     assert (tmp_path / "uses.png").read_bytes().startswith(b"\x89PNG")
 
 
-# The plane.
-
-
-def test_targets_and_divergence_on_the_grid():
-    cells = two_dimensional.grid(200)
-    radius = np.linalg.norm(cells, axis=2)
-    rings = two_dimensional.rings(cells)
-    assert (rings * (radius < 1.05)).sum() / rings.sum() == pytest.approx(0.5, abs=0.01)
-    mixture = two_dimensional.mixture(cells)
-    right = cells[..., 0] > 0
-    assert (mixture * right).sum() / mixture.sum() == pytest.approx(0.5, abs=1e-6)
-    # A normal law read at another temperature: KL = log τ + 1/τ - 1 in two dimensions.
-    energy = radius**2 / (2 * 0.3**2)
-    exact = two_dimensional.probabilities(-energy)
-    assert two_dimensional.divergence(exact, energy) == pytest.approx(0, abs=1e-12)
-    for temperature in (0.5, 2.0):
-        expected = np.log(temperature) + 1 / temperature - 1
-        found = two_dimensional.divergence(exact, energy, temperature)
-        assert found == pytest.approx(expected, abs=1e-3)
-
-
-def test_persistent_chains_learn_a_density_at_their_temperature():
-    """A broad normal law: the energy of chains at a quarter is to be read at a quarter."""
-    config = PlaneConfig(
-        features=16, steps=300, batch_size=128, learning_rate=5e-3, step_size=0.05, cells=40
-    )
-    radius = np.linalg.norm(two_dimensional.grid(config.cells), axis=2)
-    exact = two_dimensional.probabilities(-(radius**2) / (2 * 0.6**2))
-    learn = two_dimensional.make_learner(config, num_steps=5, persistent=True)
-    for temperature in (1.0, 0.25):
-        energy = np.asarray(learn(exact.astype(np.float32), temperature))
-        assert two_dimensional.divergence(exact, energy, temperature) < 0.1
-    assert two_dimensional.divergence(exact, energy) > 0.3
-
-
 # Pictures.
 
 
@@ -296,9 +255,4 @@ def test_pictures_are_drawn():
     sheet = figures.tile(images, 4)
     assert sheet.shape == (9, 12, 1)
     np.testing.assert_array_equal(sheet[3:5, 0:2], images[4])
-    assert figures.draw_training({1: images, 2: images}).axes[0].get_yticks().shape == (2,)
-    density = {"exact": np.ones((4, 4)), "short\nKL 1": np.ones((4, 4))}
-    assert len(figures.draw_densities({"rings": density, "mixture": density}).axes) == 4
-    curves = {1.0: np.ones(3), 0.5: np.ones(3)}
-    drawn = figures.draw_temperature(np.array([0.1, 1, 2]), {"rings": curves, "mixture": curves})
-    assert len(drawn.axes[0].lines) == 4
+    assert figures.draw_rows({"1": images, "2": images}).axes[0].get_yticks().shape == (2,)

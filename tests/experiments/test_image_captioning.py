@@ -15,14 +15,14 @@ import pytest
 from flax import nnx
 
 from experiments import command_line
-from experiments.image_captioning import data, scores
-from experiments.image_captioning.config import PRESETS, Config, DataConfig, ModelConfig
-from experiments.image_captioning.efficientnet import (
+from experiments.efficientnet import (
     DOGS,
     Convolution,
     EfficientNetLite0,
     load_efficientnet,
 )
+from experiments.image_captioning import data, scores
+from experiments.image_captioning.config import PRESETS, Config, DataConfig, ModelConfig
 from experiments.image_captioning.model import (
     Captioner,
     TrainedEncoder,

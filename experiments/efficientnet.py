@@ -12,7 +12,7 @@ models; weights by the names of the PyTorch package ``efficientnet-lite0-pytorch
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +180,28 @@ def load_efficientnet(path: str | pathlib.Path) -> EfficientNetLite0:
     except ValueError as error:
         raise ValueError(f"{path} is not an EfficientNet-Lite0: {error}") from error
     return model
+
+
+def enlarged(images: jax.Array, size: int) -> jax.Array:
+    """Images ``[B, H, W, 3]`` of bytes as those ``[B, size, size, 3]`` that the encoder reads."""
+    shape = (len(images), size, size, 3)
+    return jax.image.resize(images.astype(jnp.float32), shape, "cubic").clip(0, 255)
+
+
+def make_encoder(image_size: int) -> Callable[[EfficientNetLite0, np.ndarray], np.ndarray]:
+    """Makes a function from images ``[N, H, W, 3]`` to features ``[N, 1280]``, 32 at a time."""
+
+    @jax.jit
+    def encode(model: EfficientNetLite0, images: jax.Array) -> jax.Array:
+        return model(enlarged(images, image_size))
+
+    def in_batches(model: EfficientNetLite0, images: np.ndarray) -> np.ndarray:
+        rows = 32
+        padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % rows, axis=0)])
+        parts = [encode(model, padded[i : i + rows]) for i in range(0, len(padded), rows)]
+        return np.concatenate(jax.device_get(parts))[: len(images)]
+
+    return in_batches
 
 
 def _fill(

@@ -1,0 +1,220 @@
+"""Points in the plane: the learned density beside the exact one.
+
+On a grid the integral of exp(-E/T) is a sum, so that the density of an energy is known, and with it
+
+    KL = Σ p·log(p/q),   q(x) = exp(-E(x)/T)/Z
+
+Contrastive divergence is run with short chains from noise, long chains from noise and persistent
+chains, on rings and on a mixture of Gaussians. Short chains learn a landscape that leads from the
+noise to the data in so many steps; its density is another.
+
+The temperature: chains with noise √(2hT) sample exp(-E/T), so that it is E/T that is learned. The
+energy of such a run, read as exp(-E), is too flat by the factor T.
+
+Source of the two sets, after: Nijkamp, Hill, Han, Zhu, Wu, "On the Anatomy of MCMC-Based Maximum
+Likelihood Learning of Energy-Based Models", 2019, arXiv 1903.12370.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from experiments.command_line import MAY_CHANGE
+from experiments.energy_plane import figures
+from experiments.energy_plane.config import Config
+from experiments.running import finish
+from zoo.energy import contrastive_loss, langevin, run_chain
+from zoo.training import functional, open_workdir, results_table
+
+HALF = 2.0  # the plane is -HALF … HALF in both coordinates
+READ = np.geomspace(0.1, 2.5, 40)  # temperatures at which an energy is read
+SPREAD = 0.12  # standard deviation of a ring or a Gaussian
+L2 = 1e-3
+
+Learner = Callable[[np.ndarray, float], jax.Array]  # (exact cells, temperature) -> energy of cells
+
+
+def run(config: Config) -> None:
+    """Every kind of chain on both sets; the tables, two pictures, the summary."""
+    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
+    learners = build(config)
+    cells = grid(config.cells)
+    exact = {"rings": normalized(rings(cells)), "mixture": normalized(mixture(cells))}
+    learned, by_temperature = {}, {}
+    for name, density in exact.items():
+        learned[name] = {kind: np.asarray(learn(density, 1.0)) for kind, learn in learners.items()}
+        *_, persistent = learners.values()
+        by_temperature[name] = {t: np.asarray(persistent(density, t)) for t in config.temperatures}
+        print(f"{name}: learned", flush=True)
+    report(workdir, exact, learned, by_temperature)
+
+
+def build(config: Config) -> dict[str, Learner]:
+    """A learner for each kind of chain, persistent ones last; nothing is computed."""
+    return {
+        f"from noise, {config.short} steps": make_learner(config, config.short),
+        f"from noise, {config.long} steps": make_learner(config, config.long),
+        f"persistent, {config.short} steps": make_learner(config, config.short, persistent=True),
+    }
+
+
+def mixture(x: np.ndarray) -> np.ndarray:
+    """Eight Gaussians on a circle: the density up to a constant, ``[..., 2] -> [...]``."""
+    angles = 2 * np.pi * np.arange(8) / 8
+    centers = 1.3 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    squares = ((x[..., None, :] - centers) ** 2).sum(axis=-1)
+    return np.exp(-squares / (2 * SPREAD**2)).sum(axis=-1)
+
+
+def rings(x: np.ndarray) -> np.ndarray:
+    """Two rings of equal mass: the density up to a constant, ``[..., 2] -> [...]``."""
+    radius = np.sqrt((x**2).sum(axis=-1))[..., None]
+    radii = np.array([0.6, 1.5])
+    return (np.exp(-((radius - radii) ** 2) / (2 * SPREAD**2)) / radii).sum(axis=-1)
+
+
+def grid(cells: int) -> np.ndarray:
+    """The centres of the cells, ``[cells, cells, 2]``, the second coordinate along the rows."""
+    centers = HALF * (2 * (np.arange(cells) + 0.5) / cells - 1)
+    return np.stack(np.meshgrid(centers, centers), axis=-1)
+
+
+def normalized(weights: np.ndarray) -> np.ndarray:
+    """Probabilities of the cells."""
+    return weights / weights.sum()
+
+
+def probabilities(energy: np.ndarray) -> np.ndarray:
+    """Of the cells under exp(-energy)."""
+    return normalized(np.exp(energy.min() - energy))
+
+
+def divergence(exact: np.ndarray, energy: np.ndarray, temperature: float = 1.0) -> float:
+    """KL of exp(-energy/temperature) from the exact cells, in nats."""
+    scaled = -np.asarray(energy, np.float64) / temperature
+    log_normalizer = scaled.max() + np.log(np.exp(scaled - scaled.max()).sum())
+    inside = exact > 0
+    return float((exact[inside] * (np.log(exact[inside]) - scaled[inside] + log_normalizer)).sum())
+
+
+class PointEnergy(nnx.Module):
+    """Two hidden layers; the energy starts flat."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        """Draws the parameters."""
+        self.first = nnx.Linear(2, features, rngs=rngs)
+        self.second = nnx.Linear(features, features, rngs=rngs)
+        zeros = nnx.initializers.zeros_init()
+        self.output = nnx.Linear(features, 1, kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, 2]`` to ``[B]``."""
+        hidden = jax.nn.silu(self.second(jax.nn.silu(self.first(4 * x))))
+        return self.output(hidden)[:, 0]
+
+
+def make_learner(config: Config, num_steps: int, *, persistent: bool = False) -> Learner:
+    """A jitted function of the exact probabilities and of the temperature of the chains.
+
+    Args:
+        config: of the run.
+        num_steps: of each chain.
+        persistent: continue the chains of the last batch, instead of starting from noise.
+    """
+    points = grid(config.cells).reshape(-1, 2).astype(np.float32)
+    width = 2 * HALF / config.cells
+    box = (config.batch_size, 2)
+    init, merge = functional(lambda rngs: PointEnergy(config.features, rngs=rngs))
+    rate = optax.cosine_decay_schedule(config.learning_rate, config.steps, alpha=0.02)
+    optimizer = optax.adam(rate, b1=0.0)
+
+    def noise(key: jax.Array) -> jax.Array:
+        return jax.random.uniform(key, box, minval=-HALF, maxval=HALF)
+
+    def sample_data(cell_key: jax.Array, place_key: jax.Array, cumulative: jax.Array) -> jax.Array:
+        # Inverting the distribution function draws a cell; the place within it is uniform.
+        cells = jnp.searchsorted(cumulative, jax.random.uniform(cell_key, box[:1]))
+        corner = jnp.asarray(points)[jnp.minimum(cells, len(points) - 1)]
+        return corner + width * (jax.random.uniform(place_key, box) - 0.5)
+
+    @jax.jit
+    def learn(exact: jax.Array, temperature: jax.Array) -> jax.Array:
+        cumulative = jnp.cumsum(exact.astype(jnp.float32).ravel())
+
+        def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
+            parameters, state, chains = carry
+            cell_key, place_key, start_key, chain_key = jax.random.split(key, 4)
+            data = sample_data(cell_key, place_key, cumulative)
+            sampler = langevin(
+                merge(parameters),
+                step_size=config.step_size / temperature,  # the noise is the same for all
+                temperature=temperature,
+                bounds=(-HALF, HALF),
+                boundary="reflect",
+            )
+            start = sampler.init(chains if persistent else noise(start_key))
+            chains = run_chain(chain_key, sampler, start, num_steps)[0].position
+
+            def loss(parameters: Any) -> jax.Array:
+                energy = merge(parameters)(jnp.concatenate([data, chains]))
+                return contrastive_loss(*jnp.split(energy, 2), l2=L2)
+
+            updates, state = optimizer.update(jax.grad(loss)(parameters), state)
+            return (optax.apply_updates(parameters, updates), state, chains), None
+
+        first_key, start_key, key = jax.random.split(jax.random.key(config.seed), 3)
+        parameters = init(first_key)
+        carry = parameters, optimizer.init(parameters), noise(start_key)
+        carry, _ = jax.lax.scan(step, carry, jax.random.split(key, config.steps))
+        return merge(carry[0])(jnp.asarray(points)).reshape(exact.shape)
+
+    return learn
+
+
+def report(
+    workdir: pathlib.Path,
+    exact: dict[str, np.ndarray],
+    learned: dict[str, dict[str, np.ndarray]],
+    by_temperature: dict[str, dict[float, np.ndarray]],
+) -> None:
+    """Tables, pictures and summary."""
+    table, densities, curves, readings = {}, {}, {}, {}
+    for name, cells in exact.items():
+        table[name] = {kind: divergence(cells, energy) for kind, energy in learned[name].items()}
+        densities[name] = {"exact": cells} | {
+            f"{kind}\nKL {table[name][kind]:.3f}": probabilities(energy)
+            for kind, energy in learned[name].items()
+        }
+        table[name]["uniform density"] = divergence(cells, np.zeros_like(cells))
+        curves[name], readings[name] = {}, {}
+        for temperature, energy in by_temperature[name].items():
+            curve = np.array([divergence(cells, energy, read) for read in READ])
+            curves[name][temperature] = curve
+            readings[name][temperature] = {
+                "KL as exp(-E)": divergence(cells, energy),
+                "KL as exp(-E/T)": divergence(cells, energy, temperature),
+                "best read at": READ[curve.argmin()],
+            }
+    results_table(
+        [
+            {"chains": kind} | {name: row[kind] for name, row in table.items()}
+            for kind in table["rings"]
+        ],
+        title="KL of the learned density from the exact one, nats",
+    )
+    results_table(
+        [
+            {"set": name, "T of the chains": temperature} | row
+            for name, rows in readings.items()
+            for temperature, row in rows.items()
+        ],
+        title="What the temperature of persistent chains does",
+    )
+    pictures = figures.save(workdir, densities, READ, curves)
+    finish(workdir, {"divergence": table, "temperature": readings}, pictures)

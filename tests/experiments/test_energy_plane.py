@@ -1,0 +1,66 @@
+"""Energies on the plane: exact densities, their divergence, and chains that learn one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import command_line
+from experiments.energy_plane import figures, train
+from experiments.energy_plane.config import PRESETS, Config
+
+
+def test_targets_and_divergence_on_the_grid():
+    cells = train.grid(200)
+    radius = np.linalg.norm(cells, axis=2)
+    rings = train.normalized(train.rings(cells))
+    assert (rings * (radius < 1.05)).sum() == pytest.approx(0.5, abs=0.01)
+    mixture = train.normalized(train.mixture(cells))
+    assert (mixture * (cells[..., 0] > 0)).sum() == pytest.approx(0.5, abs=1e-6)
+    # A normal law read at another temperature: KL = log τ + 1/τ - 1 in two dimensions.
+    energy = radius**2 / (2 * 0.3**2)
+    exact = train.probabilities(energy)
+    assert train.divergence(exact, energy) == pytest.approx(0, abs=1e-12)
+    for temperature in (0.5, 2.0):
+        expected = np.log(temperature) + 1 / temperature - 1
+        found = train.divergence(exact, energy, temperature)
+        assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_persistent_chains_learn_a_density_at_their_temperature():
+    """A broad normal law: the energy of chains at a quarter is to be read at a quarter."""
+    config = Config(
+        features=16, steps=300, batch_size=128, learning_rate=5e-3, step_size=0.05, cells=40
+    )
+    radius = np.linalg.norm(train.grid(config.cells), axis=2)
+    exact = train.probabilities(radius**2 / (2 * 0.6**2))
+    learn = train.make_learner(config, 5, persistent=True)
+    for temperature in (1.0, 0.25):
+        energy = np.asarray(learn(exact, temperature))
+        assert train.divergence(exact, energy, temperature) < 0.1
+    assert train.divergence(exact, energy) > 0.3
+
+
+@pytest.mark.slow
+def test_smoke_learns_more_than_nothing(tmp_path):
+    command_line.main(train.run, PRESETS, None, ["--preset=smoke", "--workdir", str(tmp_path)])
+    found = json.loads((tmp_path / "summary.json").read_text())["divergence"]
+    for kinds in found.values():
+        assert max(kinds.values()) == kinds["uniform density"]
+    for name in ("densities.png", "temperature.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_mistake_ends_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main(train.run, PRESETS, None, ["--cells=1", "--workdir", str(tmp_path)])
+    assert exit_.value.code == 2
+    assert "cells must be at least 2, got 1" in capsys.readouterr().err
+
+
+def test_pictures_are_drawn():
+    density = {"exact": np.ones((4, 4)), "short\nKL 1": np.ones((4, 4))}
+    assert len(figures.draw_densities({"rings": density, "mixture": density}).axes) == 4
+    curves = {1.0: np.ones(3), 0.5: np.ones(3)}
+    drawn = figures.draw_temperature(np.array([0.1, 1, 2]), {"rings": curves, "mixture": curves})
+    assert len(drawn.axes[0].lines) == 4
