@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.self_orthogonality.model import LAYERS
 from zoo import extras
-from zoo.orthogonal import random_angle_density, random_angle_std
+from zoo.orthogonal.angles import random_angle_density, random_angle_std
 
 TITLES = {
     "none": "none",

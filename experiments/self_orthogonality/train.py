@@ -21,10 +21,10 @@ from zoo.data import Pipeline, image_arrays, open_source
 from zoo.orthogonal import (
     add_orthogonality_penalty,
     filter_angles,
-    random_angle_std,
     self_orthogonality,
     sign_correlation,
 )
+from zoo.orthogonal.angles import random_angle_std
 from zoo.training import (
     Functional,
     LossOutput,

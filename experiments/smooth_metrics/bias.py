@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.smooth_metrics.config import BiasConfig
-from zoo.smooth import smooth_f1, streaming_f1, streaming_f1_init
+from zoo.smooth import smooth_f1
+from zoo.smooth.streaming import streaming_f1, streaming_f1_init
 
 Rows = list[dict[str, float]]
 

@@ -1,5 +1,6 @@
 """All soft top-k: numbers of the article, subsets by brute force, defects, limits, derivatives."""
 
+import functools
 import itertools
 import math
 
@@ -17,6 +18,7 @@ from zoo.smooth import soft_top_k
 
 X = np.array([2.0, 1.0, 4.0, 5.0, 3.0])
 SHIFT_INVARIANT = ("gradient", "threshold", "sigmoid", "clipped")
+METHODS = (*SHIFT_INVARIANT, "recursive")
 GOLDEN = {
     ("recursive", 2, 1.0): [0.141023698, 0.053174603, 0.647255272, 0.814180579, 0.344365848],
     ("recursive", 2, 0.1): [0, 0, 0.999999936, 0.9999546, 0.0000455],
@@ -33,31 +35,26 @@ GOLDEN = {
 jitted = quick_jit(soft_top_k, static_argnames=("k", "method", "axis"))
 
 
-@pytest.mark.parametrize("case", GOLDEN, ids=str)
-def test_golden(case, double_precision):
-    method, k, temperature = case
-    found = jitted(jnp.asarray(X), k=k, temperature=temperature, method=method)
-    digits = 1e-8 if temperature == 1 else 1e-7  # as many as the source gives
-    np.testing.assert_allclose(found, GOLDEN[case], atol=digits)
+@pytest.mark.parametrize("method", METHODS)
+def test_golden(method, double_precision):
+    for (own, k, temperature), expected in GOLDEN.items():
+        if own == method:
+            found = jitted(X, k=k, temperature=temperature, method=method)
+            digits = 1e-8 if temperature == 1 else 1e-7  # as many as the source gives
+            np.testing.assert_allclose(found, expected, atol=digits)
 
 
-@pytest.mark.parametrize(
-    ("method", "k", "threshold", "form"),
-    [
-        ("clipped", 2, 4.440189699, lambda u: np.minimum(1, np.exp(u))),
-        ("clipped", 3, 3.407605964, lambda u: np.minimum(1, np.exp(u))),
-        ("sigmoid", 2, 3.590789585, lambda u: 1 / (1 + np.exp(-u))),
-        (
-            "threshold",
-            2,
-            3.547172138,
-            lambda u: np.where(u < 0, np.exp(u) / 2, 1 - np.exp(-u) / 2),
-        ),
-    ],
-)
-def test_golden_thresholds(method, k, threshold, form, double_precision):
-    found = jitted(jnp.asarray(X), k=k, method=method)
-    np.testing.assert_allclose(found, form(X - threshold), atol=1e-9)
+def test_golden_thresholds(double_precision):
+    def laplace(u):
+        return np.where(u < 0, np.exp(u) / 2, 1 - np.exp(-u) / 2)
+
+    found = jitted(X, k=2, method="threshold")
+    np.testing.assert_allclose(found, laplace(X - 3.547172138), atol=1e-9)
+    found = jitted(X, k=2, method="sigmoid")
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(3.590789585 - X)), atol=1e-9)
+    for k, threshold in ((2, 4.440189699), (3, 3.407605964)):
+        found = jitted(X, k=k, method="clipped")
+        np.testing.assert_allclose(found, np.minimum(1, np.exp(X - threshold)), atol=1e-9)
 
 
 def brute_force(x, k):
@@ -69,16 +66,17 @@ def brute_force(x, k):
     return weights @ member / weights.sum()
 
 
-@pytest.mark.parametrize("scale", [0.3, 3.0, 30.0])
-def test_gradient_form_is_exact(scale, double_precision):
-    x = scale * np.random.default_rng(0).normal(size=9)
-    for k in (2, 4, 7):
-        found = jitted(jnp.asarray(x), k=k)
-        np.testing.assert_allclose(found, brute_force(x, k), rtol=1e-12, atol=1e-300)
+@pytest.mark.parametrize("k", [4, 7])
+def test_gradient_form_is_exact(k, double_precision):
+    for scale in (0.3, 3.0, 30.0):
+        x = scale * np.random.default_rng(0).normal(size=9)
+        np.testing.assert_allclose(jitted(x, k=k), brute_force(x, k), rtol=1e-12, atol=1e-300)
 
 
+@functools.partial(quick_jit, static_argnames="k")
+@jax.grad
 def log_space_recursion(x, k):
-    """log e_k by L_j ← logaddexp(L_j, L_{j-1} + x_i), the usual way without subtraction."""
+    """The gradient of log e_k by L_j ← logaddexp(L_j, L_{j-1} + x_i), without subtraction."""
 
     def step(sums, value):
         shifted = jnp.concatenate([jnp.full(1, -1e30, x.dtype), sums[:-1]])
@@ -88,37 +86,38 @@ def log_space_recursion(x, k):
     return lax.scan(step, start, x)[0][-1]
 
 
-@pytest.mark.parametrize("scale", [1.0, 1000.0])
-def test_gradient_form_agrees_with_the_recursion_in_logarithms(scale, double_precision):
-    x = jnp.asarray(scale * np.random.default_rng(1).normal(size=100))
-    expected = jax.grad(log_space_recursion)(x, 10)
-    np.testing.assert_allclose(jitted(x, k=10), expected, atol=1e-12)
-    single = jitted(x.astype(jnp.float32), k=10)
-    np.testing.assert_allclose(single, expected, atol=1e-3 if scale > 1 else 1e-5)
-    assert float(single.sum()) == pytest.approx(10, abs=1e-5)
+def test_gradient_form_agrees_with_the_recursion_in_logarithms(double_precision):
+    for scale in (1.0, 1000.0):
+        x = scale * np.random.default_rng(1).normal(size=200)
+        expected = log_space_recursion(x, k=10)
+        np.testing.assert_allclose(jitted(x, k=10), expected, atol=1e-12)
+        single = x.astype(np.float32)
+        tolerance = 1e-3 if scale > 1 else 1e-5
+        np.testing.assert_allclose(jitted(single, k=10), expected, atol=tolerance)
+        # Most of them: the same distribution seen from those left out.
+        np.testing.assert_allclose(1 - jitted(-single, k=190), expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("method", SHIFT_INVARIANT)
 @given(
     x=st_np.arrays(np.float32, (3, 8), elements=st.floats(-50, 50, width=32)),
     shift=st.sampled_from([0.0, 1000.0]),
-    k=st.sampled_from([1, 3, 7]),
 )
-def test_properties(method, x, shift, k):
-    found = np.asarray(jitted(x + np.float32(shift), k=k, method=method))
+def test_properties(method, x, shift):
+    found = np.asarray(jitted(x + np.float32(shift), k=3, method=method))
     assert (found >= 0).all()
     assert (found <= 1 + 1e-6).all()
-    np.testing.assert_allclose(found.sum(-1), k, rtol=2e-6)
+    np.testing.assert_allclose(found.sum(-1), 3, rtol=2e-6)
     order = np.argsort(x + np.float32(shift), axis=-1, kind="stable")
     assert (np.diff(np.take_along_axis(found, order, -1)) >= -1e-6).all()
-    permuted = np.asarray(jitted(x[:, ::-1] + np.float32(shift), k=k, method=method))
+    permuted = np.asarray(jitted(x[:, ::-1] + np.float32(shift), k=3, method=method))
     np.testing.assert_allclose(permuted[:, ::-1], found, atol=2e-6)
 
 
-@pytest.mark.parametrize("method", [*SHIFT_INVARIANT, "recursive"])
+@pytest.mark.parametrize("method", METHODS)
 def test_approaches_the_exact_one(method, double_precision):
     hard = (X >= 4).astype(float)
-    found = [jitted(jnp.asarray(X), k=2, temperature=t, method=method) for t in (1.0, 0.1, 0.01)]
+    found = [jitted(X, k=2, temperature=t, method=method) for t in (1.0, 0.1, 0.01)]
     errors = [np.abs(f - hard).max() for f in found]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-15
@@ -126,59 +125,46 @@ def test_approaches_the_exact_one(method, double_precision):
 
 @pytest.mark.parametrize("method", SHIFT_INVARIANT)
 def test_ties_share_and_all_are_all(method):
-    np.testing.assert_allclose(soft_top_k(jnp.zeros(6), 2, method=method), 1 / 3, rtol=1e-6)
-    x = jnp.array([1e4, 0.0, 0.0, 0.0, -1e4])
-    np.testing.assert_allclose(soft_top_k(x, 2, method=method), [1, *[1 / 3] * 3, 0], atol=1e-6)
-    np.testing.assert_array_equal(soft_top_k(x, 5, method=method), np.ones(5))
-    assert not jax.grad(lambda x: soft_top_k(x, 5, method=method)[0])(x).any()
-    masked = jnp.array([-jnp.inf, 1.0, 2.0, -jnp.inf])
-    found = soft_top_k(masked, 1, method=method)
-    assert found[0] == found[3] == 0
-    np.testing.assert_allclose(found.sum(), 1, rtol=1e-6)
-
-
-@pytest.mark.parametrize("method", SHIFT_INVARIANT)
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-def test_large_entries_in_small_dtypes(method, dtype):
-    x = jnp.array([1e4, -1e4, 9.9e3, 0, 1e4, -9e3], dtype)
-    found = soft_top_k(x, 2, method=method)
-    assert found.dtype == dtype
-    np.testing.assert_allclose(found.astype(jnp.float32), [1, 0, 0, 0, 1, 0], atol=1e-6)
-    gradient = jax.grad(lambda x: soft_top_k(x, 2, method=method)[2].astype(jnp.float32))(x)
-    assert np.isfinite(gradient.astype(jnp.float32)).all()
+    x = [[0, 0, 0, 0, 0], [1e4, 0, 0, 0, -1e4], [-np.inf, 1, 2, -np.inf, -np.inf]]
+    expected = [[0.4] * 5, [1, *[1 / 3] * 3, 0], [0, 1, 1, 0, 0]]
+    found = np.asarray(jitted(np.array(x, np.float32), k=2, method=method))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not found[2, ::3].any()
+    np.testing.assert_array_equal(soft_top_k(found, 5, method=method), np.ones((3, 5)))
+    half = jitted(np.array([1e4, -1e4, 9.9e3, 0, 1e4, -9e3], np.float16), k=2, method=method)
+    np.testing.assert_allclose(half, [1, 0, 0, 0, 1, 0], atol=1e-6)
 
 
 def test_threshold_above_all_entries(double_precision):
     # Where the article's program finds no threshold: every entry lies above it.
-    x = jnp.array([0, 0.1, 0.2, 0.3, 0.4])
+    x = np.array([0, 0.1, 0.2, 0.3, 0.4])
     threshold = -0.726269151
-    np.testing.assert_allclose(threshold, math.log(2) - np.log(np.exp(-np.asarray(x)).sum()))
-    expected = 1 - np.exp(-(np.asarray(x) - threshold)) / 2
-    np.testing.assert_allclose(soft_top_k(x, 4, method="threshold"), expected, atol=1e-9)
-    many = jnp.asarray(np.random.default_rng(2).normal(size=(20, 100)))
-    for k in (3, 75, 90, 99):
-        found = jitted(many, k=k, method="threshold")
-        np.testing.assert_allclose(found.sum(-1), k, rtol=1e-12)
+    np.testing.assert_allclose(threshold, math.log(2) - np.log(np.exp(-x).sum()))
+    expected = 1 - np.exp(-(x - threshold)) / 2
+    np.testing.assert_allclose(jitted(x, k=4, method="threshold"), expected, atol=1e-9)
+    many = np.random.default_rng(2).normal(size=(20, 100))
+    found = np.asarray(jitted(many, k=99, method="threshold"))
+    np.testing.assert_allclose(found.sum(-1), 99, rtol=1e-12)
 
 
 def test_threshold_form_of_one_is_the_softmax_only_below_a_half(double_precision):
-    flat = jnp.array([0.1, 0.5, 0.3, -0.2])
-    found = soft_top_k(flat, 1, method="threshold")
+    flat = np.array([0.1, 0.5, 0.3, -0.2, 0.0])
+    found = jitted(flat, k=1, method="threshold")
     np.testing.assert_allclose(found, jax.nn.softmax(flat), rtol=1e-12)
-    steep = soft_top_k(jnp.asarray(X), 1, method="threshold")
-    np.testing.assert_allclose(steep[3], 0.622072285, atol=1e-9)
+    steep = jitted(X, k=1, method="threshold")
+    np.testing.assert_allclose(np.asarray(steep)[3], 0.622072285, atol=1e-9)
 
 
 def test_documented_defects_of_the_recursive_form(double_precision):
     x = 30 * np.random.default_rng(3).normal(size=(20, 100))
-    found = np.asarray(jitted(jnp.asarray(x), k=10, method="recursive"))
+    found = np.asarray(jitted(x, k=10, method="recursive"))
     assert (found.max(-1) > 1 + 1e-6).any()
     ordered = np.take_along_axis(found, np.argsort(x, -1), -1)
     assert (np.diff(ordered) < -1e-6).any()
     np.testing.assert_allclose(found.sum(-1), 10, rtol=1e-12)
 
 
-@pytest.mark.parametrize("method", [*SHIFT_INVARIANT, "recursive"])
+@pytest.mark.parametrize("method", ["gradient", "threshold", "clipped"])
 def test_two_derivatives(method, double_precision):
     # In a direction of x and the temperature at once: one program of one number.
     x, direction = jnp.asarray(X), jnp.array([0.3, -0.8, 0.5, 0.1, -0.4])
@@ -194,18 +180,9 @@ def test_two_derivatives(method, double_precision):
     np.testing.assert_allclose(here[:2], (first, second), rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", SHIFT_INVARIANT)
-def test_jacobian_is_symmetric_where_it_should_be_and_kills_shifts(method, double_precision):
-    x = jnp.asarray(np.random.default_rng(4).normal(size=7))
-    jacobian = np.asarray(quick_jit(jax.jacobian(lambda x: soft_top_k(x, 3, method=method)))(x))
-    np.testing.assert_allclose(jacobian.sum(0), 0, atol=1e-14)
-    np.testing.assert_allclose(jacobian.sum(1), 0, atol=1e-14)
-    np.testing.assert_allclose(jacobian, jacobian.T, atol=1e-13)  # all are gradients of something
-
-
 def test_gradient_form_is_the_covariance_of_the_subset(double_precision):
     x = np.random.default_rng(5).normal(size=6)
-    jacobian = np.asarray(quick_jit(jax.jacobian(lambda x: soft_top_k(x, 3)))(jnp.asarray(x)))
+    jacobian = quick_jit(jax.jacobian(lambda x: soft_top_k(x, 3)))(x)
     subsets = np.array(list(itertools.combinations(range(6), 3)))
     member = np.zeros((len(subsets), 6))
     np.put_along_axis(member, subsets, 1, axis=1)
@@ -217,15 +194,7 @@ def test_gradient_form_is_the_covariance_of_the_subset(double_precision):
 
 
 def test_axis_and_temperature_scale():
-    x = jax.random.normal(jax.random.key(0), (4, 6, 3))
-    found = soft_top_k(x, 2, axis=1, temperature=0.5, method="sigmoid")
-    last = soft_top_k(2 * jnp.moveaxis(x, 1, -1), 2, method="sigmoid")
-    np.testing.assert_allclose(found, jnp.moveaxis(last, -1, 1), atol=1e-6)
-
-
-def test_long_rows_and_large_k(double_precision):
-    x = jnp.asarray(np.random.default_rng(6).normal(size=700).astype(np.float32))
-    exact = jax.grad(log_space_recursion)(x.astype(jnp.float64), 40)
-    np.testing.assert_allclose(jitted(x, k=40), exact, atol=2e-6)
-    # Most of them: the same law seen from those left out.
-    np.testing.assert_allclose(1 - jitted(-x, k=660), exact, atol=2e-6)
+    x = np.random.default_rng(7).normal(size=(4, 6, 3)).astype(np.float32)
+    found = jitted(x, k=2, axis=1, temperature=0.5, method="clipped")
+    last = jitted(2 * np.moveaxis(x, 1, -1), k=2, method="clipped")
+    np.testing.assert_allclose(found, np.moveaxis(last, -1, 1), atol=1e-6)

@@ -1,13 +1,13 @@
-"""Angles between filters, and the law that they follow when the filters are random.
+"""Angles between filters, and their distribution when the filters are random.
 
     θ_ij = arccos(w_i·w_j / (‖w_i‖·‖w_j‖))
     p_n(θ) = Γ(n/2) / (Γ((n-1)/2)·√π) · sinⁿ⁻²θ,   mean 90°,   variance ½·ψ'(n/2) ≈ 1/(n - 2)
 
 for random directions in n dimensions (ψ' is the trigamma function). Filters of n entries that were
-never trained are thus nearly orthogonal already: «training made them orthogonal» means that their
-angles are closer to 90° than this law has them.
+never trained are thus nearly orthogonal already: "training made them orthogonal" means that their
+angles are closer to 90° than in this distribution.
 
-Source: Su Jianlin, «distribution of the angle of two random vectors in n dimensions», 2019,
+Source: Su Jianlin, "Distribution of the angle of two random vectors in n dimensions", 2019,
 https://kexue.fm/archives/7076.
 """
 
@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.orthogonal.axes import KernelAxes, as_matrix, widen
-from zoo.orthogonal.gram import gram
+from zoo import _checks
+from zoo.orthogonal.penalties import KernelAxes, as_matrix, gram
 
 
 def filter_angles(
@@ -49,7 +49,7 @@ def filter_angles(
 
     Reference: https://kexue.fm/archives/7169.
     """
-    matrix = as_matrix(kernel, axes, "kernel")
+    matrix = as_matrix(kernel, axes)
     # By the largest entry first: squares of very large or small entries leave the range.
     matrix = matrix / jnp.max(jnp.abs(matrix), axis=-2, keepdims=True, initial=0)
     unit = matrix / jnp.linalg.norm(matrix, axis=-2, keepdims=True)
@@ -70,7 +70,8 @@ def random_angle_density(degrees: jax.Array, *, dimension: int) -> jax.Array:
         ``[...]`` per degree, in the dtype of ``degrees``; 0 outside [0, 180].
 
     Raises:
-        ValueError: if ``dimension`` < 2; TypeError: if ``degrees`` are not floating.
+        ValueError: if ``dimension`` < 2; TypeError: if it is no integer, or ``degrees`` are not
+            floating.
 
     >>> import jax.numpy as jnp
     >>> angles = jnp.array([60.0, 90.0, 120.0])
@@ -79,14 +80,14 @@ def random_angle_density(degrees: jax.Array, *, dimension: int) -> jax.Array:
 
     Reference: https://kexue.fm/archives/7076.
     """
-    _check_dimension(dimension)
-    wide = widen(degrees, "degrees")
+    _checks.count("dimension", dimension, at_least=2)  # on a line there are no angles
+    degrees, wide = _checks.widened("degrees", degrees)
     inside = (wide >= 0) & (wide <= 180)
     sine = jnp.sin(jnp.radians(jnp.where(inside, wide, 90)))
     # The two gamma functions by their logarithms, in double precision: both leave any range.
     scale = math.lgamma(dimension / 2) - math.lgamma((dimension - 1) / 2)
     density = math.exp(scale) * math.sqrt(math.pi) / 180 * sine ** (dimension - 2)
-    return jnp.where(inside, density, 0).astype(jnp.result_type(degrees))
+    return jnp.where(inside, density, 0).astype(degrees.dtype)
 
 
 def random_angle_std(dimension: int) -> float:
@@ -109,15 +110,7 @@ def random_angle_std(dimension: int) -> float:
 
     Reference: https://kexue.fm/archives/7076.
     """
-    _check_dimension(dimension)
+    _checks.count("dimension", dimension, at_least=2)  # on a line there are no angles
     start = math.pi**2 / (4 if dimension % 2 else 12)
     variance = start - np.sum(2 / np.arange(2 - dimension % 2, dimension - 1, 2.0) ** 2)
     return math.degrees(math.sqrt(variance))
-
-
-def _check_dimension(dimension: int) -> None:
-    if not isinstance(dimension, int) or dimension < 2:
-        raise ValueError(
-            f"dimension must be an int of at least 2, got {dimension!r}: it is the number of "
-            "entries of a filter, and on a line there are no angles"
-        )

@@ -1,6 +1,6 @@
 """Penalties that pull the filters of a kernel apart by its numbers alone, without data.
 
-With W [D, K], a filter a column, G = WᵀW and λ the eigenvalues of G - I:
+With W [D, K], one filter per column, G = WᵀW and λ the eigenvalues of G - I:
 
     soft               ‖G - I‖²_F = Σ λ²                  (soft orthogonality)
     double_soft        ‖WᵀW - I‖²_F + ‖WWᵀ - I‖²_F        = 2·soft + D - K
@@ -15,25 +15,79 @@ vectors (G - I)v = ‖G - I‖₂·u, which are held fixed in higher derivatives
 Where K > D not all filters can be orthogonal. Then soft ≥ K - D, double_soft ≥ K - D, spectral ≥ 1,
 and off_diagonal ≥ K(K - D)/D for filters of length 1 (Welch 1974).
 
-Sources: Nitin Bansal, Xiaohan Chen, Zhangyang Wang, «Can We Gain More from Orthogonality
-Regularizations in Training Deep CNNs?», 2018, arXiv 1810.09102 (soft, double soft, mutual
-coherence, SRIP); Andrew Brock, Jeff Donahue, Karen Simonyan, «Large Scale GAN Training for High
-Fidelity Natural Image Synthesis», 2018, arXiv 1809.11096 (off-diagonal); article
+Sources: Nitin Bansal, Xiaohan Chen, Zhangyang Wang, "Can We Gain More from Orthogonality
+Regularizations in Training Deep CNNs?", 2018, arXiv 1810.09102 (soft, double soft, mutual
+coherence, SRIP); Andrew Brock, Jeff Donahue, Karen Simonyan, "Large Scale GAN Training for High
+Fidelity Natural Image Synthesis", 2018, arXiv 1809.11096 (off-diagonal); article
 https://kexue.fm/archives/7169.
 """
 
 import functools
-from typing import Literal, get_args
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
-from zoo.orthogonal.axes import KernelAxes, as_matrix
-from zoo.orthogonal.gram import gram, identity_distance, identity_like, pair_sums
+from zoo import _checks
+from zoo._paths import path_name
 
 Kind = Literal["soft", "double_soft", "off_diagonal", "mutual_coherence", "spectral"]
+
+
+class KernelAxes(NamedTuple):
+    """Which axes of a kernel count its filters; axes in neither field are the filter's entries.
+
+    kernel [*window, I, K]  ->  W [D, K],   D = window · I entries of each of the K filters
+
+    Layouts differ between layers and libraries, and a penalty on the wrong matrix is a different
+    penalty: the PyTorch code of SRIP (https://github.com/VITA-Group/Orthogonality-in-CNNs) takes
+    the Gram matrix over the entries, its Keras code the one over the filters.
+
+    The default fits what Flax calls a kernel: dense ``[D, K]``, convolutions ``[*window, I, K]``.
+    Others: PyTorch's ``[K, I, *window]`` is ``KernelAxes(filters=0)``; attention's
+    ``[D, heads, K]`` is ``KernelAxes(filters=(1, 2))``, or ``KernelAxes(batch=1)`` to compare
+    within each head only; layers stacked by a scan, ``[L, D, K]``, are ``KernelAxes(batch=0)``.
+
+    >>> import jax.numpy as jnp
+    >>> as_matrix(jnp.ones((3, 3, 8, 16)), KernelAxes()).shape
+    (72, 16)
+    >>> as_matrix(jnp.ones((4, 8, 2, 5)), KernelAxes(filters=(1, 3), batch=0)).shape
+    (4, 2, 40)
+    """
+
+    filters: int | Sequence[int] = -1  # their product is K
+    batch: int | Sequence[int] = ()  # separate kernels: nothing is compared across these axes
+
+
+def as_matrix(kernel: jax.Array, axes: KernelAxes, name: str = "kernel") -> jax.Array:
+    """The kernel as ``[*batch, D, K]`` in at least float32.
+
+    Raises:
+        TypeError: if the kernel is not floating; ValueError: if the axes do not fit.
+    """
+    if not isinstance(axes, KernelAxes):
+        raise TypeError(f"axes must be a KernelAxes, got {axes!r}")
+    _, kernel = _checks.widened(name, kernel)
+    rank = kernel.ndim
+    filters, batch = ((a,) if isinstance(a, int) else tuple(a) for a in axes)
+    named = tuple(axis % rank for axis in (*batch, *filters) if -rank <= axis < rank)
+    entries = tuple(axis for axis in range(rank) if axis not in named)
+    if not filters or not entries or len({*named}) < len(batch) + len(filters):
+        raise ValueError(
+            f"{name} must have the axes of {axes}, each once, and at least one more for the "
+            f"entries of a filter; got shape {kernel.shape}. Kernels of rank 1, such as biases and "
+            "scales, have no filters: mask them out, or say which axes count the filters"
+        )
+    batch, filters = named[: len(batch)], named[len(batch) :]
+    kernel = kernel.transpose(*batch, *entries, *filters)
+    sizes = kernel.shape[len(batch) :]
+    matrix = math.prod(sizes[: len(entries)]), math.prod(sizes[len(entries) :])
+    return kernel.reshape(*kernel.shape[: len(batch)], *matrix)
 
 
 def orthogonality_penalty(
@@ -45,7 +99,7 @@ def orthogonality_penalty(
 ) -> jax.Array:
     """How far the filters of a kernel are from orthogonal, by one of the module's formulas.
 
-    soft = ‖WᵀW - I‖²_F, and so on; W is ``kernel`` as a matrix with a filter a column.
+    soft = ‖WᵀW - I‖²_F, and so on; W is ``kernel`` as a matrix with one filter per column.
 
     A ``double_soft`` penalty has exactly twice the gradient of ``soft``: ‖WWᵀ‖_F = ‖WᵀW‖_F and the
     traces are equal, so the two terms differ by the constant K - D.
@@ -76,14 +130,13 @@ def orthogonality_penalty(
 
     Reference: arXiv 1810.09102, section 3; arXiv 1809.11096, section 3.1.
     """
-    check_kind(kind, power_iterations)
-    matrix = as_matrix(kernel, axes, "kernel")
+    _check_kind(kind, power_iterations)
+    matrix = as_matrix(kernel, axes)
     match kind:
         case "soft":
-            return identity_distance(matrix)
+            return _identity_distance(matrix)
         case "double_soft":
-            rows, columns = matrix.shape[-2:]
-            return 2 * identity_distance(matrix) + (rows - columns)
+            return 2 * _identity_distance(matrix) + (matrix.shape[-2] - matrix.shape[-1])
         case "off_diagonal":
             return pair_sums(matrix)[1]
         case "mutual_coherence":
@@ -92,13 +145,165 @@ def orthogonality_penalty(
             return _spectral(matrix, power_iterations)
 
 
-def check_kind(kind: str, power_iterations: int | jax.Array) -> None:
-    """Raises a ValueError unless the penalty exists."""
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
-    static = isinstance(power_iterations, int | float)
-    if static and not (isinstance(power_iterations, int) and power_iterations >= 1):
-        raise ValueError(f"power_iterations must be an int of at least 1, got {power_iterations}")
+def add_orthogonality_penalty(
+    strength: optax.ScalarOrSchedule,
+    *,
+    kind: Kind = "soft",
+    axes: KernelAxes | Any = KernelAxes(),  # noqa: B008 - immutable
+    mask: Any = None,
+    power_iterations: int | jax.Array = 10,
+) -> optax.GradientTransformation:
+    """Adds the gradient of :func:`orthogonality_penalty` to the updates, as weight decay does.
+
+    u' = u + strength · ∂penalty(W)/∂W for every kernel W: the loss is not touched, and no
+    activation is stored. Before the transformation that scales by the optimiser's moments it acts
+    as a term of the loss does; after it, decoupled: every kernel feels ``strength`` alike.
+
+    Args:
+        strength: ≥ 0, or a schedule of the step. SRIP's, for E steps per epoch, is
+            ``optax.piecewise_constant_schedule(s, {30 * E: 1e-3, 50 * E: 0.1, 70 * E: 1e-2,
+            120 * E: 0.0})``: factors 1, 10⁻³, 10⁻⁴, 10⁻⁶ and 0.
+        kind: the penalty.
+        axes: the axes of all kernels; or a tree of ``KernelAxes`` for the parameters (a prefix of
+            their tree will do), or a function of the parameters that returns one.
+        mask: tree of truth values (a prefix will do), or a function of the parameters that returns
+            one: which are penalised. None: all with two axes or more, so biases and scales are
+            not, but tables of word vectors are.
+        power_iterations: of ``kind="spectral"``.
+
+    Returns:
+        A transformation whose state is empty, or the count of steps if ``strength`` is a schedule.
+
+    Raises:
+        ValueError: if ``strength`` < 0, the kind is unknown, or (at ``init``) a chosen parameter is
+            no kernel of these axes.
+
+    >>> import jax, jax.numpy as jnp
+    >>> transformation = add_orthogonality_penalty(0.5)
+    >>> parameters = {"kernel": jnp.array([[1.0, 0.6], [0.0, 0.8]]), "bias": jnp.zeros(2)}
+    >>> zeros, state = jax.tree.map(jnp.zeros_like, parameters), transformation.init(parameters)
+    >>> updates, state = transformation.update(zeros, state, parameters)
+    >>> print(updates["kernel"], updates["bias"])
+    [[0.72 1.2 ]
+     [0.96 0.  ]] [0. 0.]
+
+    Reference: arXiv 1810.09102; https://kexue.fm/archives/7169.
+    """
+    _check_kind(kind, power_iterations)
+    scheduled = callable(strength)
+    strength = strength if scheduled else _checks.number("strength", strength, at_least=0)
+
+    penalty = functools.partial(orthogonality_penalty, kind=kind, power_iterations=power_iterations)
+    gradient = jax.grad(lambda kernel, axes: jnp.sum(penalty(kernel, axes=axes)))
+
+    def roles(parameters: optax.Params) -> tuple[Any, Any]:
+        """Whether each parameter is penalised, and its axes, as two trees."""
+        own_mask, own_axes = (
+            option(parameters) if callable(option) else option for option in (mask, axes)
+        )
+        if mask is None:
+            own_mask = jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, parameters)
+        is_axes = lambda node: isinstance(node, KernelAxes)  # noqa: E731
+        own_axes = jax.tree.broadcast(own_axes, parameters, is_leaf=is_axes)
+        return jax.tree.broadcast(own_mask, parameters), own_axes
+
+    def init(parameters: optax.Params) -> optax.OptState:
+        def check(path: Any, leaf: Any, chosen: bool, axes: KernelAxes) -> None:
+            if chosen:
+                name = f"parameter {path_name(path)}"
+                jax.eval_shape(lambda leaf: as_matrix(leaf, axes, name), leaf)
+
+        jax.tree.map_with_path(check, parameters, *roles(parameters))
+        if scheduled:
+            return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+        return optax.EmptyState()
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if params is None:
+            raise ValueError(
+                "params must be given to add_orthogonality_penalty, got None; call "
+                "update(updates, state, params)"
+            )
+        now = strength
+        if scheduled:
+            now = strength(state.count)
+            state = optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+
+        def add(update: Any, kernel: Any, chosen: bool, axes: KernelAxes) -> Any:
+            if update is None or not chosen:
+                return update
+            return update + (now * gradient(kernel, axes)).astype(update.dtype)
+
+        is_none = lambda leaf: leaf is None  # noqa: E731
+        return jax.tree.map(add, updates, params, *roles(params), is_leaf=is_none), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _check_kind(kind: str, power_iterations: int | jax.Array) -> None:
+    _checks.choice("kind", kind, get_args(Kind))
+    if not isinstance(power_iterations, jax.core.Tracer):
+        _checks.count("power_iterations", power_iterations, at_least=1)
+
+
+# Gram matrices G = WᵀW, and sums over their entries from the smaller side: the two Gram matrices
+# of W share their non-zero eigenvalues, so that
+#     ‖WᵀW‖² = ‖WWᵀ‖²,   ‖WᵀW - I_K‖² = ‖WWᵀ - I_D‖² + K - D
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    # Accelerators round float32 factors to fewer bits unless told otherwise, and G - I of filters
+    # that are nearly orthonormal would be that rounding alone.
+    return jnp.einsum("...dk,...dl->...kl", a, b, precision=lax.Precision.HIGHEST)
+
+
+@jax.custom_jvp
+def gram(matrix: jax.Array) -> jax.Array:
+    """``[..., D, K]`` -> ``[..., K, K]``, WᵀW; its gradient is one product, W·(Ḡ + Ḡᵀ)."""
+    return _product(matrix, matrix)
+
+
+@gram.defjvp
+def _gram_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
+    (matrix,), (tangent,) = primals, tangents
+    half = _product(matrix, tangent)
+    return gram(matrix), half + jnp.swapaxes(half, -1, -2)
+
+
+def _identity_like(square: jax.Array) -> jax.Array:
+    """The identity of the last two axes, with as many axes as ``square``."""
+    size = square.shape[-1]
+    return jnp.eye(size, dtype=square.dtype).reshape((1,) * (square.ndim - 2) + (size, size))
+
+
+def _identity_distance(matrix: jax.Array) -> jax.Array:
+    """‖WᵀW - I_K‖² in the Frobenius norm, ``[..., D, K]`` -> ``[...]``."""
+    rows, columns = matrix.shape[-2:]
+    smaller = gram(matrix if columns <= rows else jnp.swapaxes(matrix, -1, -2))
+    deviation = smaller - _identity_like(smaller)
+    return jnp.sum(deviation**2, axis=(-1, -2)) + max(columns - rows, 0)
+
+
+def pair_sums(matrix: jax.Array, axis_name: Any = None) -> tuple[jax.Array, jax.Array]:
+    """Σ_{i≠j} G_ij and Σ_{i≠j} G_ij², ``[..., D, K]`` -> ``[...]`` twice.
+
+    With ``axis_name`` the rows of W are those of all devices together.
+    """
+    rows, columns = matrix.shape[-2:]
+    # From the smaller side the diagonal has to be subtracted. For filters of equal length that is
+    # at most half of the sum where K > 2D, so no digits are lost.
+    if columns > 2 * rows and axis_name is None:
+        norms = jnp.sum(matrix**2, axis=-2)
+        smaller = gram(jnp.swapaxes(matrix, -1, -2))
+        total = jnp.sum(jnp.sum(matrix, axis=-1) ** 2, axis=-1) - jnp.sum(norms, axis=-1)
+        return total, jnp.sum(smaller**2, axis=(-1, -2)) - jnp.sum(norms**2, axis=-1)
+    full = gram(matrix)
+    if axis_name is not None:
+        full = lax.psum(full, axis_name)
+    pairs = full * (1 - _identity_like(full))
+    return jnp.sum(pairs, axis=(-1, -2)), jnp.sum(pairs**2, axis=(-1, -2))
 
 
 def _mutual_coherence(matrix: jax.Array) -> jax.Array:
@@ -106,7 +311,7 @@ def _mutual_coherence(matrix: jax.Array) -> jax.Array:
     if columns == 0:
         return jnp.zeros(matrix.shape[:-2], matrix.dtype)
     fixed = gram(lax.stop_gradient(matrix))
-    entries = jnp.abs(fixed - identity_like(fixed)).reshape(*matrix.shape[:-2], columns**2)
+    entries = jnp.abs(fixed - _identity_like(fixed)).reshape(*matrix.shape[:-2], columns**2)
     i, j = jnp.divmod(jnp.argmax(entries, axis=-1), columns)
     # The largest entry once more from its two filters, so that only they get a gradient, and
     # without another product of matrices.
@@ -120,8 +325,7 @@ def _mutual_coherence(matrix: jax.Array) -> jax.Array:
 
 def _spectral(matrix: jax.Array, power_iterations: int | jax.Array) -> jax.Array:
     vector = _dominant_vector(lax.stop_gradient(matrix), power_iterations)
-    image = _apply(matrix, vector)
-    squares = jnp.sum(image**2, axis=-1)
+    squares = jnp.sum(_apply(matrix, vector) ** 2, axis=-1)
     # An orthonormal W has norm 0, where the root has no slope.
     positive = squares > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)

@@ -1,7 +1,7 @@
 """Self-orthogonality: filters are judged by the signs of their responses to the data at hand.
 
     S = tanh(sharpness · Y)                     Y [B, K] responses, before bias and activation
-    U_i = S_i / ‖S_i‖                           over the batch, a filter a column
+    U_i = S_i / ‖S_i‖                           over the batch, one column per filter
     V = Uᵀ·U                                    V_ij ≈ E[sgn(x·w_i)·sgn(x·w_j)]
     R = mean_weight · (Σ_{i≠j} V_ij)² + square_weight · Σ_{i≠j} V_ij²
 
@@ -17,17 +17,17 @@ What to know before use:
 - Rank: V has rank B at most, so Σ_{i≠j} V² ≥ K(K - B)/B where K > B, and its gradient is useless
   there. Take more positions of a convolution, or larger batches.
 - Offset: inputs that are not centred (after a ReLU) shift the responses of each filter, signs agree
-  by that alone, and R pushes the filters away from orthogonality to undo it. ``center=True`` takes
-  the mean response of the batch off first.
+  by that alone, and R pushes the filters away from orthogonality to undo it. ``center=True``
+  subtracts the mean response of the batch first.
 - Scale: the literal sums grow with K², to 10⁴ … 10⁵ beside a cross-entropy of 2.
   ``reduction="mean"`` takes means over the pairs, mean_weight · (mean V)² + square_weight · mean
   V², which do not.
 - Length: small responses, sharpness·|y| < 1, make V their cosine instead of that of their signs.
 
-Sources: Ziming Zhang, Wenchi Ma, Yuanwei Wu, Guanghui Wang, «Self-Orthogonality Module: A Network
-Architecture Plug-in for Learning Orthogonal Filters», 2020, arXiv 2001.01275, as read by
-Su Jianlin, https://kexue.fm/archives/7169 (no code of it is known); Moses Charikar, «Similarity
-Estimation Techniques from Rounding Algorithms», 2002.
+Sources: Ziming Zhang, Wenchi Ma, Yuanwei Wu, Guanghui Wang, "Self-Orthogonality Module: A Network
+Architecture Plug-in for Learning Orthogonal Filters", 2020, arXiv 2001.01275, as read by
+Su Jianlin, https://kexue.fm/archives/7169 (no code of it is known); Moses Charikar, "Similarity
+Estimation Techniques from Rounding Algorithms", 2002.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo.orthogonal.axes import floating, widen
-from zoo.orthogonal.gram import gram, pair_sums
+from zoo import _checks
+from zoo.orthogonal.penalties import gram, pair_sums
 
 AxisName = str | tuple[str, ...]
 
@@ -62,8 +62,8 @@ def filter_responses(
     Args:
         x: ``[..., D]``, or ``[B, *space, I]`` for a convolution.
         kernel: ``[D, K]``, or ``[*window, I, K]``.
-        strides: of the convolution, one for all or one an axis of space.
-        padding: ``"SAME"``, ``"VALID"`` or a pair an axis of space.
+        strides: of the convolution, one for all or one per axis of space.
+        padding: ``"SAME"``, ``"VALID"`` or a pair per axis of space.
         stop_input_gradient: no gradient into x.
 
     Returns:
@@ -78,7 +78,7 @@ def filter_responses(
 
     Reference: arXiv 2001.01275, section 3.
     """
-    x, kernel = floating(x, "x"), floating(kernel, "kernel").astype(jnp.result_type(x))
+    x, kernel = _checks.floating("x", x), _checks.floating("kernel", kernel)
     rank = kernel.ndim - 2
     fits = rank == 0 or x.ndim == kernel.ndim
     if rank < 0 or x.ndim < 1 or not fits or x.shape[-1] != kernel.shape[-2]:
@@ -88,21 +88,14 @@ def filter_responses(
         )
     if stop_input_gradient:
         x = lax.stop_gradient(x)
+    kernel = kernel.astype(x.dtype)
     # Written as layers write them, so that compilers see the same product twice and keep one.
     if rank == 0:
         return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-    space = tuple(range(1, rank + 1))
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (strides,) * rank if isinstance(strides, int) else tuple(strides),
-        padding,
-        dimension_numbers=lax.ConvDimensionNumbers(
-            lhs_spec=(0, rank + 1, *space),
-            rhs_spec=(rank + 1, rank, *range(rank)),
-            out_spec=(0, rank + 1, *space),
-        ),
-    )
+    strides = (strides,) * rank if isinstance(strides, int) else tuple(strides)
+    space = "XYZW"[:rank]
+    layout = f"N{space}C", f"{space}IO", f"N{space}C"
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
 
 
 def sign_correlation(
@@ -120,8 +113,8 @@ def sign_correlation(
     Args:
         y: ``[B, K]``, see :func:`filter_responses`; further leading axes (positions of a
             convolution, points of a cloud) count as samples.
-        sharpness: of the soft sign, > 0; NaN comes of a traced one that is not.
-        center: take the mean response of each filter off first.
+        sharpness: of the soft sign, > 0; a traced one that is not gives NaN.
+        center: subtract the mean response of each filter first.
         axis_name: of the devices that share the batch, whose responses count together.
 
     Returns:
@@ -171,7 +164,7 @@ def self_orthogonality(
         mean_weight: λ₁ of the source, which takes 100.
         square_weight: λ₂ of the source, which takes 1.
         reduction: ``"sum"`` is the source's formula; ``"mean"`` does not grow with the width.
-        center: take the mean response of each filter off first.
+        center: subtract the mean response of each filter first.
         axis_name: of the devices that share the batch: V is then that of the global batch on each.
 
     Returns:
@@ -190,13 +183,11 @@ def self_orthogonality(
 
     Reference: arXiv 2001.01275, section 3; https://kexue.fm/archives/7169, formula 7.
     """
-    for name, weight in (("mean_weight", mean_weight), ("square_weight", square_weight)):
-        if isinstance(weight, int | float) and not weight >= 0:
-            raise ValueError(f"{name} must be at least 0, got {weight}")
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+    mean_weight = _checks.number("mean_weight", mean_weight, at_least=0)
+    square_weight = _checks.number("square_weight", square_weight, at_least=0)
+    _checks.choice("reduction", reduction, ("sum", "mean"))
     signs = _unit_signs(y, sharpness, center, axis_name)
-    total, squares = pair_sums(signs, axis_name)
+    total, squares = pair_sums(signs, axis_name)  # of V = sign_correlation(y), V itself not formed
     if reduction == "mean":
         filters = signs.shape[-1]
         pairs = max(filters * (filters - 1), 1)
@@ -207,10 +198,9 @@ def self_orthogonality(
 def _unit_signs(
     y: jax.Array, sharpness: float | jax.Array, center: bool, axis_name: AxisName | None
 ) -> jax.Array:
-    """U ``[B, K]``: soft signs, each column of length 1 over the whole batch, or of zeros."""
-    if isinstance(sharpness, int | float) and not 0 < sharpness < float("inf"):
-        raise ValueError(f"sharpness must be positive and finite, got {sharpness}")
-    wide = widen(y, "y")
+    """U ``[B, K]``: soft signs, each column of length 1 over the full batch, or of zeros."""
+    sharpness = _checks.number("sharpness", sharpness, above=0)
+    _, wide = _checks.widened("y", y)
     if wide.ndim < 2:
         raise ValueError(
             f"y must be [B, K], responses of K filters to B samples, got shape {wide.shape}"
@@ -224,8 +214,7 @@ def _unit_signs(
     if center:
         samples = wide.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
         wide = wide - over_batch(wide / max(samples, 1))
-    sharpness = jnp.where(jnp.asarray(sharpness) > 0, sharpness, jnp.nan).astype(wide.dtype)
-    signs = jnp.tanh(sharpness * wide)
+    signs = jnp.tanh(jnp.asarray(sharpness, wide.dtype) * wide)
     squares = over_batch(signs**2)
     responds = squares != 0  # not > 0: NaN must stay NaN
     return jnp.where(responds, signs / jnp.sqrt(jnp.where(responds, squares, 1)), 0)

@@ -1,10 +1,9 @@
 """Smooth versions of functions that jump (https://kexue.fm/archives/6620)."""
 
-from zoo.smooth.annealing import harden, temperature_schedule
-from zoo.smooth.argmax import smooth_argmax, soft_one_hot, straight_through
+from zoo.smooth.argmax import smooth_argmax, soft_one_hot
 from zoo.smooth.extrema import smooth_abs, smooth_max, smooth_min, smooth_sign, smooth_step
+from zoo.smooth.hardening import harden, straight_through
 from zoo.smooth.metrics import (
-    Counts,
     multilabel_cross_entropy,
     smooth_accuracy,
     smooth_auc,
@@ -15,12 +14,9 @@ from zoo.smooth.metrics import (
 from zoo.smooth.rank import soft_rank
 from zoo.smooth.relu import smooth_relu
 from zoo.smooth.rounding import smooth_floor, smooth_round
-from zoo.smooth.streaming import F1State, streaming_f1, streaming_f1_init
 from zoo.smooth.top_k import soft_top_k
 
 __all__ = [
-    "Counts",
-    "F1State",
     "harden",
     "multilabel_cross_entropy",
     "smooth_abs",
@@ -41,7 +37,4 @@ __all__ = [
     "soft_rank",
     "soft_top_k",
     "straight_through",
-    "streaming_f1",
-    "streaming_f1_init",
-    "temperature_schedule",
 ]

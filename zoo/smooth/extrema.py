@@ -4,10 +4,10 @@
     smooth_abs(x) = τ log(e^{x/τ} + e^{-x/τ})   its derivative is smooth_sign(x) = tanh(x/τ)
     smooth_step(x) = 1 / (1 + e^{-x/τ})
 
-All tend to the hard operator as the temperature τ falls to 0; the articles write K = 1/τ. The
+All tend to the exact operator as the temperature τ falls to 0; the articles write K = 1/τ. The
 smooth maximum is the logsumexp; the softmax is its gradient, a smooth one-hot vector.
 
-Source: Jianlin Su, «Function smoothing», 2019, https://kexue.fm/archives/6620; the bounds:
+Source: Jianlin Su, "Function smoothing", 2019, https://kexue.fm/archives/6620; the bounds:
 https://kexue.fm/archives/3290, 9070.
 """
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from zoo.smooth.numerics import check_temperature, logistic, widen, with_slopes
+from zoo.smooth.derivatives import check_arguments, logistic, magnitude, with_slopes
 
 Axis = int | tuple[int, ...] | None
 
@@ -55,8 +55,7 @@ def smooth_max(
 
     Reference: https://kexue.fm/archives/3290.
     """
-    x, wide = widen(x, "smooth_max: x")
-    temperature = check_temperature(temperature, "smooth_max", wide)
+    x, wide, temperature = check_arguments(x, temperature)
     peak = jnp.max(wide, axis=axis, keepdims=True, where=where, initial=-jnp.inf)
     peak = lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0))
     # The difference comes first: x/τ itself may overflow.
@@ -78,19 +77,10 @@ def smooth_min(
 ) -> jax.Array:
     """Smooth minimum, -τ log Σ_i e^{-x_i/τ}: min - τ log n ≤ smooth_min < min.
 
-    Args:
-        x: ``[..., items]``; inf takes no part.
-        temperature: τ > 0, in the units of ``x``.
-        axis: what to reduce over; None for everything.
-        keepdims: keep the reduced axes with length 1.
-        where: bool, broadcasts with ``x``: which items take part.
+    Args, Raises: as for :func:`smooth_max`; inf takes no part.
 
     Returns:
         ``[...]`` in the dtype of ``x``; without any item inf.
-
-    Raises:
-        TypeError: if ``x`` is not a floating-point array.
-        ValueError: if ``temperature`` is not positive; a traced one gives NaN.
 
     >>> import jax.numpy as jnp
     >>> print(smooth_min(jnp.array([2.0, 1.0, 4.0]), temperature=0.5).round(4))
@@ -98,9 +88,8 @@ def smooth_min(
 
     Reference: https://kexue.fm/archives/3290.
     """
-    x, wide = widen(x, "smooth_min: x")
-    temperature = check_temperature(temperature, "smooth_min", wide)
-    return -smooth_max(-x, temperature=temperature, axis=axis, keepdims=keepdims, where=where)
+    negative = -jnp.asarray(x)
+    return -smooth_max(negative, temperature=temperature, axis=axis, keepdims=keepdims, where=where)
 
 
 def smooth_abs(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
@@ -116,8 +105,7 @@ def smooth_abs(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
         The shape and dtype of ``x``, computed in at least float32.
 
     Raises:
-        TypeError: if ``x`` is not a floating-point array.
-        ValueError: if ``temperature`` is not positive; a traced one gives NaN.
+        TypeError, ValueError: as for :func:`smooth_max`.
 
     >>> import jax.numpy as jnp
     >>> smooth_abs(jnp.array([-2.0, 0.0, 0.5]), temperature=0.2).round(4).tolist()
@@ -125,8 +113,7 @@ def smooth_abs(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
 
     Reference: https://kexue.fm/archives/6620.
     """
-    x, wide = widen(x, "smooth_abs: x")
-    temperature = check_temperature(temperature, "smooth_abs", wide)
+    x, wide, temperature = check_arguments(x, temperature)
     return _absolute(wide, temperature).astype(x.dtype)
 
 
@@ -141,8 +128,7 @@ def smooth_sign(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
         The shape and dtype of ``x``, in [-1, 1], computed in at least float32.
 
     Raises:
-        TypeError: if ``x`` is not a floating-point array.
-        ValueError: if ``temperature`` is not positive; a traced one gives NaN.
+        TypeError, ValueError: as for :func:`smooth_max`.
 
     >>> import jax.numpy as jnp
     >>> smooth_sign(jnp.array([-2.0, 0.0, 0.1]), temperature=0.2).round(4).tolist()
@@ -150,9 +136,8 @@ def smooth_sign(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
 
     Reference: https://kexue.fm/archives/6620.
     """
-    x, wide = widen(x, "smooth_sign: x")
-    temperature = check_temperature(temperature, "smooth_sign", wide)
-    return _sign(wide / temperature).astype(x.dtype)
+    x, wide, temperature = check_arguments(x, temperature)
+    return _tanh(wide / temperature).astype(x.dtype)
 
 
 def smooth_step(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
@@ -166,8 +151,7 @@ def smooth_step(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
         The shape and dtype of ``x``, in [0, 1], computed in at least float32.
 
     Raises:
-        TypeError: if ``x`` is not a floating-point array.
-        ValueError: if ``temperature`` is not positive; a traced one gives NaN.
+        TypeError, ValueError: as for :func:`smooth_max`.
 
     >>> import jax.numpy as jnp
     >>> smooth_step(jnp.array([-2.0, 0.0, 0.1]), temperature=0.2).round(4).tolist()
@@ -175,41 +159,31 @@ def smooth_step(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
 
     Reference: https://kexue.fm/archives/6620.
     """
-    x, wide = widen(x, "smooth_step: x")
-    temperature = check_temperature(temperature, "smooth_step", wide)
+    x, wide, temperature = check_arguments(x, temperature)
     return logistic(wide / temperature).astype(x.dtype)
 
 
 @jax.custom_jvp
-def _sign(u: jax.Array) -> jax.Array:
+def _tanh(u: jax.Array) -> jax.Array:
     return jnp.tanh(u)
 
 
-@_sign.defjvp
-def _sign_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+@_tanh.defjvp
+def _tanh_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     # 1 - tanh² loses all digits where tanh rounds to 1.
     (u,), (du,) = primals, tangents
-    return _sign(u), 4 * logistic(2 * u) * logistic(-2 * u) * du
+    return _tanh(u), 4 * logistic(2 * u) * logistic(-2 * u) * du
 
 
-def _ratio(x: jax.Array, temperature: jax.Array) -> jax.Array:
-    """|x|/τ, kept where its product with something that is 0 there stays 0."""
-    largest = jnp.sqrt(jnp.finfo(x.dtype).max) / 4
-    return jnp.minimum(jnp.abs(x) / temperature, largest)
-
-
-def _absolute_value(x: jax.Array, temperature: jax.Array) -> jax.Array:
-    return jnp.abs(x) + temperature * jnp.log1p(jnp.exp(-2 * _ratio(x, temperature)))
-
-
-def _absolute_in_temperature(x: jax.Array, temperature: jax.Array) -> jax.Array:
-    # The entropy of the choice between x and -x, in nats.
-    twice = 2 * _ratio(x, temperature)
+def _entropy(x: jax.Array, temperature: jax.Array) -> jax.Array:
+    """Of the choice between x and -x, in nats: the derivative of smooth_abs in τ."""
+    twice = 2 * magnitude(x, temperature)
     return jnp.log1p(jnp.exp(-twice)) + twice * logistic(-twice)
 
 
 _absolute = with_slopes(
-    _absolute_value,
-    in_x=lambda x, temperature: _sign(x / temperature),
-    in_temperature=_absolute_in_temperature,
+    # Equal to τ log(e^{x/τ} + e^{-x/τ}), without overflow.
+    lambda x, t: jnp.abs(x) + t * jnp.log1p(jnp.exp(-2 * magnitude(x, t))),
+    in_x=lambda x, t: _tanh(x / t),
+    in_temperature=_entropy,
 )

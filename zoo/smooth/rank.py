@@ -13,10 +13,10 @@ are. A block acts on the items beyond it through its M moments Σ_j w_j z_j^m on
 from block to block, shrinking by e^{-m·gap}: O(n log n) for the sort, O(n (32 + 2M)) for the sums,
 O(nM) memory. The derivative is another such sum, with the symmetric kernel σ' = Σ m c_m z^m.
 
-Source: the ranks: Tao Qin, Tie-Yan Liu, Hang Li, «A general approximation framework for direct
-optimization of information retrieval measures», Information Retrieval 13, 2010; the coefficients:
-Henri Cohen, Fernando Rodriguez Villegas, Don Zagier, «Convergence acceleration of alternating
-series», Experimental Mathematics 9, 2000, algorithm 1.
+Source: the ranks: Tao Qin, Tie-Yan Liu, Hang Li, "A general approximation framework for direct
+optimization of information retrieval measures", Information Retrieval 13, 2010; the coefficients:
+Henri Cohen, Fernando Rodriguez Villegas, Don Zagier, "Convergence acceleration of alternating
+series", Experimental Mathematics 9, 2000, algorithm 1.
 """
 
 import functools
@@ -29,7 +29,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from zoo.smooth.numerics import check_axis, check_temperature, logistic, widen
+from zoo import _checks
+from zoo.smooth.derivatives import check_arguments, logistic
 
 BLOCK = 32  # a pair within a block costs an exponential, a block a step of a loop
 TERMS = {4: 12, 8: 22}  # M by the bytes of a float
@@ -64,18 +65,16 @@ def soft_rank(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) -> 
 
     Reference: Qin, Liu, Li, 2010.
     """
-    x, wide = widen(x, "soft_rank: x")
-    temperature = check_temperature(temperature, "soft_rank", wide)
-    axis = check_axis(x, axis, "soft_rank")
-    if x.shape[axis] == 0:
-        return x
-    rows = jnp.moveaxis(wide, axis, -1)
-    below = smooth_counts(rows, jnp.ones_like(rows), temperature)
-    return jnp.moveaxis(rows.shape[-1] + 0.5 - below, -1, axis).astype(x.dtype)
+    x, wide, temperature = check_arguments(x, temperature)
+    wide = jnp.moveaxis(wide, _checks.axis("axis", axis, x), -1)
+    below = smooth_counts(wide, jnp.ones_like(wide), temperature)
+    return jnp.moveaxis(wide.shape[-1] + 0.5 - below, -1, axis).astype(x.dtype)
 
 
 def smooth_counts(x: jax.Array, weights: jax.Array, temperature: jax.Array) -> jax.Array:
     """Σ_j w_j σ((x_i - x_j)/τ) for every i, on the last axis; no gradient flows to the weights."""
+    if x.shape[-1] == 0:
+        return x
     order = jnp.argsort(lax.stop_gradient(x), axis=-1)
     index = lax.broadcasted_iota(order.dtype, order.shape, order.ndim - 1)
     inverse = jnp.put_along_axis(index, order, index, axis=-1, inplace=False)

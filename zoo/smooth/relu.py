@@ -9,12 +9,11 @@
 All kernels are even, so that smooth_relu(x) = max(x, 0) + τ excess(|x|/τ) with an excess ≥ 0 that
 decays: written so, no digits cancel for negative x.
 
-Source: Jianlin Su, «Smooth functions from the delta function», 2021,
-https://kexue.fm/archives/8718, and «SquarePlus», 2021, https://kexue.fm/archives/8833; Jonathan T.
-Barron, «Squareplus: a softplus-like algebraic rectifier», 2021, arXiv 2112.11687.
+Source: Jianlin Su, "Smooth functions from the delta function", 2021,
+https://kexue.fm/archives/8718, and "SquarePlus", 2021, https://kexue.fm/archives/8833; Jonathan T.
+Barron, "Squareplus: a softplus-like algebraic rectifier", 2021, arXiv 2112.11687.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -24,7 +23,8 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 
-from zoo.smooth.numerics import check_temperature, logistic, widen, with_slopes
+from zoo import _checks
+from zoo.smooth.derivatives import check_arguments, logistic, magnitude, with_slopes
 
 # The smallest b with which SquarePlus is never below softplus; at 0 they are both log 2.
 SQUARE = 4 * math.log(2) ** 2
@@ -69,13 +69,9 @@ def smooth_relu(
 
     Reference: https://kexue.fm/archives/8718 and https://kexue.fm/archives/8833.
     """
-    x, wide = widen(x, "smooth_relu: x")
-    if kernel not in _MOLLIFIED:
-        raise ValueError(
-            f"smooth_relu: kernel must be one of {', '.join(_MOLLIFIED)}, got {kernel!r}"
-        )
-    temperature = check_temperature(temperature, "smooth_relu", wide)
-    return _MOLLIFIED[kernel](wide, temperature).astype(x.dtype)
+    x, wide, temperature = check_arguments(x, temperature)
+    _checks.choice("kernel", kernel, tuple(_RELU))
+    return _RELU[kernel](wide, temperature).astype(x.dtype)
 
 
 def _gaussian_excess(v: jax.Array) -> jax.Array:
@@ -104,28 +100,21 @@ _KERNELS = {
 }
 
 
-def _ratio(x: jax.Array, temperature: jax.Array) -> jax.Array:
-    """|x|/τ, small enough to be squared."""
-    return jnp.minimum(jnp.abs(x) / temperature, jnp.sqrt(jnp.finfo(x.dtype).max) / 4)
+def _mollify(kernel: Kernel) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """max(x, 0) + τ excess(|x|/τ) with its derivatives, of x and τ."""
+
+    def value(x: jax.Array, temperature: jax.Array) -> jax.Array:
+        return jnp.maximum(x, 0) + temperature * kernel.excess(magnitude(x, temperature))
+
+    def in_x(x: jax.Array, temperature: jax.Array) -> jax.Array:
+        largest = jnp.sqrt(jnp.finfo(x.dtype).max) / 4
+        return kernel.cdf(jnp.clip(x / temperature, -largest, largest))
+
+    def in_temperature(x: jax.Array, temperature: jax.Array) -> jax.Array:
+        v = magnitude(x, temperature)
+        return kernel.excess(v) + v * kernel.cdf(-v)
+
+    return with_slopes(value, in_x, in_temperature)
 
 
-def _value(kernel: Kernel, x: jax.Array, temperature: jax.Array) -> jax.Array:
-    return jnp.maximum(x, 0) + temperature * kernel.excess(_ratio(x, temperature))
-
-
-def _in_x(kernel: Kernel, x: jax.Array, temperature: jax.Array) -> jax.Array:
-    largest = jnp.sqrt(jnp.finfo(x.dtype).max) / 4
-    return kernel.cdf(jnp.clip(x / temperature, -largest, largest))
-
-
-def _in_temperature(kernel: Kernel, x: jax.Array, temperature: jax.Array) -> jax.Array:
-    v = _ratio(x, temperature)
-    return kernel.excess(v) + v * kernel.cdf(-v)
-
-
-_MOLLIFIED = {
-    name: with_slopes(
-        *(functools.partial(part, kernel) for part in (_value, _in_x, _in_temperature))
-    )
-    for name, kernel in _KERNELS.items()
-}
+_RELU = {name: _mollify(kernel) for name, kernel in _KERNELS.items()}

@@ -8,8 +8,8 @@ for a flat one its Fourier series converges as fast (both are one series, by Poi
 
     smooth_floor(x) = x - 1/2 + Σ_{m ≥ 1} 2πτ sin(2πmx) / sinh(2π²mτ)
 
-Source: Jianlin Su, «Function smoothing», 2019, https://kexue.fm/archives/6620, and «Smooth
-functions from the delta function», 2021, https://kexue.fm/archives/8718.
+Source: Jianlin Su, "Function smoothing", 2019, https://kexue.fm/archives/6620, and "Smooth
+functions from the delta function", 2021, https://kexue.fm/archives/8718.
 """
 
 import math
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from zoo.smooth.numerics import check_temperature, logistic, widen
+from zoo.smooth.derivatives import check_arguments, logistic
 
 STEEP = 0.25  # the temperature at which both series fall fast
 # By the bytes of a float. The next term would be below e^{-22} or e^{-29}, and e^{-42} or e^{-54}.
@@ -47,8 +47,7 @@ def smooth_floor(x: jax.Array, *, temperature: ArrayLike = 0.1) -> jax.Array:
 
     Reference: https://kexue.fm/archives/8718.
     """
-    x, wide = widen(x, "smooth_floor: x")
-    temperature = check_temperature(temperature, "smooth_floor", wide)
+    x, wide, temperature = check_arguments(x, temperature)
     step = jnp.round(wide)
     return _staircase(step - 1, wide - step, temperature).astype(x.dtype)
 
@@ -65,8 +64,7 @@ def smooth_round(x: jax.Array, *, temperature: ArrayLike = 0.1) -> jax.Array:
         n + 1/2.
 
     Raises:
-        TypeError: if ``x`` is not a floating-point array.
-        ValueError: if ``temperature`` is not positive; a traced one gives NaN.
+        TypeError, ValueError: as for :func:`smooth_floor`.
 
     >>> import jax.numpy as jnp
     >>> smooth_round(jnp.array([-3.5, 0.4, 1.0, 7.7]), temperature=0.05).round(4).tolist()
@@ -74,14 +72,13 @@ def smooth_round(x: jax.Array, *, temperature: ArrayLike = 0.1) -> jax.Array:
 
     Reference: https://kexue.fm/archives/8718.
     """
-    x, wide = widen(x, "smooth_round: x")
-    temperature = check_temperature(temperature, "smooth_round", wide)
-    below = jnp.floor(wide)
+    x, wide, temperature = check_arguments(x, temperature)
+    below = jnp.floor(wide)  # not x + 1/2, which rounding would move
     return _staircase(below, wide - below - 0.5, temperature).astype(x.dtype)
 
 
 def _staircase(below: jax.Array, offset: jax.Array, temperature: jax.Array) -> jax.Array:
-    """The stairs at ``offset`` in [-1/2, 1/2] from a step up from ``below``."""
+    """The staircase at ``offset`` in [-1/2, 1/2] from the step that leads up from ``below``."""
     m = jnp.arange(1, 1 + TERMS[offset.dtype.itemsize], dtype=offset.dtype)
     m = m.reshape(-1, *[1] * offset.ndim)
     near = offset[None]

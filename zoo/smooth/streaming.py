@@ -7,11 +7,11 @@ batch to batch as running totals that forget at a chosen rate:
 
     S ← decay · S + Σ_batch (t p, p, t)      F1 = 2 S_tp / (S_p + S_t)
 
-The gradient of F1 over the whole set is (2/D̄) E[(t - F1/2) ∇p], D̄ = E[t + p]: linear in the rows
+The gradient of F1 over the full set is (2/D̄) E[(t - F1/2) ∇p], D̄ = E[t + p]: linear in the samples
 once F1 and D̄ are known. With both from the state, a batch of any size estimates it without the
 bias; what is left is the lag of the state behind the parameters.
 
-Source: Jianlin Su, «Function smoothing», 2019, https://kexue.fm/archives/6620 (the bias),
+Source: Jianlin Su, "Function smoothing", 2019, https://kexue.fm/archives/6620 (the bias),
 https://kexue.fm/archives/7708 (the gradient); the estimator is ours.
 """
 
@@ -19,36 +19,32 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from zoo.smooth.metrics import Average, Counts, count, f1_of
+from zoo import _checks
+from zoo.smooth.metrics import Average, Counts, expected_counts, f1_of, ratio, sum_over_devices
 
 
 class F1State(NamedTuple):
     """Running totals in float32; the structure never changes."""
 
     counts: Counts  # [] or [K] each
-    rows: jax.Array  # [], how many rows the counts are of, forgotten ones left out
+    samples: jax.Array  # [], how many the counts are of, forgotten ones left out
 
 
 def streaming_f1_init(num_classes: int | None = None) -> F1State:
-    """The state before the first batch.
+    """The state before the first batch: zeros.
 
     Args:
         num_classes: K for ``average="macro"``, None for ``"binary"`` and ``"micro"``.
-
-    Returns:
-        Zeros.
 
     >>> streaming_f1_init(3).counts.predicted.shape
     (3,)
     """
     shape = () if num_classes is None else (num_classes,)
-    return F1State(
-        Counts(*(jnp.zeros(shape, jnp.float32) for _ in range(3))), jnp.zeros((), jnp.float32)
-    )
+    counts = Counts(*(jnp.zeros(shape, jnp.float32) for _ in Counts._fields))
+    return F1State(counts, jnp.zeros((), jnp.float32))
 
 
 def streaming_f1(
@@ -61,17 +57,17 @@ def streaming_f1(
     where: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> tuple[F1State, jax.Array]:
-    """Smooth F1 of the rows seen so far, with the gradient that all rows would have.
+    """Smooth F1 of the samples seen so far, with the gradient that all of them would have.
 
     Args:
         state: from :func:`streaming_f1_init` or the call before.
-        probabilities: as for :func:`zoo.smooth.smooth_f1`.
-        labels: as for :func:`zoo.smooth.smooth_f1`.
+        probabilities: this and the rest as for :func:`zoo.smooth.smooth_f1`.
+        labels: ``[batch]`` or ``[batch, classes]``.
         decay: what a batch leaves of the totals before it, in [0, 1]. 1 gives the exact F1 of all
             batches, for evaluation; 0 the one of the batch; for training about as many batches
-            should be remembered, 1/(1 - decay), as hold some dozen positive rows.
-        average: as for :func:`zoo.smooth.smooth_f1`.
-        where: bool ``[batch]``, which rows count.
+            should be remembered, 1/(1 - decay), as hold some dozen positive samples.
+        average: ``"binary"``, ``"macro"`` or ``"micro"``.
+        where: bool ``[batch]``, which samples count.
         axis_name: the batch is split over this mapped axis.
 
     Returns:
@@ -91,40 +87,22 @@ def streaming_f1(
     >>> print(f1.round(4))
     0.6897
     """
-    decay = _check_decay(decay)
-    batch = count("streaming_f1", probabilities, labels, average, where, axis_name)
+    decay = jnp.asarray(_checks.number("decay", decay, at_least=0, at_most=1), jnp.float32)
+    batch = expected_counts(probabilities, labels, average, where, axis_name)
     if batch.actual.shape != state.counts.actual.shape:
         raise ValueError(
-            f"streaming_f1: state must be for counts of shape {batch.actual.shape}, got one for "
+            f"state must be for counts of shape {batch.actual.shape}, got one for "
             f"{state.counts.actual.shape}; see streaming_f1_init(num_classes)"
         )
     batch = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), batch)
-    rows = _rows(probabilities, where, axis_name)
-    fixed = lax.stop_gradient(batch)
-    counts = jax.tree.map(lambda old, new: decay * old + new, state.counts, fixed)
-    new = lax.stop_gradient(F1State(counts, decay * state.rows + rows))
+    counted = jnp.ones(len(probabilities), bool) if where is None else where
+    samples = sum_over_devices(jnp.sum(counted, dtype=jnp.float32), axis_name)
+    new = jax.tree.map(lambda old, own: decay * old + own, state, F1State(batch, samples))
+    new = lax.stop_gradient(new)
     f1 = lax.stop_gradient(f1_of(new.counts))
-    # This batch as if it were all rows: its value is only there to carry the gradient.
-    share = jnp.where(new.rows == 0, 0, rows) / jnp.where(new.rows == 0, 1, new.rows)
-    whole = lax.stop_gradient((new.counts.predicted + new.counts.actual) * share)
+    # This batch as if it were all samples: its value is only there to carry the gradient.
+    share = ratio(samples, new.samples)
+    total = (new.counts.predicted + new.counts.actual) * share
     surplus = 2 * batch.true_positive - f1 * (batch.predicted + batch.actual)
-    scale = jnp.where(whole == 0, 0, 1 / jnp.where(whole == 0, 1, whole))
-    f1 = f1 + scale * (surplus - lax.stop_gradient(surplus))
-    return new, jnp.mean(f1).astype(jnp.asarray(probabilities).dtype)
-
-
-def _rows(probabilities: jax.Array, where: jax.Array | None, axis_name: str | None) -> jax.Array:
-    rows = (
-        jnp.asarray(len(probabilities), jnp.float32)
-        if where is None
-        else jnp.sum(where, dtype=jnp.float32)
-    )
-    return rows if axis_name is None else lax.psum(rows, axis_name)
-
-
-def _check_decay(decay: ArrayLike) -> jax.Array:
-    if isinstance(decay, jax.core.Tracer):
-        return jnp.where((decay >= 0) & (decay <= 1), decay, jnp.nan).astype(jnp.float32)
-    if not 0 <= float(np.asarray(decay)) <= 1:
-        raise ValueError(f"streaming_f1: decay must be in [0, 1], got {decay}")
-    return jnp.asarray(decay, jnp.float32)
+    f1 = f1 + ratio(surplus - lax.stop_gradient(surplus), total)
+    return new, jnp.mean(f1).astype(jnp.result_type(probabilities))

@@ -13,9 +13,9 @@ and takes logarithms of what rounding leaves. Here everything is positive, and n
 3. P(i ∈ S) = p_i ∂ log P(k) / ∂p_i with p_i and 1 - p_i as independent variables: the way back
    through the products, positive as well.
 
-Source: Jianlin Su, «Smooth top-k», 2024, https://kexue.fm/archives/10373 (GradTopK); the law given
-its number of heads: Sean X. Chen, Jun S. Liu, «Statistical applications of the Poisson-binomial
-and conditional Bernoulli distributions», Statistica Sinica 7, 1997.
+Source: Jianlin Su, "Smooth top-k", 2024, https://kexue.fm/archives/10373 (GradTopK); the law given
+its number of heads: Sean X. Chen, Jun S. Liu, "Statistical applications of the Poisson-binomial
+and conditional Bernoulli distributions", Statistica Sinica 7, 1997.
 """
 
 import functools
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo.smooth.numerics import logistic
+from zoo.smooth.derivatives import logistic
 from zoo.smooth.thresholds import LOGISTIC, threshold
 
 LANES = 256

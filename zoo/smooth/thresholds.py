@@ -11,7 +11,7 @@ below, E = r + Σ_{x<0} f(x - λ), and kept out from above, D = Σ_{x≥0} f(λ 
 numbers, so that no digits cancel in Σ f - k. log E - log D is nearly linear in λ, with a slope in
 [-2, 0), and Newton's method needs a handful of steps from any start.
 
-Source: Jianlin Su, «Smooth top-k», 2024, https://kexue.fm/archives/10373 (ThreTopK). Its sorting
+Source: Jianlin Su, "Smooth top-k", 2024, https://kexue.fm/archives/10373 (ThreTopK). Its sorting
 solution for the Laplace form finds no λ when every entry lies above λ; this one does not sort.
 """
 
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo.smooth.numerics import logistic
+from zoo.smooth.derivatives import logistic
 
 # Entries a gap of more than this below the k largest are as good as infinitely far: e^{-35} on
 # either side of λ. The smallest sums, e^{-70}/n, are far from the end of float32.
@@ -43,7 +43,7 @@ class Form(NamedTuple):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def threshold(form: Form, k: int, x: jax.Array, largest: jax.Array) -> jax.Array:
     """λ for ``x`` [..., items] whose ``largest`` k + 1 entries are given, the k-th being 0."""
-    return _solve(form, k, x, largest)
+    return form.solve(form, k, x, largest)
 
 
 @threshold.defjvp
@@ -56,10 +56,6 @@ def _threshold_jvp(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _solve(form: Form, k: int, x: jax.Array, largest: jax.Array) -> jax.Array:
-    return form.solve(form, k, x, largest)
-
-
 def _newton(form: Form, k: int, x: jax.Array, largest: jax.Array) -> jax.Array:
     """λ by Newton's method, kept inside a bracket that shrinks at every step."""
     inside = x >= 0
@@ -82,7 +78,7 @@ def _newton(form: Form, k: int, x: jax.Array, largest: jax.Array) -> jax.Array:
         solution, low, high, _, steps = carry
         # Each entry on the wrong side of λ with its probability f(u) and the slope of that.
         u = distance + side * solution[..., None]
-        wrong, slope = _value_and_slope(form, u)
+        wrong, slope = jax.jvp(form.cdf, (u,), (jnp.ones_like(u),))
         kept_out = jnp.sum(jnp.where(inside, wrong, 0), axis=-1)
         let_in = jnp.sum(jnp.where(inside, 0, wrong), axis=-1) + ties
         falls = (
@@ -102,10 +98,7 @@ def _newton(form: Form, k: int, x: jax.Array, largest: jax.Array) -> jax.Array:
     return found - closed / 2
 
 
-def _value_and_slope(form: Form, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jax.jvp(form.cdf, (u,), (jnp.ones_like(u),))
-
-
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _closed_form(form: Form, k: int, x: jax.Array, largest: jax.Array) -> jax.Array:
     """λ for f = min(1, e^u), from the k largest and the sum of the rest.
 
