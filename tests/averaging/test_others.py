@@ -20,7 +20,8 @@ from zoo.averaging import (
     stochastic_weight_average,
 )
 from zoo.averaging.statistics import recompute_statistics
-from zoo.training import functional_with_state
+from zoo.training import functional
+from zoo.training.state import get_model_state
 
 CURVATURE = jnp.array([1.0, 0.1])
 
@@ -180,7 +181,7 @@ class Normalised(nnx.Module):
         return self.outer(self.layer(self.inner(x)))
 
 
-PARTS = functional_with_state(lambda rngs: Normalised(rngs))
+init, merge = functional(Normalised)
 EXAMPLES = jnp.asarray(np.random.default_rng(0).normal(3, 2, size=(12, 3)), jnp.float32)
 
 
@@ -188,14 +189,14 @@ EXAMPLES = jnp.asarray(np.random.default_rng(0).normal(3, 2, size=(12, 3)), jnp.
 def network():
     """Parameters and model state, and the statistics of one batch."""
     key = jax.random.key(1)
-    parameters, state = PARTS.init_parameters(key), PARTS.init_model_state(key)
+    parameters, state = init(key), get_model_state(Normalised(nnx.Rngs(key)))
 
     @quick_jit
     def batch_statistics(batch):
-        module = PARTS.rebuild(parameters, key, model_state=state)
+        module = merge(parameters, key, model_state=state)
         module.set_attributes(nnx.BatchNorm, momentum=0.0)
         module(batch)
-        return PARTS.model_state(module)
+        return get_model_state(module)
 
     return parameters, state, batch_statistics
 
@@ -208,7 +209,7 @@ def test_statistics_are_those_of_all_examples_and_normalise_them(sizes, network)
     np.testing.assert_allclose(found["inner"]["mean"], EXAMPLES.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(found["inner"]["var"], EXAMPLES.var(axis=0), rtol=1e-4)
     assert jax.tree.structure(found) == jax.tree.structure(state)
-    inner = PARTS.rebuild(parameters, model_state=found).inner(EXAMPLES)
+    inner = merge(parameters, model_state=found).inner(EXAMPLES)
     np.testing.assert_allclose(inner.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(inner.var(axis=0), 1, atol=1e-3)
 

@@ -99,16 +99,6 @@ def condition_of_while(x, tap):
     return x, {"total": total}
 
 
-def known_loop(x, tap):
-    def body(_, state):
-        h = tap(jnp.sin(state[0]), "h")
-        return h, h
-
-    y, _ = lax.fori_loop(0, 3, body, (x, x))
-    steps = [jnp.sin(x), jnp.sin(jnp.sin(x)), jnp.sin(jnp.sin(jnp.sin(x)))]
-    return y, {"h": jnp.stack(steps)}
-
-
 def branches(x, tap):
     def yes(name):
         def branch(x):
@@ -257,27 +247,16 @@ def absent(x):
 PAIRS = {
     function.__name__: function
     for function in (
-        plain,
-        nested_jit,
-        vmap,
-        gradient,
-        scan,
-        scan_in_scan,
-        while_loop,
-        condition_of_while,
-        known_loop,
-        branches,
-        switch_in_scan,
-        remat,
-        gradient_of_remat,
-        gradient_of_scan,
-        custom_jvp,
-        custom_vjp,
-        shard_map,
-        scan_in_shard_map,
-        control_flow_in_shard_map,
+        *(plain, nested_jit, vmap, gradient, scan, scan_in_scan, while_loop, condition_of_while),
+        *(branches, switch_in_scan, remat, gradient_of_remat, gradient_of_scan),
+        *(custom_jvp, custom_vjp, shard_map, scan_in_shard_map, control_flow_in_shard_map),
     )
 }
+# Those that contain the simpler ones; derivatives and replacements are tested on them.
+GRADIENTS = ("gradient_of_remat", "gradient_of_scan")
+SHARDED = ("shard_map", "scan_in_shard_map", "control_flow_in_shard_map")
+LOOPS = ("while_loop", "condition_of_while")
+RICH = ("nested_jit", "vmap", "scan_in_scan", "switch_in_scan", "remat", *LOOPS, *SHARDED)
 
 
 def tapped(name):
@@ -288,20 +267,3 @@ def tapped(name):
 def by_hand(name):
     """The function without taps, which returns what would be tapped as well."""
     return lambda x: PAIRS[name](x, lambda value, _: value)
-
-
-# Those that contain the simpler ones; derivatives and replacements are tested on them.
-RICH = (
-    "nested_jit",
-    "vmap",
-    "scan_in_scan",
-    "while_loop",
-    "condition_of_while",
-    "switch_in_scan",
-    "remat",
-    "gradient_of_remat",
-    "gradient_of_scan",
-    "shard_map",
-    "scan_in_shard_map",
-    "control_flow_in_shard_map",
-)

@@ -12,12 +12,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.battery import quick_jit
-from tests.capture.programs import PAIRS, RICH, X, by_hand, mesh, tapped
+from tests.capture.programs import GRADIENTS, LOOPS, PAIRS, RICH, X, by_hand, mesh, tapped
 from zoo.capture import Conditional, capture, inject, tap
 
 CUSTOM = ("custom_jvp", "custom_vjp")
 SLOW_WITHOUT_JIT = ("scan_in_shard_map", "control_flow_in_shard_map")
-NOT_REVERSE = ("while_loop", "condition_of_while", "control_flow_in_shard_map")
+NOT_REVERSE = (*LOOPS, "control_flow_in_shard_map")
 
 
 def assert_same(actual, expected):
@@ -64,7 +64,7 @@ def weighted_sum(tree):
     return functools.reduce(operator.add, terms)
 
 
-@pytest.mark.parametrize("name", RICH)
+@pytest.mark.parametrize("name", RICH + GRADIENTS)
 def test_values_have_gradients(name):
     direction = jnp.array([1.0, -0.5, 0.3, 2.0])
 
@@ -147,6 +147,12 @@ def test_loop_that_never_runs_gives_nan_or_zero(dtype):
 
     _, values = capture(function)(X.astype(dtype))
     assert (jnp.isnan(values["last"]) if dtype is float else values["last"] == 0).all()
+
+
+def test_loop_of_known_length_is_stacked():
+    _, values = capture(lambda x: lax.fori_loop(0, 3, lambda _, x: tap(jnp.sin(x), "h"), x))(X)
+    sines = [jnp.sin(X), jnp.sin(jnp.sin(X)), jnp.sin(jnp.sin(jnp.sin(X)))]
+    assert_close(values, {"h": jnp.stack(sines)})
 
 
 def test_hits_are_numbered_in_program_order_and_chosen_by_number_or_pattern():
