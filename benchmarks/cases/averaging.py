@@ -1,7 +1,7 @@
 """Cases of `zoo.averaging`: the average alone, and what it adds to a step of training.
 
 A step alone has no floor but its memory traffic: parameters, updates and the average are read, the
-average is written. «Adam» is the step without an average, so that `x zoo` below 1 is the overhead.
+average is written. "Adam" is the step without an average, so that `x zoo` below 1 is the overhead.
 """
 
 import functools
@@ -23,8 +23,10 @@ from zoo.averaging import (
     stochastic_weight_average,
 )
 from zoo.averaging.power import post_hoc_weights
+from zoo.extras import require
 
 DECAY = 0.999
+GAIN = (1 - DECAY) / (1 - DECAY**11)  # of the eleventh term of a debiased average
 
 
 def tree(seed: int, *, layers: int, units: int) -> dict[str, jax.Array]:
@@ -43,64 +45,43 @@ def entries(*, layers: int, units: int, **_: int) -> int:
     return layers * (units**2 + units)
 
 
-# The average alone: (updates, average, parameters) -> average.
+# The average alone, after ten terms: (updates, average, parameters) -> average.
 
 
-def alone(make: Callable[[], optax.GradientTransformation], **size: int) -> Program:
-    transformation = make()
-
-    def step(updates: Any, average: Any, parameters: Any) -> Any:
-        # Debiased averages in the middle of a run, so that every program computes the same.
-        state = average_init(average)._replace(
-            steps=jnp.int32(10), weight=jnp.float32(1 - DECAY**10)
-        )
-        return transformation.update(updates, state, parameters)[1].average
-
+def alone(step: Callable[..., Any], **size: int) -> Program:
     return step, (tree(0, **size), tree(1, **size), tree(2, **size))
 
 
-def optax_ema(**size: int) -> Program:
+def zoo_ema(updates: Any, average: Any, parameters: Any) -> Any:
+    weight = jnp.float32(1 - DECAY**10)
+    state = average_init(average)._replace(steps=jnp.int32(10), weight=weight)
+    return parameter_ema(DECAY).update(updates, state, parameters)[1].average
+
+
+def optax_ema(updates: Any, average: Any, parameters: Any) -> Any:
     """``optax.ema`` averages what it is given: here the parameters, as its user must know."""
-    rival = optax.ema(DECAY)
-
-    def step(updates: Any, average: Any, parameters: Any) -> Any:
-        biased = jax.tree.map(lambda leaf: leaf * (1 - DECAY**10), average)
-        state = optax.EmaState(count=jnp.int32(10), ema=biased)
-        return rival.update(optax.apply_updates(parameters, updates), state)[0]
-
-    return step, (tree(0, **size), tree(1, **size), tree(2, **size))
+    biased = jax.tree.map(lambda leaf: leaf * (1 - DECAY**10), average)
+    state = optax.EmaState(count=jnp.int32(10), ema=biased)
+    return optax.ema(DECAY).update(optax.apply_updates(parameters, updates), state)[0]
 
 
-def incremental_update(**size: int) -> Program:
+def incremental_update(updates: Any, average: Any, parameters: Any) -> Any:
     """Optax's helper for target networks, with the gain of a debiased average by hand."""
-    gain = (1 - DECAY) / (1 - DECAY**11)
-
-    def step(updates: Any, average: Any, parameters: Any) -> Any:
-        new = optax.apply_updates(parameters, updates)
-        return optax.incremental_update(new, average, gain)
-
-    return step, (tree(0, **size), tree(1, **size), tree(2, **size))
+    return optax.incremental_update(optax.apply_updates(parameters, updates), average, GAIN)
 
 
 def torch_average(**size: int) -> Program:
-    try:
-        import torch
-        from torch.optim.swa_utils import get_ema_multi_avg_fn
-    except ImportError as error:
-        raise ImportError("torch") from error
-    leaves = [
-        [torch.tensor(np.asarray(leaf)) for leaf in tree(seed, **size).values()]
-        for seed in range(3)
-    ]
-    gain = (1 - DECAY) / (1 - DECAY**11)
-    update = get_ema_multi_avg_fn(1 - gain)
+    torch = require("torch", "bench")
+    update = require("torch.optim.swa_utils", "bench").get_ema_multi_avg_fn(1 - GAIN)
+    trees = [tree(seed, **size) for seed in range(3)]
+    leaves = [[torch.tensor(np.asarray(leaf)) for leaf in tree.values()] for tree in trees]
 
     def run() -> dict[str, np.ndarray]:
         with torch.no_grad():
             # A copy, as our program returns a new average too.
             average = [leaf.clone() for leaf in leaves[1]]
             update(average, torch._foreach_add(leaves[2], leaves[0]), 10)
-        return dict(zip(tree(0, **size), (leaf.numpy() for leaf in average), strict=True))
+        return dict(zip(trees[0], (leaf.numpy() for leaf in average), strict=True))
 
     return run
 
@@ -114,8 +95,8 @@ def loss(parameters: Any, x: jax.Array) -> jax.Array:
     return jnp.mean(x**2)
 
 
-def training(optimizer: optax.GradientTransformation, *, rows: int, **size: int) -> Program:
-    parameters = tree(0, **size)
+def training(*optimizers: optax.GradientTransformation, rows: int, **size: int) -> Program:
+    optimizer, parameters = optax.chain(*optimizers), tree(0, **size)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(rows, size["units"])), jnp.float32)
 
     def step(parameters: Any, state: Any, x: jax.Array) -> Any:
@@ -125,28 +106,20 @@ def training(optimizer: optax.GradientTransformation, *, rows: int, **size: int)
     return step, (parameters, optimizer.init(parameters), x)
 
 
-def with_average(average: optax.GradientTransformation, **size: int) -> Program:
-    return training(optax.chain(optax.adam(1e-3), average), **size)
-
-
-def by_hand(**size: int) -> Program:
+def by_hand(*, rows: int, **size: int) -> Program:
     """Adam, and after it ``optax.incremental_update`` of a tree carried beside the state."""
-    (step, (parameters, state, x)) = training(optax.adam(1e-3), **size)
+    step, (parameters, state, x) = training(ADAM, rows=rows, **size)
 
     def averaging(parameters: Any, state: Any, average: Any, x: jax.Array) -> Any:
         parameters, state = step(parameters, state, x)
         return parameters, state, optax.incremental_update(parameters, average, 1 - DECAY)
 
-    return averaging, (parameters, state, tree(2, **_tree_size(size)), x)
-
-
-def _tree_size(size: dict[str, int]) -> dict[str, int]:
-    return {name: size[name] for name in ("layers", "units")}
+    return averaging, (parameters, state, tree(2, **size), x)
 
 
 def optax_lookahead(**size: int) -> Program:
-    (_, (parameters, _, x)) = training(optax.adam(1e-3), **size)
-    optimizer = optax.lookahead(optax.adam(1e-3), sync_period=5, slow_step_size=0.5)
+    _, (parameters, _, x) = training(ADAM, **size)
+    optimizer = optax.lookahead(ADAM, sync_period=5, slow_step_size=0.5)
     pair = optax.LookaheadParams.init_synced(parameters)
 
     def step(pair: Any, state: Any, x: jax.Array) -> Any:
@@ -159,115 +132,85 @@ def optax_lookahead(**size: int) -> Program:
 # Reconstruction from stored averages.
 
 
-def stored(*, snapshots: int, **size: int) -> tuple[list[Any], list[int], list[float]]:
+def reconstruction(stacked: bool, *, snapshots: int, **size: int) -> Program:
+    """Ours, or all averages side by side and one product, which takes twice the memory."""
     averages = [tree(seed, **size) for seed in range(2 * snapshots)]
     steps = [100 * step for step in range(1, snapshots + 1) for _ in range(2)]
-    return averages, steps, [0.05, 0.1] * snapshots
+    widths = [0.05, 0.1] * snapshots
+    weights = post_hoc_weights(steps, widths, step=steps[-1], relative_std=0.15)
 
-
-def reconstruction(**size: int) -> Program:
-    averages, steps, widths = stored(**size)
+    def contract(*leaves: jax.Array) -> jax.Array:
+        return jnp.tensordot(jnp.asarray(weights, jnp.float32), jnp.stack(leaves), axes=1)
 
     def combine(averages: list[Any]) -> Any:
+        if stacked:
+            return jax.tree.map(contract, *averages)
         return post_hoc_average(averages, steps, widths, relative_std=0.15)
 
     return combine, (averages,)
 
 
-def stack_and_contract(**size: int) -> Program:
-    """All averages side by side, then one product: twice the memory."""
-    averages, steps, widths = stored(**size)
-    weights = post_hoc_weights(steps, widths, step=steps[-1], relative_std=0.15)
-    weights = jnp.asarray(weights, jnp.float32)
-
-    def combine(averages: list[Any]) -> Any:
-        return jax.tree.map(
-            lambda *leaves: jnp.tensordot(weights, jnp.stack(leaves), axes=1), *averages
-        )
-
-    return combine, (averages,)
+ADAM = optax.adam(1e-3)
+NO_AVERAGE = {"Adam, no average": functools.partial(training, ADAM)}
 
 
-ALONE: dict[str, Any] = {
-    "sizes": {
-        "small": {"layers": 8, "units": 128},
-        "4 M": {"layers": 4, "units": 1024},
-        "100 M": {"layers": 24, "units": 2048},
-    },
-    "small": ("small", "4 M"),
-    "count": entries,
-    "unit": "parameters",
-    # Added, subtracted, scaled, added; three arrays read, one written.
-    "floor": lambda **size: Floor(4 * entries(**size), 16 * entries(**size)),
-}
-STEP: dict[str, Any] = {
-    "sizes": {
-        "small": {"layers": 4, "units": 256, "rows": 256},
-        "wide": {"layers": 4, "units": 1024, "rows": 1024},
-        "large": {"layers": 24, "units": 2048, "rows": 4096},
-    },
-    "small": ("small", "wide"),
-    "count": lambda rows, **_: rows,
-    "unit": "rows",
-}
-NO_AVERAGE = {"Adam, no average": functools.partial(training, optax.adam(1e-3))}
+def step_case(
+    name: str,
+    average: optax.GradientTransformation,
+    rivals: dict[str, Callable[..., Program]] | None = None,
+) -> Case:
+    return Case(
+        name=f"averaging.{name} training step",
+        build=functools.partial(training, ADAM, average),
+        rivals=NO_AVERAGE | (rivals or {}),
+        sizes={
+            "small": {"layers": 4, "units": 256, "rows": 256},
+            "wide": {"layers": 4, "units": 1024, "rows": 1024},
+            "large": {"layers": 24, "units": 2048, "rows": 4096},
+        },
+        small=("small", "wide"),
+        count=lambda rows, **_: rows,
+        unit="rows",
+    )
+
 
 CASES = [
     Case(
         name="averaging.parameter_ema",
-        build=functools.partial(alone, functools.partial(parameter_ema, DECAY)),
+        build=functools.partial(alone, zoo_ema),
         rivals={
-            "optax.ema": optax_ema,
-            "incremental_update": incremental_update,
+            "optax.ema": functools.partial(alone, optax_ema),
+            "incremental_update": functools.partial(alone, incremental_update),
             "PyTorch swa_utils": torch_average,
         },
         equal=("optax.ema", "incremental_update", "PyTorch swa_utils"),
-        **ALONE,
+        sizes={
+            "small": {"layers": 8, "units": 128},
+            "4 M": {"layers": 4, "units": 1024},
+            "100 M": {"layers": 24, "units": 2048},
+        },
+        small=("small", "4 M"),
+        count=entries,
+        unit="parameters",
+        # Added, subtracted, scaled, added; three arrays read, one written.
+        floor=lambda **size: Floor(4 * entries(**size), 16 * entries(**size)),
     ),
-    Case(
-        name="averaging.parameter_ema training step",
-        build=functools.partial(with_average, parameter_ema(DECAY)),
-        rivals=NO_AVERAGE | {"incremental_update": by_hand},
-        **STEP,
-    ),
-    Case(
-        name="averaging.parameter_ema every=10 training step",
-        build=functools.partial(with_average, parameter_ema(DECAY, every=10)),
-        rivals=NO_AVERAGE,
-        **STEP,
-    ),
-    Case(
-        name="averaging.power_law_ema training step",
-        build=functools.partial(with_average, power_law_ema(0.1)),
-        rivals=NO_AVERAGE,
-        **STEP,
-    ),
-    Case(
-        name="averaging.stochastic_weight_average training step",
-        build=functools.partial(with_average, stochastic_weight_average(start_step=0)),
-        rivals=NO_AVERAGE,
-        **STEP,
-    ),
-    Case(
-        name="averaging.lookahead training step",
-        build=functools.partial(with_average, lookahead(sync_period=5)),
-        rivals=NO_AVERAGE | {"optax.lookahead": optax_lookahead},
-        **STEP,
-    ),
+    step_case("parameter_ema", parameter_ema(DECAY), {"incremental_update": by_hand}),
+    step_case("parameter_ema every=10", parameter_ema(DECAY, every=10)),
+    step_case("power_law_ema", power_law_ema(0.1)),
+    step_case("stochastic_weight_average", stochastic_weight_average(start_step=0)),
+    step_case("lookahead", lookahead(sync_period=5), {"optax.lookahead": optax_lookahead}),
     Case(
         name="averaging.post_hoc_average",
+        build=functools.partial(reconstruction, False),
+        rivals={"stack and contract": functools.partial(reconstruction, True)},
+        equal=("stack and contract",),
         sizes={
             "small": {"layers": 8, "units": 128, "snapshots": 10},
             "1 M": {"layers": 4, "units": 512, "snapshots": 20},
         },
         small=("small", "1 M"),
-        build=reconstruction,
-        rivals={"stack and contract": stack_and_contract},
-        equal=("stack and contract",),
         count=lambda snapshots, **size: 2 * snapshots * entries(**size),
         unit="parameters",
-        floor=lambda snapshots, **size: Floor(
-            4 * snapshots * entries(**size), 4 * (2 * snapshots + 1) * entries(**size)
-        ),
     ),
 ]

@@ -1,6 +1,6 @@
 """Cases of `zoo.capture`: hidden states and attention matrices of a small Transformer encoder.
 
-All programs return the output and, a layer, what was read; they differ in how it gets out.
+All programs return the output and, per layer, what was read; they differ in how it gets out.
 """
 
 import functools
@@ -22,7 +22,7 @@ SIZES = {
     "small": {"layers": 4, "batch": 8, "tokens": 64, "units": 64, "heads": 4},
     "wide": {"layers": 8, "batch": 8, "tokens": 256, "units": 512, "heads": 8},
 }
-Mark = Callable[[nn.Module, jax.Array], jax.Array]
+Reader = Callable[[nn.Module], Callable[..., Any]]
 
 
 def is_attention(equation: Equation) -> bool:
@@ -34,7 +34,7 @@ class Block(nn.Module):
     """Pre-norm attention and two dense layers; ``mark`` sees the result."""
 
     heads: int
-    mark: Mark = lambda module, x: x
+    mark: Callable[[nn.Module, jax.Array], jax.Array] = lambda module, x: x
     sow_weights: bool = False
     attention_fn: Callable[..., jax.Array] = nn.dot_product_attention
 
@@ -45,23 +45,6 @@ class Block(nn.Module):
         x = x + attention(nn.LayerNorm()(x), sow_weights=self.sow_weights)
         x = x + nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(4 * x.shape[-1])(nn.LayerNorm()(x))))
         return self.mark(self, x)
-
-
-class Encoder(nn.Module):
-    """Blocks one after the other; hands out their results if asked to."""
-
-    layers: int
-    block: dict[str, Any]
-    returns_hidden: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> Any:
-        """The output, with all hidden states if asked to."""
-        hidden = []
-        for index in range(self.layers):
-            x = Block(**self.block, name=f"block_{index}")(x)
-            hidden.append(x)
-        return (x, hidden) if self.returns_hidden else x
 
 
 class Step(nn.Module):
@@ -76,38 +59,35 @@ class Step(nn.Module):
         return x, x
 
 
-class ScannedEncoder(nn.Module):
-    """The same blocks, rolled into one scan."""
+class Encoder(nn.Module):
+    """Blocks one after the other, or rolled into one scan; returns their results if asked to."""
 
     layers: int
     block: dict[str, Any]
+    scanned: bool = False
     returns_hidden: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Any:
         """The output, with all hidden states if asked to."""
-        scanned = nn.scan(
-            Step,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            length=self.layers,
-        )
-        x, hidden = scanned(self.block)(x, None)
+        if self.scanned:
+            scanned = nn.scan(
+                Step,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True},
+                length=self.layers,
+            )
+            x, hidden = scanned(self.block)(x, None)
+            return (x, hidden) if self.returns_hidden else x
+        hidden = []
+        for index in range(self.layers):
+            x = Block(**self.block, name=f"block_{index}")(x)
+            hidden.append(x)
         return (x, hidden) if self.returns_hidden else x
 
 
-def tapped(_: nn.Module, x: jax.Array) -> jax.Array:
-    return tap(x, "hidden")
-
-
-def sown(module: nn.Module, x: jax.Array) -> jax.Array:
-    module.sow("intermediates", "hidden", x)
-    return x
-
-
 def program(
-    reader: Callable[[nn.Module], Callable[..., Any]],
-    encoder: Callable[..., nn.Module],
+    reader: Reader,
     options: dict[str, Any],
     block: dict[str, Any],
     gradient: bool = False,
@@ -118,14 +98,16 @@ def program(
     units: int,
     heads: int,
 ) -> Program:
+    """``reader(model)`` is a function of the variables and x; with options of encoder and block."""
     x = jax.random.normal(jax.random.key(0), (batch, tokens, units))
-    plain = encoder(layers, {"heads": heads})
+    model = Encoder(layers, {"heads": heads, **block}, **options)
+    plain = Encoder(layers, {"heads": heads}, scanned=model.scanned)
     generator = np.random.default_rng(1)  # initialisers would have to be compiled
     variables = jax.tree.map(
         lambda leaf: jnp.asarray(generator.normal(scale=units**-0.5, size=leaf.shape), leaf.dtype),
         jax.eval_shape(plain.init, jax.random.key(1), x),
     )
-    read = reader(encoder(layers, {"heads": heads, **block}, **options))
+    read = reader(model)
     if not gradient:
         return read, (variables, x)
 
@@ -136,46 +118,36 @@ def program(
     return jax.value_and_grad(loss, has_aux=True), (variables, x)
 
 
-def by_capture(**options: Any) -> Callable[[nn.Module], Callable[..., Any]]:
-    def reader(model: nn.Module) -> Callable[..., Any]:
-        captured = capture(model.apply, **options)
+def listed(function: Callable[..., Any], values_of: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The same function with the second output as a list."""
 
-        def run(variables: Any, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-            output, values = captured(variables, x)
-            return output, list(values.values())
+    def run(*arguments: Any) -> tuple[Any, list[jax.Array]]:
+        output, values = function(*arguments)
+        return output, list(values_of(values))
 
-        return run
+    return run
 
-    return reader
+
+def by_capture(**options: Any) -> Reader:
+    return lambda model: listed(capture(model.apply, **options), dict.values)
 
 
 def by_return(model: nn.Module) -> Callable[..., Any]:
     return model.apply
 
 
-def by_sow(model: nn.Module) -> Callable[..., Any]:
-    def run(variables: Any, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        output, updates = model.apply(variables, x, mutable=["intermediates"])
-        return output, jax.tree.leaves(updates)
-
-    return run
+def by_linen(**options: Any) -> Reader:
+    options = {"mutable": ["intermediates"], **options}
+    return lambda model: listed(functools.partial(model.apply, **options), jax.tree.leaves)
 
 
-def by_capture_intermediates(model: nn.Module) -> Callable[..., Any]:
-    def run(variables: Any, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        output, updates = model.apply(
-            variables,
-            x,
-            mutable=["intermediates"],
-            capture_intermediates=lambda module, _: isinstance(module, Block),
-        )
-        return output, jax.tree.leaves(updates)
-
-    return run
+def not_read(model: nn.Module) -> Callable[..., Any]:
+    return lambda *arguments: (model.apply(*arguments), [])
 
 
-def by_list(layers: int, heads: int, **size: int) -> Program:
+def by_list(**size: int) -> Program:
     """The trick with ``attention_fn`` and a list outside of it."""
+    kept: list[jax.Array] = []
 
     def reader(model: nn.Module) -> Callable[..., Any]:
         def run(variables: Any, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -184,15 +156,11 @@ def by_list(layers: int, heads: int, **size: int) -> Program:
 
         return run
 
-    kept: list[jax.Array] = []
-
     def attend(query: jax.Array, key: jax.Array, value: jax.Array, **_: Any) -> jax.Array:
         kept.append(nn.dot_product_attention_weights(query, key))
         return jnp.einsum("...hqk,...khd->...qhd", kept[-1], value)
 
-    return program(
-        reader, Encoder, {}, {"attention_fn": attend}, layers=layers, heads=heads, **size
-    )
+    return program(reader, {}, {"attention_fn": attend}, **size)
 
 
 class AttentionStack(nnx.Module):
@@ -214,73 +182,76 @@ class AttentionStack(nnx.Module):
 def by_nnx_capture(*, layers: int, batch: int, tokens: int, units: int, heads: int) -> Program:
     structure, state = nnx.split(AttentionStack(layers, units, heads))
 
-    def run(state: Any, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        model = nnx.merge(structure, state)
-        output, weights = nnx.capture(model, nnx.Intermediate)(x)
-        return output, jax.tree.leaves(weights)
+    def run(state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return nnx.capture(nnx.merge(structure, state), nnx.Intermediate)(x)
 
-    return run, (state, jax.random.normal(jax.random.key(0), (batch, tokens, units)))
-
-
-def tokens(layers: int, batch: int, tokens: int, **_: int) -> int:
-    return layers * batch * tokens
+    return listed(run, jax.tree.leaves), (
+        state,
+        jax.random.normal(jax.random.key(0), (batch, tokens, units)),
+    )
 
 
-def hidden_case(name: str, encoder: type[nn.Module], gradient: bool) -> Case:
-    def with_reader(*arguments: Any) -> Callable[..., Program]:
-        return functools.partial(program, *arguments, gradient=gradient)
+def tapped(_: nn.Module, x: jax.Array) -> jax.Array:
+    return tap(x, "hidden")
 
-    rivals = {
-        "returned by hand": with_reader(by_return, encoder, {"returns_hidden": True}, {}),
-        "Linen sow": with_reader(by_sow, encoder, {}, {"mark": sown}),
-        "not read": with_reader(lambda model: lambda *a: (model.apply(*a), []), encoder, {}, {}),
-    }
-    equal = ["returned by hand", "Linen sow"]
-    if encoder is Encoder:
-        rivals["Linen capture_intermediates"] = with_reader(
-            by_capture_intermediates, encoder, {}, {}
-        )
-        equal.append("Linen capture_intermediates")
+
+def sown(module: nn.Module, x: jax.Array) -> jax.Array:
+    module.sow("intermediates", "hidden", x)
+    return x
+
+
+def case(
+    name: str,
+    build: Callable[..., Program],
+    rivals: dict[str, Callable[..., Program]],
+    unequal: tuple[str, ...] = (),
+) -> Case:
     return Case(
-        name=name,
-        build=with_reader(by_capture(names="hidden"), encoder, {}, {"mark": tapped}),
+        name=f"capture.{name}",
+        build=build,
         rivals=rivals,
-        equal=tuple(equal),
+        equal=tuple(rival for rival in rivals if rival not in unequal),
         sizes=SIZES,
         small=("tiny", "small"),
-        count=tokens,
+        count=lambda layers, batch, tokens, **_: layers * batch * tokens,
         unit="layer tokens",
     )
 
 
+def hidden_case(name: str, *, scanned: bool = False, gradient: bool = False) -> Case:
+    def build(reader: Reader, block: dict[str, Any] | None = None, **options: Any) -> Any:
+        options["scanned"] = scanned
+        return functools.partial(program, reader, options, block or {}, gradient)
+
+    rivals = {
+        "returned by hand": build(by_return, returns_hidden=True),
+        "Linen sow": build(by_linen(), {"mark": sown}),
+        "not read": build(not_read),
+    }
+    if not scanned:
+        blocks = by_linen(capture_intermediates=lambda module, _: isinstance(module, Block))
+        rivals["Linen capture_intermediates"] = build(blocks)
+    ours = build(by_capture(names="hidden"), {"mark": tapped})
+    return case(f"hidden states{name}", ours, rivals, unequal=("not read",))
+
+
 CASES = [
-    hidden_case("capture.hidden states", Encoder, gradient=False),
-    hidden_case("capture.hidden states gradient", Encoder, gradient=True),
-    hidden_case("capture.hidden states in a scan", ScannedEncoder, gradient=False),
-    Case(
-        name="capture.attention",
-        build=functools.partial(program, by_capture(where=is_attention), Encoder, {}, {}),
-        rivals={
+    hidden_case(""),
+    hidden_case(" gradient", gradient=True),
+    hidden_case(" in a scan", scanned=True),
+    case(
+        "attention",
+        functools.partial(program, by_capture(where=is_attention), {}, {}),
+        {
             "list in attention_fn": by_list,
-            "Linen sow_weights": functools.partial(
-                program, by_sow, Encoder, {}, {"sow_weights": True}
-            ),
+            "Linen sow_weights": functools.partial(program, by_linen(), {}, {"sow_weights": True}),
             "NNX capture, attention only": by_nnx_capture,
         },
-        equal=("list in attention_fn", "Linen sow_weights"),
-        sizes=SIZES,
-        small=("tiny", "small"),
-        count=tokens,
-        unit="layer tokens",
+        unequal=("NNX capture, attention only",),
     ),
-    Case(
-        name="capture.tap nobody reads",
-        build=functools.partial(program, by_return, Encoder, {}, {"mark": tapped}),
-        rivals={"no tap": functools.partial(program, by_return, Encoder, {}, {})},
-        equal=("no tap",),
-        sizes=SIZES,
-        small=("tiny", "small"),
-        count=tokens,
-        unit="layer tokens",
+    case(
+        "tap nobody reads",
+        functools.partial(program, by_return, {}, {"mark": tapped}),
+        {"no tap": functools.partial(program, by_return, {}, {})},
     ),
 ]
