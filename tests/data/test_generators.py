@@ -1,5 +1,6 @@
 """``wrap_generator``: every item once, exceptions that stay, positions, and a thread that ends."""
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -17,24 +18,9 @@ def squares(stop):
         yield i * i
 
 
-def count():
-    i = 0
-    while True:
-        yield i
-        i += 1
-
-
 def fail_after(stop):
     yield from range(stop)
     raise OSError("the disk is gone")
-
-
-@pytest.mark.parametrize("prefetch", [1, 7])
-def test_order_and_end(prefetch):
-    with wrap_generator(lambda: squares(20), prefetch=prefetch) as items:
-        assert list(items) == list(squares(20))
-        assert next(items, None) is None
-        assert items.get_state() == {"items": 20}
 
 
 def test_every_item_goes_to_one_of_several_threads():
@@ -91,18 +77,12 @@ def test_exceptions_stay_with_their_traceback():
         assert items.get_state() == {"items": 2}
         items.set_state({"items": 1})
         assert next(items) == 1
-
-
-def test_a_factory_that_fails():
-    def factory():
-        raise OSError("no such socket")
-
-    with wrap_generator(factory) as items, pytest.raises(OSError, match="no such socket"):
+    with wrap_generator(lambda: 1 / 0) as items, pytest.raises(ZeroDivisionError):
         next(items)
 
 
 @given(taken=st.integers(0, 9), position=st.integers(0, 12), prefetch=st.integers(1, 4))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=20)
 def test_positions(taken, position, prefetch):
     with wrap_generator(lambda: squares(12), prefetch=prefetch) as items:
         for _ in range(taken):
@@ -110,13 +90,15 @@ def test_positions(taken, position, prefetch):
         assert items.get_state() == {"items": taken}
         items.set_state({"items": position})
         assert list(items) == list(squares(12))[position:]
+        assert next(items, None) is None
+        assert items.get_state() == {"items": 12}
 
 
 def test_bad_input():
     with pytest.raises(TypeError, match="function that makes an iterator, got generator"):
         wrap_generator(squares(3))
     with pytest.raises(ValueError, match="prefetch must be at least 1, got 0"):
-        wrap_generator(count, prefetch=0)
+        wrap_generator(itertools.count, prefetch=0)
     with (
         wrap_generator(lambda: squares(3)) as items,
         pytest.raises(ValueError, match="at item 5, but the generator ended after 3"),
@@ -124,6 +106,7 @@ def test_bad_input():
         items.set_state({"items": 5})
 
 
+@pytest.mark.slow
 def test_an_open_generator_does_not_keep_the_interpreter():
     program = (
         "import itertools\n"

@@ -6,7 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from zoo.data import image_arrays, open_source
+from zoo.data import open_source
+from zoo.data.images import image_arrays
 
 PIXELS = np.arange(5 * 2 * 3, dtype=np.uint8).reshape(5, 2, 3)
 LABELS = np.array([3, 1, 4, 1, 5], np.uint8)
@@ -69,14 +70,14 @@ def test_broken_files_are_named(folder, archive):
     images = folder / "train-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:-1])
     with pytest.raises(
-        ValueError, match=r"train-images-idx3-ubyte: expected an idx file.*33 bytes"
+        ValueError, match=r"train-images-idx3-ubyte: expected a complete idx file.*33 bytes"
     ):
         open_source(f"file:{folder}", split="train")
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(LABELS))[:-9])
     with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte.gz is truncated or damaged"):
         open_source(f"file:{folder}", split="test")
     archive.write_bytes(archive.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=r"set.npz is not a whole .npz archive"):
+    with pytest.raises(ValueError, match=r"set.npz is not a complete .npz archive"):
         open_source(f"file:{archive}")
     with pytest.raises(FileNotFoundError, match="cannot read the data file"):
         open_source(f"file:{folder / 'other.npz'}")

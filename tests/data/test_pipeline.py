@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from zoo.data import Pipeline, StreamPipeline, open_source
 from zoo.data.permutation import draw, shuffled
 
-FEW = settings(max_examples=30, deadline=None)
+FEW = settings(max_examples=20)
 
 
 def numbers(length):
@@ -29,15 +29,17 @@ def take(pipeline, count):
     return [values(batch) for batch in itertools.islice(pipeline, count)]
 
 
-# --- the permutation -----------------------------------------------------------------------------
+# The permutation
 
 
+@FEW
 @given(length=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
 def test_permutation_is_one_to_one(length, key):
     indices = shuffled(np.arange(length), length=length, key=key)
     assert sorted(indices.tolist()) == list(range(length))
 
 
+@FEW
 @given(length=st.integers(1, 2**40), key=st.integers(0, 99), data=st.data())
 def test_permutation_is_read_anywhere(length, key, data):
     positions = data.draw(st.lists(st.integers(0, length - 1), min_size=1, unique=True))
@@ -51,7 +53,7 @@ def test_permutation_is_read_anywhere(length, key, data):
 def test_permutation_is_uniform(length):
     # Places and neighbours. For uniform orders each statistic is at most like chi-squared with its
     # number of cells as degrees of freedom; the bound is five standard deviations of that.
-    draws = 2500
+    draws = 1000
     indices = np.array(
         [shuffled(np.arange(length), length=length, key=draw(5, epoch)) for epoch in range(draws)]
     )
@@ -71,7 +73,7 @@ def test_permutation_is_the_same_for_ever():
     assert shuffled(np.arange(8), length=8, key=7).tolist() == [2, 5, 3, 7, 6, 1, 0, 4]
 
 
-# --- examples -----------------------------------------------------------------------------------
+# Examples
 
 
 @FEW
@@ -96,21 +98,17 @@ def test_every_example_once_an_epoch(length, batch_size, seed, shuffle):
     assert next(pipeline, None) is None
 
 
-def test_drop():
-    pipeline = Pipeline(numbers(11), batch_size=4, seed=1, num_epochs=1, remainder="drop")
-    batches = list(pipeline)
-    assert [sorted(batch) for batch in batches] == [["x"], ["x"]]
-    assert len({x for batch in batches for x in batch["x"].tolist()}) == 8
-
-
-def test_epochs_and_seeds_differ():
-    orders = {
-        tuple(x for batch in take(pipeline, 4) for x in batch["x"])
-        for seed in range(3)
-        for pipeline in [Pipeline(numbers(16), batch_size=4, seed=seed, num_epochs=3)]
-        for _ in range(3)
-    }
+def test_the_rest_is_dropped_and_every_epoch_of_every_seed_has_its_order():
+    orders = set()
+    for seed in range(3):
+        pipeline = Pipeline(numbers(11), batch_size=4, seed=seed, num_epochs=3, remainder="drop")
+        for _ in range(3):
+            epoch = take(pipeline, 2)
+            assert [sorted(batch) for batch in epoch] == [["x"], ["x"]]
+            orders.add(tuple(x for batch in epoch for x in batch["x"]))
+        assert next(pipeline, None) is None
     assert len(orders) == 9
+    assert all(len(set(order)) == 8 for order in orders)
 
 
 @FEW
@@ -130,7 +128,7 @@ def test_resuming_anywhere_equals_going_on(length, batch_size, position, data):
     assert state["batch"] == position
     expected = take(pipeline, 5)
 
-    resumed = new()
+    resumed = Pipeline(numbers(length), batch_size=np.int64(batch_size), seed=np.uint32(3))
     take(resumed, data.draw(st.integers(0, 3)))
     resumed.set_state(state)
     assert resumed.get_state() == state
@@ -138,9 +136,14 @@ def test_resuming_anywhere_equals_going_on(length, batch_size, position, data):
 
     hosts = data.draw(st.sampled_from([n for n in range(1, 9) if batch_size % n == 0]))
     parts = [new(process_index=host, process_count=hosts) for host in range(hosts)]
+    assert_rows_of_hosts(parts, state, expected)
+
+
+def assert_rows_of_hosts(parts, state, expected):
+    """The batches of all hosts, side by side, are those of one."""
     for part in parts:
         part.set_state(state)
-    for batch, *rows in zip(expected, *(take(part, 5) for part in parts), strict=True):
+    for batch, *rows in zip(expected, *(take(p, len(expected)) for p in parts), strict=True):
         for name, value in batch.items():
             assert value == [x for row in rows for x in row[name]]
 
@@ -157,8 +160,9 @@ def test_transform_and_fields():
         "sum": ((3,), "float32"),
         "valid": ((3,), "bool"),
     }
-    text = next(Pipeline(open_source("builtin:shakespeare"), batch_size=2, seed=0, shuffle=False))
-    assert text["text"][0] == "First Citizen:"
+    text = [{"text": "First Citizen:"}, {"text": ""}]
+    batch = next(Pipeline(text, batch_size=2, seed=0, shuffle=False))
+    assert batch["text"].tolist() == ["First Citizen:", ""]
 
 
 def test_an_exception_keeps_its_place():
@@ -175,15 +179,13 @@ def test_an_exception_keeps_its_place():
     assert pipeline.get_state()["batch"] == 2
     broken = False
     assert next(pipeline)["x"].tolist() == [4, 5]
-
-
-def test_stop_iteration_in_a_transform_does_not_end_the_data():
-    pipeline = Pipeline(numbers(4), batch_size=2, seed=0, transform=lambda _: next(iter(())))
+    # A StopIteration does not end the data.
+    stopping = Pipeline(numbers(4), batch_size=2, seed=0, transform=lambda _: next(iter(())))
     with pytest.raises(RuntimeError, match="StopIteration while making batch 0"):
-        next(pipeline)
+        next(stopping)
 
 
-# --- streams ------------------------------------------------------------------------------------
+# Streams
 
 
 def stream(length, batch_size, num_steps, **options):
@@ -244,14 +246,10 @@ def test_stream_resumes_on_any_number_of_hosts(position, hosts):
     state = json.loads(json.dumps(pipeline.get_state()))
     expected = take(pipeline, 4)
     parts = [stream(50, 4, 3, process_index=host, process_count=hosts)[1] for host in range(hosts)]
-    for part in parts:
-        part.set_state(state)
-    for batch, *rows in zip(expected, *(take(part, 4) for part in parts), strict=True):
-        for name, value in batch.items():
-            assert value == [x for row in rows for x in row[name]]
+    assert_rows_of_hosts(parts, state, expected)
 
 
-# --- what is refused ----------------------------------------------------------------------------
+# What is refused
 
 
 def pipeline(source=(), **options):
@@ -262,17 +260,21 @@ def pipeline(source=(), **options):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pipeline(batch_size=0), "batch_size must be an integer of at least 1, got 0"),
-        (lambda: pipeline(batch_size=2.0), "batch_size must be an integer .* got 2.0"),
+        (lambda: pipeline(batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: pipeline(batch_size=2.0), "batch_size must be an integer, got 2.0"),
         (lambda: pipeline(seed=-1), "seed must be .* got -1"),
         (lambda: pipeline(num_epochs=0), "num_epochs must be .* got 0"),
         (lambda: pipeline(num_workers=-1), "num_workers must be .* got -1"),
-        (lambda: pipeline(remainder="keep"), "remainder must be 'pad' or 'drop', got 'keep'"),
+        (lambda: pipeline(remainder="keep"), "remainder must be one of 'pad', 'drop'; got 'keep'"),
         (lambda: pipeline(batch_size=10, remainder="drop"), "9 examples.*batch_size=10"),
         (lambda: Pipeline([], batch_size=1, seed=0), "0 examples"),
         (lambda: pipeline(process_index=0, process_count=3), "batch_size=4 with process_count=3"),
-        (lambda: pipeline(process_index=2, process_count=2), "must be in 0..1, got 2"),
+        (
+            lambda: pipeline(process_index=2, process_count=2),
+            "process_index must be .* at most 1, got 2",
+        ),
         (lambda: pipeline(process_index=0), "both process_index and process_count"),
+        (lambda: next(pipeline([1, 2, 3])), "got int for example"),
         (lambda: next(pipeline([{"valid": 1}])), "field 'valid'"),
         (lambda: next(pipeline([{"x": [1]}, {"x": [1, 2]}])), r"'x' .*int64 \[1\], int64 \[2\]"),
         (lambda: next(pipeline([{"x": 1}, {"x": 1.5}])), r"float64 \[\], int64 \[\]"),
@@ -285,18 +287,8 @@ def pipeline(source=(), **options):
     ],
 )
 def test_bad_values(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call()
-
-
-def test_examples_must_be_dictionaries():
-    with pytest.raises(TypeError, match="got int for example"):
-        next(pipeline([1, 2, 3]))
-
-
-def test_numbers_of_numpy_are_numbers():
-    state = pipeline(batch_size=np.int64(4), seed=np.uint32(7)).get_state()
-    pipeline(seed=7).set_state(json.loads(json.dumps(state)))
 
 
 def test_foreign_states_are_refused():

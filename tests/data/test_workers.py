@@ -1,7 +1,4 @@
-"""Worker processes: the same batches as without, and failures that arrive instead of hanging.
-
-Starting processes takes seconds, so each test starts as few as it can.
-"""
+"""Worker processes: the same batches as without, and failures that are raised instead of a hang."""
 
 import os
 import signal
@@ -12,7 +9,9 @@ import textwrap
 import numpy as np
 import pytest
 
-from zoo.data import Pipeline, StreamPipeline, open_source, train_subword_vocabulary
+from zoo.data import Pipeline, StreamPipeline, open_source
+
+pytestmark = pytest.mark.slow
 
 
 class Awkward(ValueError):
@@ -59,11 +58,10 @@ def numbers(length):
     return [{"x": np.int32(i)} for i in range(length)]
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_batches_do_not_depend_on_workers(num_workers):
+def test_batches_do_not_depend_on_workers():
     options = {"batch_size": 3, "seed": 4, "num_epochs": 2}
     expected = list(Pipeline(numbers(10), **options))
-    with Pipeline(numbers(10), **options, transform=describe, num_workers=num_workers) as pipeline:
+    with Pipeline(numbers(10), **options, transform=describe, num_workers=2) as pipeline:
         first = [next(pipeline) for _ in range(3)]
         state = pipeline.get_state()
         batches = first + list(pipeline)
@@ -75,7 +73,7 @@ def test_batches_do_not_depend_on_workers(num_workers):
         assert type(batch["x"]) is np.ndarray
         np.testing.assert_array_equal(batch["x"], other["x"])
         np.testing.assert_array_equal(batch["valid"], other["valid"])
-    assert len({process for batch in batches for process in batch["process"]}) == num_workers
+    assert len({process for batch in batches for process in batch["process"]}) == 2
     assert os.getpid() not in {process for batch in batches for process in batch["process"]}
 
 
@@ -136,19 +134,6 @@ PROGRAM = """
         elif sys.argv[1] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-def test_missing_extra(monkeypatch):
-    for module in ("grain", "tokenizers", "sklearn.datasets", "tensorflow_datasets"):
-        monkeypatch.setitem(sys.modules, module, None)
-    for needs in (
-        lambda: next(Pipeline(numbers(3), batch_size=1, seed=0)),
-        lambda: train_subword_vocabulary(["a"], size=300),
-        lambda: open_source("builtin:digits"),
-        lambda: open_source("tfds:mnist"),
-    ):
-        with pytest.raises(ImportError, match=r"pip install 'zoo\[data\]'"):
-            needs()
 
 
 @pytest.mark.parametrize("end", ["quietly", "interrupt", "kill"])

@@ -1,11 +1,11 @@
 """A plain Python generator, made safe for several consumers and for stopping.
 
-A generator cannot be advanced by two threads at once, loses its place with its process, and a
+A generator cannot be advanced by two threads at once, loses its position with its process, and a
 thread that runs it ahead can keep the interpreter from ending. Here one background thread owns the
 generator; every item goes to exactly one consumer; the position is the number of items handed out,
-and restoring it replays the generator that far. Data that can be read by index restores at once
-instead: see :class:`zoo.data.Pipeline`. The need is that of the article «generators and
-multiprocessing» in kexue.fm/archives/6575.
+and restoring it replays the generator that far. Data that can be read by index are restored at
+once instead: see :class:`zoo.data.Pipeline`. After kexue.fm/archives/6575, on generators and
+multiprocessing.
 """
 
 import collections
@@ -14,6 +14,8 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from zoo import _checks as checks
 
 
 def wrap_generator(factory: Callable[[], Iterator[Any]], *, prefetch: int = 2) -> "SafeGenerator":
@@ -40,16 +42,14 @@ def wrap_generator(factory: Callable[[], Iterator[Any]], *, prefetch: int = 2) -
             f"factory must be a function that makes an iterator, got {type(factory).__name__}; "
             "pass the generator function itself, without calling it"
         )
-    if prefetch < 1:
-        raise ValueError(f"prefetch must be at least 1, got {prefetch}")
-    return SafeGenerator(factory, prefetch)
+    return SafeGenerator(factory, checks.count("prefetch", prefetch, at_least=1))
 
 
 class SafeGenerator:
     """What :func:`wrap_generator` returns.
 
     An exception of the generator reaches the consumer whose turn it is, with its traceback, and
-    every consumer after that. After ``close`` there are no more items, as with a generator.
+    every later one. After ``close`` there are no more items, as with a generator.
     """
 
     def __init__(self, factory: Callable[[], Iterator[Any]], prefetch: int):
@@ -79,11 +79,7 @@ class SafeGenerator:
         return {"items": self._count}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a position by running a new generator that far: O(n), the items are dropped.
-
-        Raises:
-            ValueError: the generator ends before the position.
-        """
+        """Runs a new generator to a position, O(n); a ValueError if it ends before that."""
         with self._lock:
             self._stop()
             self._start(state["items"])
@@ -105,8 +101,7 @@ class SafeGenerator:
     def _start(self, position: int) -> None:
         self._count = position
         self._run = _Run(self._factory)
-        # The idle thread of an executor ends with the executor and with the interpreter; a thread
-        # that waits at a full queue would do neither.
+        # The idle thread of an executor ends with the interpreter; one at a full queue does not.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="zoo-generator")
         if position:
             self._thread.submit(self._run.skip, position).result()
@@ -141,8 +136,7 @@ class _Run:
                 return next(self._iterator)
             except BaseException as error:
                 self._failure, self._traceback = error, error.__traceback__
-        # A generator that has failed is at its end: without this the next consumer would see an
-        # ordinary end of the data.
+        # Raised again for every later consumer, who would else see an ordinary end of the data.
         raise self._failure.with_traceback(self._traceback)
 
     def skip(self, position: int) -> None:

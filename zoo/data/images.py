@@ -1,4 +1,4 @@
-"""Labelled images by number, from the two formats in which small sets are handed around.
+"""Labelled images by number, from the two formats in which small sets are distributed.
 
 - an archive ``.npz`` with ``x_train``, ``y_train``, ``x_test``, ``y_test``;
 - a folder with the four idx files of MNIST, ``.gz`` or not: ``train-images-idx3-ubyte``,
@@ -55,15 +55,11 @@ def read_archive(path: pathlib.Path, split: str) -> Images:
     """The images of one split of an ``.npz`` archive."""
     try:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
-            names = (f"x_{split}", f"y_{split}")
-            if missing := [name for name in names if name not in archive.files]:
-                raise ValueError(
-                    f"{path} has no array {missing[0]!r}, which split={split!r} needs; it has "
-                    f"{', '.join(archive.files)}"
-                )
-            images, labels = (archive[name] for name in names)
+            if not {f"x_{split}", f"y_{split}"} <= set(archive.files):
+                raise ValueError(f"{path} has no {split=}, it has {', '.join(archive.files)}")
+            images, labels = archive[f"x_{split}"], archive[f"y_{split}"]
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a whole .npz archive: {error}") from error
+        raise ValueError(f"{path} is not a complete .npz archive: {error}") from error
     return Images(images, labels, str(path))
 
 
@@ -83,14 +79,14 @@ def _read_idx(path: pathlib.Path, *, axes: int) -> np.ndarray:
     shape = tuple(np.frombuffer(data[4:start].ljust(4 * axes, b"\0"), ">u4").tolist())
     if data[:4] != bytes([0, 0, 8, axes]) or len(data) != start + math.prod(shape):
         raise ValueError(
-            f"{path}: expected an idx file of unsigned bytes with {axes} axes, whole to its end; "
-            f"got the first bytes {data[:4]!r}, sizes {shape} and {len(data)} bytes"
+            f"{path}: expected a complete idx file of unsigned bytes with {axes} axes, got the "
+            f"first bytes {data[:4]!r}, sizes {shape} and {len(data)} bytes"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def image_arrays(source: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Loads a whole set of labelled images, for data that fit into memory many times over.
+    """Loads all labelled images of a small set.
 
     Args:
         source: of examples with ``"image"`` and ``"label"``, such as ``builtin:digits``.
@@ -98,9 +94,6 @@ def image_arrays(source: Any) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Images float32 ``[N, height, width, channels]`` (bytes divided by 255, other values as they
         are) and labels int32 ``[N]``.
-
-    Raises:
-        KeyError: if the examples have other names.
 
     >>> from zoo.data import open_source
     >>> images, labels = image_arrays(open_source("builtin:digits", split="test"))

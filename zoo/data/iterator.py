@@ -1,11 +1,10 @@
 """What both pipelines share: reading a random-access sequence of batches from a position on.
 
 Reading ahead, worker processes and shared memory are grain's (``IterDataset.mp_prefetch``: worker w
-of W makes every W-th batch). Three things are added, each for a way in which a program would
-otherwise wait for ever or end without a word: an exception travels as a value with its traceback as
-text (grain sends the exception itself, which is lost when it cannot be pickled), a worker that
-leaves is never taken for one that has finished, and workers end with the program even when that is
-killed.
+of W makes every W-th batch). Three guards are added, without which a program would hang or end
+silently: an exception is sent as a value with its traceback as text (grain sends the exception
+itself, which is lost when it cannot be pickled), a worker that exits is never taken for one that
+has finished, and workers end with the program even when that is killed.
 """
 
 import builtins
@@ -23,6 +22,7 @@ from typing import Any, NoReturn, Protocol, Self
 import jax
 import numpy as np
 
+from zoo import _checks as checks
 from zoo.extras import require
 
 Batch = dict[str, np.ndarray]
@@ -51,13 +51,12 @@ class BatchIterator:
         num_workers: int,
         identity: dict[str, Any],
     ):
+        self._batches, self._identity, self._position = batches, identity, 0
+        self._num_workers = checks.count("num_workers", num_workers)
+        self._total = sys.maxsize
         if num_epochs is not None:
-            num_epochs = check_integer("num_epochs", num_epochs, 1)
-        self._batches = batches
-        self._num_workers = check_integer("num_workers", num_workers, 0)
-        self._identity = identity
-        self._total = sys.maxsize if num_epochs is None else num_epochs * self.batches_per_epoch
-        self._position = 0
+            epochs = checks.count("num_epochs", num_epochs, at_least=1)
+            self._total = epochs * self.batches_per_epoch
         self._live: list[Any] = []  # grain's iterator while it is open
         # For a pipeline that nobody closes: when it is dropped, or when the program ends.
         weakref.finalize(self, _close_all, self._live)
@@ -81,8 +80,8 @@ class BatchIterator:
             if isinstance(batch, _Failure):
                 batch.throw()
             if self._num_workers:
-                # Out of grain's shared memory, which goes back when the program drops the array,
-                # though JAX on a CPU may still use it where it is.
+                # A copy: grain's shared memory is released when the program drops the array, though
+                # JAX on a CPU may still use it in place.
                 batch = {name: np.array(value) for name, value in batch.items()}
         except BaseException:  # Ctrl-C too: no process stays behind
             self.close()
@@ -98,7 +97,7 @@ class BatchIterator:
         """Goes to a position at once; the numbers of workers and hosts may have changed.
 
         Raises:
-            ValueError: the state is that of another pipeline, or beyond the last epoch.
+            ValueError: the state is that of another pipeline, or past the last epoch.
         """
         saved, position = state.get("pipeline"), state.get("batch")
         if not isinstance(saved, dict) or not isinstance(position, int):
@@ -123,7 +122,7 @@ class BatchIterator:
         self._position = position
 
     def close(self) -> None:
-        """Ends the worker processes; reading on starts new ones where the old ones were."""
+        """Ends the worker processes; reading on starts new ones at the same position."""
         _close_all(self._live)
 
     def __enter__(self) -> Self:
@@ -154,26 +153,18 @@ def _close_all(live: list[Any]) -> None:
         live.pop().close()
 
 
-def check_integer(name: str, value: Any, least: int) -> int:
-    """The value as an ``int``; a ValueError unless it is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    return int(value)
-
-
 def host_rows(batch_size: int, process_index: int | None, process_count: int | None) -> range:
     """The rows of a global batch that belong to one host, by default this one."""
     if (process_index is None) != (process_count is None):
         raise ValueError("give both process_index and process_count, or neither")
-    index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
+    index = jax.process_index() if process_index is None else process_index
+    checks.count("process_index", index, at_most=count - 1)
     if batch_size % count:
         raise ValueError(
             f"batch_size is that of all hosts together and must be a multiple of their number, "
             f"got batch_size={batch_size} with process_count={count}"
         )
-    if not 0 <= index < count:
-        raise ValueError(f"process_index must be in 0..{count - 1}, got {index}")
     rows = batch_size // count
     return range(index * rows, (index + 1) * rows)
 
@@ -181,8 +172,7 @@ def host_rows(batch_size: int, process_index: int | None, process_count: int | N
 class _Rest:
     """The batches from a position on, as the data source that grain reads.
 
-    For grain it has no end, and is closed before it: at an end grain leaves the last batch of every
-    worker in shared memory.
+    It is endless for grain: at an end grain leaves the last batch of every worker in shared memory.
     """
 
     def __init__(self, batches: Batches, start: int, stop: int, *, guarded: bool):
@@ -199,7 +189,7 @@ class _Rest:
             return {}
         try:
             return self._batches[number]
-        except StopIteration as error:  # would pass for the end of the data
+        except StopIteration as error:  # would be taken for the end of the data
             failure: BaseException = RuntimeError(f"StopIteration while making batch {number}")
             failure.__cause__ = error
         except BaseException as error:
@@ -218,7 +208,7 @@ class _WorkerTraceback(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Failure:
-    """An exception on its way from a worker process, in parts that can always travel."""
+    """An exception of a worker process, in parts that can always be pickled."""
 
     kind: str  # the nearest built-in exception type
     args: tuple[Any, ...]
@@ -229,9 +219,8 @@ class _Failure:
         error.add_note(f"while a worker process ({os.getpid()}) made batch {number}")
         text = "\n" + "".join(traceback.format_exception(error))
         if not isinstance(error, Exception):  # such as SystemExit: must not end the program quietly
-            return cls(
-                "RuntimeError", (f"{type(error).__name__} in a worker process: {error}",), text
-            )
+            message = f"{type(error).__name__} in a worker process: {error}"
+            return cls("RuntimeError", (message,), text)
         kind = next(base for base in type(error).__mro__ if base.__module__ == "builtins")
         plain = all(isinstance(value, str | bytes | int | float | None) for value in error.args)
         args = error.args if kind is type(error) and plain else (str(error),)
@@ -246,14 +235,14 @@ class _Failure:
 
 
 def _prepare_worker(worker_index: int, worker_count: int) -> None:
-    """Makes a process a good worker: off the accelerator, and gone when the program is."""
+    """Initialises a worker: CPU only, exits with its parent."""
     del worker_index, worker_count
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's to handle
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")  # grain has imported JAX: too late for the variable
     threading.Thread(target=_end_with_program, daemon=True).start()
 
-    # For grain exit status 0 is a worker that has finished: it would wait for its batches for ever.
+    # grain takes exit status 0 for a worker that has finished and would wait for its batches.
     leave, worker = os._exit, os.getpid()
     os._exit = lambda status: leave(status or int(os.getpid() == worker))
 

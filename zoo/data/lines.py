@@ -3,7 +3,7 @@ r"""The lines of a UTF-8 file, by number.
 A plain file is memory-mapped beside an index of its lines; a ``.gz`` or ``.xz`` file is
 decompressed into memory once. Lines end with ``"\n"`` and nothing else (one ``"\r"`` before it is
 dropped): form feeds and Unicode separators stay in their line. The encoding is checked when the
-file is opened, so that a bad byte is reported before training and not in the middle of it.
+file is opened, so that a bad byte is reported before training.
 """
 
 import functools
@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-_CHUNK = 1 << 24  # bytes looked at in one piece: bounds the memory of opening a file
+_CHUNK = 1 << 24  # bytes per piece: bounds the memory of opening a file
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 class Lines:
-    """Examples of a file with one example a line.
+    """Examples of a file with one example per line.
 
     Attributes:
         starts: int64 [N], offset of the first byte of every line.
@@ -127,7 +127,7 @@ def read_bytes(path: pathlib.Path) -> bytes | mmap.mmap:
             with opener(path, "rb") as file:
                 return file.read()
         with open(path, "rb") as file:
-            if not os.fstat(file.fileno()).st_size:  # nothing cannot be mapped
+            if not os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
                 return b""
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
@@ -141,7 +141,7 @@ def read_bytes(path: pathlib.Path) -> bytes | mmap.mmap:
 
 
 def _checked_chunks(data: bytes | mmap.mmap, path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-    """Whole lines of UTF-8, about ``_CHUNK`` bytes at a time, each piece with its offset."""
+    """Complete lines of UTF-8, about ``_CHUNK`` bytes at a time, each piece with its offset."""
     offset, blank = 0, True
     while offset < len(data):
         end = data.rfind(b"\n", offset, offset + _CHUNK) + 1

@@ -1,19 +1,18 @@
 """A permutation of 0..N-1 that is evaluated where it is needed, in O(1) memory and without set-up.
 
-A Feistel network is a bijection of pairs (left, right), whatever its round function F is, for each
-round can be undone:
+NumPy's permutation takes 8 N bytes in every worker process and is made anew in each of them and on
+every resume: too much from N = 10^8 on; and the order of all runs hangs on this one. A Feistel
+network is a bijection of pairs (left, right) whatever its round function F is, since each round can
+be undone:
 
     left = left ^ F(right, key)        in even rounds
     right = right ^ F(left, key)       in odd rounds
 
-Here left and right are the upper and lower bits of a number below the first power of two that
-covers N (16 at least); a value that lands at N or above goes through the network again until it
-lands below («cycle walking»), which keeps the map a bijection of 0..N-1. Source: J. Black and
-P. Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002.
-
-grain has the same tool for one index at a time (``index_shuffle``), but it walks cycles in a domain
-of 2**16 at least: 70 microseconds an index for N = 1,800 and 10,000 for N = 4, against about four
-here.
+left and right are the upper and lower bits of a number below the first power of two that covers N
+(16 at least); a value of N or above goes through the network again until it is below ("cycle
+walking"), which keeps the map a bijection of 0..N-1. Source: J. Black and P. Rogaway, Ciphers with
+Arbitrary Finite Domains, CT-RSA 2002. grain's ``index_shuffle`` walks cycles in a domain of 2**16
+at least: 70 µs per index for N = 1,800, against about 4 µs here.
 """
 
 import numpy as np
@@ -22,7 +21,7 @@ _ROUNDS = 8
 
 
 def draw(seed: int, epoch: int) -> int:
-    """A 64-bit number that depends on nothing but its two arguments; NumPy keeps it for good."""
+    """A 64-bit number that depends on its two arguments alone, in every version of NumPy."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
 
 

@@ -22,13 +22,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from zoo.data.iterator import Batch, BatchIterator, check_integer, host_rows
+from zoo import _checks as checks
+from zoo.data.iterator import Batch, BatchIterator, host_rows
 from zoo.data.permutation import draw, shuffled
 from zoo.data.sources import Source
 
 
 class Pipeline(BatchIterator):
-    """Batches of the examples of a source; every example exactly once an epoch.
+    """Batches of the examples of a source; every example exactly once per epoch.
 
     An iterator with ``get_state``, ``set_state``, ``close`` and ``batches_per_epoch``, and a
     context manager. Needs the extra ``data`` (grain).
@@ -42,9 +43,9 @@ class Pipeline(BatchIterator):
         transform: example -> example, called in the worker processes: it must give dictionaries of
             arrays or numbers, of the same shapes and types for every example, and depend on nothing
             but its argument.
-        remainder: what becomes of the last batch when B does not divide N. ``"pad"`` fills it with
-            copies of one example and adds the field ``"valid"``, bool [B], to every batch;
-            ``"drop"`` leaves it out, so each epoch lacks other examples.
+        remainder: how the last batch of an epoch is made when B does not divide N. ``"pad"`` fills
+            it with copies of one example and adds the field ``"valid"``, bool [B], to every batch;
+            ``"drop"`` leaves it out: other examples in each epoch.
         num_workers: processes that make batches; 0: the program makes them as it asks for them.
         process_index: this host, by default ``jax.process_index()``.
         process_count: number of hosts H, by default ``jax.process_count()``.
@@ -75,29 +76,28 @@ class Pipeline(BatchIterator):
         process_index: int | None = None,
         process_count: int | None = None,
     ):
-        batch_size = check_integer("batch_size", batch_size, 1)
-        seed = check_integer("seed", seed, 0)
+        batch_size = checks.count("batch_size", batch_size, at_least=1)
+        seed = checks.count("seed", seed)
         rows = host_rows(batch_size, process_index, process_count)
-        if remainder not in ("pad", "drop"):
-            raise ValueError(f"remainder must be 'pad' or 'drop', got {remainder!r}")
+        checks.choice("remainder", remainder, ("pad", "drop"))
         length = len(source)
         if length < (batch_size if remainder == "drop" else 1):
             raise ValueError(
                 f"source has {length} examples, which make no batch with batch_size={batch_size} "
                 f"and remainder={remainder!r}"
             )
-        batches = _ExampleBatches(
-            source, transform, batch_size, rows, seed, shuffle, remainder == "pad"
-        )
-        identity = {
-            "kind": "examples",
-            "examples": length,
+        options: dict[str, Any] = {
             "batch_size": batch_size,
             "seed": seed,
             "shuffle": shuffle,
             "remainder": remainder,
         }
-        super().__init__(batches, num_epochs=num_epochs, num_workers=num_workers, identity=identity)
+        super().__init__(
+            _ExampleBatches(source, transform, rows, **options),
+            num_epochs=num_epochs,
+            num_workers=num_workers,
+            identity={"kind": "examples", "examples": length, **options},
+        )
 
 
 class StreamPipeline(BatchIterator):
@@ -105,13 +105,13 @@ class StreamPipeline(BatchIterator):
 
     The N - 1 pairs (token, next token) of the text form a circle, which is cut into B contiguous
     rows whose lengths differ by at most one; batch i of an epoch is columns i * T to (i + 1) * T of
-    them. Row b of a batch goes on where row b of the batch before it stopped, so the caller carries
-    its state over, and makes it zero where ``start`` says so. Invariant: the targets marked
-    ``valid`` in one epoch are tokens 1..N-1 of the text, each exactly once, each with the token
-    before it as its input, at the joints of the rows and at the tail too.
+    them. Row b of a batch continues row b of the batch before it, so the caller carries its state
+    over, and resets it to zero where ``start`` is true. Invariant: the targets marked ``valid`` in
+    one epoch are tokens 1..N-1 of the text, each exactly once, each with the token before it as its
+    input, also where rows meet and at the end.
 
     The first cut of every epoch is at an offset drawn from (seed, epoch), so that all cuts move;
-    the row that runs over the end of the text goes on at its beginning.
+    the row that reaches the end of the text continues at its beginning.
 
     An iterator with ``get_state``, ``set_state``, ``close`` and ``batches_per_epoch``, and a
     context manager. Needs the extra ``data`` (grain). A batch has
@@ -155,9 +155,9 @@ class StreamPipeline(BatchIterator):
         process_index: int | None = None,
         process_count: int | None = None,
     ):
-        batch_size = check_integer("batch_size", batch_size, 1)
-        num_steps = check_integer("num_steps", num_steps, 1)
-        seed = check_integer("seed", seed, 0)
+        batch_size = checks.count("batch_size", batch_size, at_least=1)
+        num_steps = checks.count("num_steps", num_steps, at_least=1)
+        seed = checks.count("seed", seed)
         rows = host_rows(batch_size, process_index, process_count)
         ids = np.asarray(ids)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
@@ -168,32 +168,35 @@ class StreamPipeline(BatchIterator):
                 f"{batch_size + 1}: use a longer text or a smaller batch"
             )
         ids = np.ascontiguousarray(ids, np.int32)
-        batches = _StreamBatches(ids, batch_size, rows, num_steps, seed, shuffle_offset)
-        identity = {
-            "kind": "stream",
-            "tokens": len(ids),
-            "checksum": zlib.crc32(ids.data),
+        options: dict[str, Any] = {
             "batch_size": batch_size,
             "num_steps": num_steps,
             "seed": seed,
             "shuffle_offset": shuffle_offset,
         }
-        super().__init__(batches, num_epochs=num_epochs, num_workers=num_workers, identity=identity)
+        text = {"kind": "stream", "tokens": len(ids), "checksum": zlib.crc32(ids.data)}
+        super().__init__(
+            _StreamBatches(ids, rows, **options),
+            num_epochs=num_epochs,
+            num_workers=num_workers,
+            identity=text | options,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class _ExampleBatches:
     source: Any
     transform: Callable[[dict[str, Any]], Mapping[str, Any]] | None
-    batch_size: int
     rows: range  # of the global batch
+    batch_size: int
     seed: int
     shuffle: bool
-    pad: bool
+    remainder: str
 
     @property
     def batches_per_epoch(self) -> int:
-        return (len(self.source) + (self.batch_size - 1 if self.pad else 0)) // self.batch_size
+        fill = self.batch_size - 1 if self.remainder == "pad" else 0
+        return (len(self.source) + fill) // self.batch_size
 
     def __getitem__(self, number: int) -> Batch:
         epoch, in_epoch = divmod(number, self.batches_per_epoch)
@@ -204,14 +207,13 @@ class _ExampleBatches:
         if self.shuffle:
             indices = shuffled(indices, length=length, key=draw(self.seed, epoch))
         batch = _stack([self._example(index) for index in indices.tolist()])
-        if self.pad:
-            if "valid" in batch:
-                raise ValueError(
-                    "examples have a field 'valid', which remainder='pad' adds; rename it in the "
-                    "transform"
-                )
-            batch["valid"] = valid
-        return batch
+        if self.remainder == "drop":
+            return batch
+        if "valid" in batch:
+            raise ValueError(
+                "examples have a field 'valid', which remainder='pad' adds; rename it in transform"
+            )
+        return batch | {"valid": valid}
 
     def _example(self, index: int) -> Mapping[str, Any]:
         try:
@@ -228,20 +230,14 @@ class _ExampleBatches:
 
 
 def _stack(examples: list[Mapping[str, Any]]) -> Batch:
+    if len(fields := {tuple(sorted(example)) for example in examples}) > 1:
+        raise ValueError(f"examples of one batch must have the same fields, got {sorted(fields)}")
     batch = {}
-    for example in examples:
-        if example.keys() != examples[0].keys():
-            raise ValueError(
-                "examples of one batch must have the same fields, got "
-                f"{sorted(examples[0])} and {sorted(example)}"
-            )
     for name in examples[0]:
         values = [np.asarray(example[name]) for example in examples]
-        # The width of a string is part of its NumPy type, and no concern of anyone.
-        forms = {
-            (value.shape, value.dtype.kind if value.dtype.kind in "US" else value.dtype)
-            for value in values
-        }
+        # The width of a string is part of its NumPy dtype; ignore it.
+        kinds = [v.dtype.kind if v.dtype.kind in "US" else v.dtype for v in values]
+        forms = {(value.shape, kind) for value, kind in zip(values, kinds, strict=True)}
         if len(forms) > 1 or values[0].dtype == object:
             found = ", ".join(sorted(f"{kind} {list(shape)}" for shape, kind in forms))
             raise ValueError(
@@ -255,8 +251,8 @@ def _stack(examples: list[Mapping[str, Any]]) -> Batch:
 @dataclasses.dataclass(frozen=True)
 class _StreamBatches:
     ids: np.ndarray  # int32 [N]
-    batch_size: int
     rows: range  # of the global batch
+    batch_size: int
     num_steps: int
     seed: int
     shuffle_offset: bool

@@ -38,7 +38,7 @@ def open_source(uri: str, *, split: str | None = None) -> Source:
 
     - ``builtin:shakespeare``: 40,000 lines of plays, ``{"text": line}``, blank lines kept.
     - ``builtin:digits``: 1,797 images, ``{"image": float32 [8, 8, 1] in 0..1, "label": int32}``.
-    - ``file:PATH.jsonl``: one JSON object a line; blank lines are skipped.
+    - ``file:PATH.jsonl``: one JSON object per line; blank lines are skipped.
     - ``file:PATH.tsv``: tab-separated strings, no quoting; the first line names the columns, or
       ``file:PATH.tsv?columns=id,text`` does; blank lines are skipped.
     - ``file:PATH.npz`` with arrays ``x_train``, ``y_train``, ``x_test``, ``y_test``, or
