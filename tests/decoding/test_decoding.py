@@ -23,7 +23,8 @@ from zoo.decoding import (
 )
 from zoo.decoding.steps import Prefilled, guide_logits
 from zoo.ordered import OnLstmLanguageModel
-from zoo.training import functional, make_mesh, put_batch, shardings
+from zoo.training import functional, make_mesh, put_batch
+from zoo.training.placement import shardings
 from zoo.transformer import Transformer, TransformerConfig, placement_rules
 from zoo.transformer.layers import LayerNorm
 

@@ -17,8 +17,8 @@ from zoo.training import (
     make_mesh,
     make_train_step,
     put_batch,
-    shardings,
 )
+from zoo.training.placement import shardings
 from zoo.transformer import (
     Transformer,
     TransformerConfig,
@@ -101,7 +101,6 @@ def train(*, accumulation_steps=1, dropout=True, model_options=(), **mesh_sizes)
 
 # Dropout draws for the rows of a micro-batch, so accumulation is compared without it.
 VARIANTS = {
-    "data 8": {"data": 8},
     "data 2 x fsdp 2 x model 2": {"data": 2, "fsdp": 2, "model": 2},
     "micro-batches, unrolled, rematerialised, fsdp 2": {
         "accumulation_steps": 4,
