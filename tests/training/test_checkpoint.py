@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.training import program
-from zoo.training import Checkpointer, TrainState, abstract_state, init_state, make_mesh
+from zoo.training import Checkpointer, abstract_state, init_state, make_mesh
 from zoo.training.digest import checksum
 
 RULES = (("kernel$", PartitionSpec(None, ("fsdp", "model"))),)
@@ -57,7 +57,7 @@ def at(state, step):
     return state._replace(step=jax.device_put(jnp.int32(step), place))
 
 
-@pytest.mark.parametrize("devices", [8, 2, 1])
+@pytest.mark.parametrize("devices", [8, 2])
 def test_restores_to_the_shardings_of_like_on_any_number_of_devices(saved, state, devices):
     like = abstract_on(devices)
     with Checkpointer(saved) as checkpointer:
@@ -67,14 +67,10 @@ def test_restores_to_the_shardings_of_like_on_any_number_of_devices(saved, state
     assert_same(restored, at(state, 6))
 
 
-def test_nothing_there_is_none(tmp_path, state):
-    with Checkpointer(tmp_path / "new") as checkpointer:
-        assert checkpointer.restore(state) is None
-        assert checkpointer.steps() == []
-
-
 def test_keeps_the_newest_and_replaces_only_when_forced(tmp_path, state):
     with Checkpointer(tmp_path, keep=2) as checkpointer:
+        assert checkpointer.restore(state) is None
+        assert checkpointer.steps() == []
         for step in (1, 2, 3):
             checkpointer.save(at(state, step), position=step)
         assert not checkpointer.save(at(state, 3), position="again")
@@ -83,6 +79,8 @@ def test_keeps_the_newest_and_replaces_only_when_forced(tmp_path, state):
         assert checkpointer.restore(state)[1] == 3
         assert checkpointer.save(at(state, 3), position="again", force=True)
         assert checkpointer.restore(state)[1] == "again"
+        with pytest.raises(TypeError, match="JSON"):
+            checkpointer.save(at(state, 4), position={"batch": np.zeros(3)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
     with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
         Checkpointer(tmp_path, keep=0)
@@ -116,10 +114,7 @@ def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
 
 def test_other_keys_and_dtypes_come_back(tmp_path):
     mesh = make_mesh(devices=jax.devices()[:2])
-    parameters = {
-        "scalar": jnp.float32(2.5),
-        "list": [jnp.arange(3.0), {"nested": jnp.ones((2, 1, 2))}],
-    }
+    parameters = {"scalar": jnp.float32(2.5), "list": [jnp.arange(3.0), {"a": jnp.ones((2, 1))}]}
     others = {
         "bfloat16": jnp.arange(5, dtype=jnp.bfloat16),
         "bool": jnp.array([True, False, True]),
@@ -292,9 +287,3 @@ def test_checksum_sees_every_element_and_its_place(dtype):
     mesh = make_mesh(data=2, model=2, devices=jax.devices()[:4])
     place = jax.sharding.NamedSharding(mesh, PartitionSpec("data", "model"))
     assert compiled(jax.device_put(random.astype(dtype), place)) == expected
-
-
-def test_position_that_is_not_json_is_refused(tmp_path, state):
-    with Checkpointer(tmp_path) as checkpointer, pytest.raises(TypeError, match="JSON"):
-        checkpointer.save(state, position={"batch": np.zeros(3)})
-    assert isinstance(state, TrainState)

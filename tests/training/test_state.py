@@ -71,15 +71,19 @@ def test_raw_key_and_low_precision_parameters_are_refused():
             )
 
 
+class Shift(nnx.Module):
+    def __init__(self, amount):
+        self.bias = nnx.Param(jnp.full(4, amount))
+
+
 class Network(nnx.Module):
     def __init__(self, rngs):
-        self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(11)])
+        self.dense = nnx.Linear(4, 4, rngs=rngs)
+        self.shifts = nnx.List([Shift(float(i)) for i in range(11)])
         self.dropouts = nnx.List([nnx.Dropout(0.5, rngs=rngs) for _ in range(2)])
 
     def __call__(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x
+        return self.dense(x) * jnp.stack([shift.bias[...] for shift in self.shifts])[:, None]
 
     def masks(self):
         return [dropout(jnp.ones(64)) for dropout in self.dropouts]
@@ -90,15 +94,11 @@ def test_functional_module_is_the_module():
     init, merge = functional(Network)
     assert len(jax.live_arrays()) == before
     parameters = jax.jit(init)(jax.random.key(3))
-    assert parameters["layers"]["10"]["kernel"].shape == (4, 4)
+    assert parameters["shifts"]["10"]["bias"].tolist() == [10.0] * 4
     x = jnp.arange(8.0).reshape(2, 4)
-    expected = Network(nnx.Rngs(jax.random.key(3)))(x)
-    np.testing.assert_allclose(
-        jax.jit(lambda parameters, x: merge(parameters)(x))(parameters, x), expected, rtol=1e-5
-    )
-    # every parameter is used where it came from
-    gradients = jax.grad(lambda parameters: merge(parameters)(x).sum())(parameters)
-    assert jax.tree.structure(gradients) == jax.tree.structure(parameters)
+    expected = Network(nnx.Rngs(jax.random.key(3)))(x[None])
+    found = jax.jit(lambda parameters, x: merge(parameters)(x[None]))(parameters, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_random_streams_follow_the_key_and_differ_from_each_other():
@@ -187,21 +187,18 @@ def test_evaluation_uses_the_running_averages_and_leaves_them():
 
 
 def test_lost_model_state_is_named():
-    def forgetful(parameters, batch, *, key, carry, model_state):
-        output = normalized_loss(parameters, batch, key=key, carry=carry, model_state=model_state)
-        return output._replace(model_state=())
+    def forgetful(*arguments, **options):
+        return normalized_loss(*arguments, **options)._replace(model_state=())
 
-    mesh = make_mesh(devices=jax.devices()[:1])
     step = make_train_step(forgetful, optax.sgd(0.1))
     with pytest.raises(TypeError, match="the model state must keep its structure"):
-        step(normalized_state(mesh), put_batch({"x": np.ones((4, 3), np.float32)}, mesh))
+        jax.eval_shape(step, normalized_state(make_mesh()), {"x": np.ones((4, 3), np.float32)})
 
 
 def test_model_state_is_checkpointed(tmp_path):
-    mesh = make_mesh()
-    state = normalized_state(mesh)
-    state = state._replace(model_state=jax.tree.map(lambda leaf: leaf + 3, state.model_state))
+    state = normalized_state(make_mesh())
+    changed = state._replace(model_state=jax.tree.map(lambda leaf: leaf + 3, state.model_state))
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(state, position=None)
-        restored, _ = checkpointer.restore(normalized_state(mesh))
-    jax.tree.map(np.testing.assert_array_equal, restored.model_state, state.model_state)
+        checkpointer.save(changed, position=None)
+        restored, _ = checkpointer.restore(state.abstract)
+    jax.tree.map(np.testing.assert_array_equal, restored.model_state, changed.model_state)

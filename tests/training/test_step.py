@@ -14,41 +14,28 @@ RULES = (
     ("kernel$", PartitionSpec(None, ("fsdp", "model"))),
     ("bias$", PartitionSpec(("model", "fsdp"))),
 )
-ONE = {"devices": slice(1)}
-MESHES = {
-    "data": {},
-    "fsdp": {"data": 2, "fsdp": 4},
-    "model": {"data": 2, "model": 4},
-    "all": {"data": 2, "fsdp": 2, "model": 2},
-}
+ONE = make_mesh(devices=jax.devices()[:1])
 
 
-def mesh_of(sizes):
-    sizes = dict(sizes)
-    return make_mesh(devices=jax.devices()[sizes.pop("devices", slice(None))], **sizes)
+def build(mesh, loss_fn=program.loss_fn, optimizer=program.OPTIMIZER, *, options=(), **state):
+    """The first state on a mesh, and the step."""
+    state = program.new_state(mesh, optimizer=optimizer, **state)
+    step = make_train_step(loss_fn, optimizer, shardings=state.shardings, **dict(options))
+    return state, step
 
 
-def train(sizes, *, num_steps=4, carry=True, rules=RULES, rows=program.ROWS, **options):
-    """Gives the metrics of each step and the last state."""
-    mesh = mesh_of(sizes)
-    state = program.new_state(mesh, rules=rules, carry=carry)
-    step = make_train_step(program.loss_fn, program.OPTIMIZER, shardings=state.shardings, **options)
-    history = []
-    for seed in range(num_steps):
-        state, metrics = step(state, put_batch(program.make_batch(seed, rows=rows), mesh))
-        history.append(jax.device_get(metrics))
-    return history, state
+@pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "model": 2}], ids=["data", "all"])
+def test_every_mesh_gives_the_losses_of_one_device(sizes):
+    def train(mesh):
+        state, step = build(mesh, rules=RULES)
+        history = []
+        for seed in range(4):
+            state, metrics = step(state, put_batch(program.make_batch(seed), mesh))
+            history.append(jax.device_get(metrics))
+        return history, state
 
-
-@pytest.fixture(scope="module")
-def one_device():
-    return train(ONE)
-
-
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-def test_every_mesh_gives_the_losses_of_one_device(sizes, one_device):
-    history, state = train(sizes)
-    expected, expected_state = one_device
+    history, state = train(make_mesh(**sizes))
+    expected, expected_state = train(ONE)
     for metrics, wanted in zip(history, expected, strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, wanted)
     assert history[0]["loss"] != history[1]["loss"]
@@ -70,13 +57,11 @@ def test_gradient_is_that_of_the_mean_over_everything():
         return output.total / jnp.maximum(output.weight, 1)
 
     optimizer = optax.sgd(1.0)
-    for parts in (1, 2, 4):
-        state = program.new_state(mesh, carry=False, optimizer=optimizer)
+    for parts in (1, 4):
+        options = {"accumulation_steps": parts}
+        state, step = build(mesh, optimizer=optimizer, options=options, carry=False)
         before = jax.device_get(state.parameters)
         exact = jax.grad(mean)(before, slice(None))
-        step = make_train_step(
-            program.loss_fn, optimizer, accumulation_steps=parts, shardings=state.shardings
-        )
         state, metrics = step(state, put_batch(batch, mesh))
         moved = jax.tree.map(lambda old, new: old - new, before, jax.device_get(state.parameters))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), moved, exact)
@@ -86,21 +71,8 @@ def test_gradient_is_that_of_the_mean_over_everything():
     assert abs(np.mean(means) - mean(before, slice(None))) > 0.01
 
 
-def test_accumulation_changes_nothing_but_memory():
-    """Also the carry, which must come back in its order."""
-    (metrics, *_), state = train({}, carry=False, rows=32)
-    (split, *_), split_state = train({}, carry=False, rows=32, accumulation_steps=4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, split)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        state.parameters,
-        split_state.parameters,
-    )
-
-
 def test_micro_batches_and_carry_keep_their_rows():
     mesh = make_mesh(devices=jax.devices()[:2])
-    state = program.new_state(mesh)
     seen = []
 
     def loss_fn(parameters, batch, *, key, carry):
@@ -109,9 +81,7 @@ def test_micro_batches_and_carry_keep_their_rows():
         return LossOutput(total, batch["x"].size, carry + batch["x"])
 
     x = np.arange(8, dtype=np.float32)[:, None].repeat(3, axis=1)
-    step = make_train_step(
-        loss_fn, program.OPTIMIZER, accumulation_steps=2, shardings=state.shardings
-    )
+    state, step = build(mesh, loss_fn, options={"accumulation_steps": 2})
     state, _ = step(state, put_batch({"x": x}, mesh))
     jax.effects_barrier()
     assert sorted(seen) == [[0, 2, 4, 6], [1, 3, 5, 7]]
@@ -120,10 +90,7 @@ def test_micro_batches_and_carry_keep_their_rows():
 
 def test_accumulation_moves_no_rows_between_devices():
     mesh = make_mesh()
-    state = program.new_state(mesh, carry=False)
-    step = make_train_step(
-        program.loss_fn, program.OPTIMIZER, accumulation_steps=4, shardings=state.shardings
-    )
+    state, step = build(mesh, options={"accumulation_steps": 4}, carry=False)
     batch = put_batch(program.make_batch(0, rows=32), mesh)
     text = step.lower(state.abstract, batch).compile().as_text()
     assert "all-reduce" in text
@@ -139,14 +106,8 @@ def test_low_precision_is_for_the_loss_function_only():
         return program.loss_fn(parameters, batch, key=key, carry=carry)
 
     mesh = make_mesh()
-    state = program.new_state(mesh, carry=False)
-    step = make_train_step(
-        loss_fn,
-        program.OPTIMIZER,
-        accumulation_steps=2,
-        compute_dtype=jnp.bfloat16,
-        shardings=state.shardings,
-    )
+    options = {"accumulation_steps": 2, "compute_dtype": jnp.bfloat16}
+    state, step = build(mesh, loss_fn, options=options, carry=False)
     before = jax.device_get(state.parameters["layer"]["kernel"])
     expected = state.abstract
     state, metrics = step(state, put_batch(program.make_batch(0, rows=16), mesh))
@@ -166,8 +127,7 @@ def test_state_keeps_its_form_and_is_donated_without_another_trace(caplog):
         return program.loss_fn(*arguments, **keywords)
 
     mesh = make_mesh(data=2, fsdp=2, model=2)
-    state = program.new_state(mesh, rules=RULES)
-    step = make_train_step(loss_fn, program.OPTIMIZER, shardings=state.shardings)
+    state, step = build(mesh, loss_fn, rules=RULES)
     expected = state.abstract
     with jax.log_compiles():
         for seed in range(3):
@@ -183,18 +143,15 @@ def test_state_keeps_its_form_and_is_donated_without_another_trace(caplog):
 
 @pytest.fixture(scope="module")
 def guarded():
-    """A step on one device, and a fresh state for it."""
-    mesh = make_mesh(devices=jax.devices()[:1])
-    state = program.new_state(mesh)
-    step = make_train_step(program.loss_fn, program.OPTIMIZER, shardings=state.shardings)
-    return step, lambda: program.new_state(mesh), mesh
+    """A step on one device."""
+    return build(ONE)[1]
 
 
 def test_bad_batch_is_refused_and_the_next_one_is_taken(guarded):
-    step, new_state, mesh = guarded
+    step, mesh = guarded, ONE
     good, bad = program.make_batch(0), program.make_batch(0)
     bad["x"][3, 1] = np.nan
-    state = new_state()
+    state = program.new_state(mesh)
     state, _ = step(state, put_batch(good, mesh))
     before = jax.device_get(state._replace(key=None))
     for refused in (1, 2):
@@ -213,9 +170,8 @@ def test_bad_batch_is_refused_and_the_next_one_is_taken(guarded):
 
 
 def test_batch_of_no_weight_has_loss_and_gradient_zero(guarded):
-    step, new_state, mesh = guarded
     empty = program.make_batch(0) | {"weight": np.zeros(program.ROWS, np.float32)}
-    state, metrics = step(new_state(), put_batch(empty, mesh))
+    state, metrics = guarded(program.new_state(ONE), put_batch(empty, ONE))
     assert metrics["loss"] == metrics["gradient_norm"] == metrics["nonfinite_steps"] == 0
     assert np.isfinite(state.parameters["layer"]["kernel"]).all()
 
@@ -228,25 +184,11 @@ def test_optimiser_gets_parameters_and_loss():
         return jax.tree.map(lambda leaf: jnp.zeros_like(leaf) + value, updates), state
 
     optimizer = optax.GradientTransformationExtraArgs(lambda params: (), update)
-    mesh = make_mesh(devices=jax.devices()[:1])
-    state = program.new_state(mesh, carry=False, optimizer=optimizer)
+    state, step = build(ONE, optimizer=optimizer, carry=False)
     before = np.array(state.parameters["layer"]["bias"])
-    step = make_train_step(program.loss_fn, optimizer, shardings=state.shardings)
-    state, metrics = step(state, put_batch(program.make_batch(0), mesh))
+    state, metrics = step(state, put_batch(program.make_batch(0), ONE))
     assert seen["params"] == jax.tree.structure(state.parameters)
     np.testing.assert_allclose(state.parameters["layer"]["bias"] - before, metrics["loss"])
-
-
-def test_mesh_is_the_context_of_the_loss_function():
-    def loss_fn(parameters, batch, *, key, carry):
-        x = jax.lax.with_sharding_constraint(batch["x"], PartitionSpec("data", "model"))
-        return LossOutput((x @ parameters["layer"]["kernel"]).sum(), x.shape[0])
-
-    mesh = make_mesh(data=8)
-    state = program.new_state(mesh, carry=False)
-    step = make_train_step(loss_fn, program.OPTIMIZER, shardings=state.shardings)
-    _, metrics = step(state, put_batch(program.make_batch(0), mesh))
-    assert np.isfinite(metrics["loss"])
 
 
 ROW = jnp.zeros(8)
@@ -263,14 +205,14 @@ WRONG_OUTPUTS = {
 
 @pytest.mark.parametrize(("output", "error", "message"), WRONG_OUTPUTS.values(), ids=WRONG_OUTPUTS)
 def test_wrong_output_of_the_loss_function_is_explained(output, error, message):
-    abstract = program.new_state(make_mesh(devices=jax.devices()[:1]), carry=False).abstract
+    abstract = program.new_state(ONE, carry=False).abstract
     step = make_train_step(lambda *_, **__: output, program.OPTIMIZER)
     with pytest.raises(error, match=message):
         jax.eval_shape(step, abstract, program.make_batch(0))
 
 
 def test_carry_of_another_dtype_and_batch_that_does_not_split_are_named():
-    abstract = program.new_state(make_mesh(devices=jax.devices()[:1])).abstract
+    abstract = program.new_state(ONE).abstract
 
     def loss_fn(parameters, batch, *, key, carry):
         return LossOutput(jnp.float32(0), 1, carry.astype(jnp.bfloat16))
@@ -290,10 +232,8 @@ def test_key_of_a_step_is_folded_from_its_number_and_micro_batches_differ():
         total = (parameters["layer"]["bias"] ** 2).sum()
         return LossOutput(total, 1, carry, {"draw": (draw, 1), "square": (draw**2, 1)})
 
-    mesh = make_mesh(devices=jax.devices()[:1])
     for parts in (1, 2):
-        state = program.new_state(mesh, carry=False)
-        step = make_train_step(loss_fn, program.OPTIMIZER, accumulation_steps=parts)
+        state, step = build(ONE, loss_fn, options={"accumulation_steps": parts}, carry=False)
         keys = [jax.random.fold_in(state.key, number) for number in range(2)]
         if parts == 2:
             keys = [jax.random.split(key, 2) for key in keys]
@@ -306,16 +246,14 @@ def test_key_of_a_step_is_folded_from_its_number_and_micro_batches_differ():
 
 def test_new_state_lies_where_the_old_one_lay_whatever_the_compiler_prefers():
     def loss_fn(parameters, batch, *, key, carry):
-        """Draws the parameters to the model axis, though no rule places them there."""
+        """Moves the bias to the model axis of the context mesh, though no rule places it there."""
         parameters["layer"]["bias"] = jax.lax.with_sharding_constraint(
             parameters["layer"]["bias"], PartitionSpec("model")
         )
         return program.loss_fn(parameters, batch, key=key, carry=carry)
 
     mesh = make_mesh(data=4, model=2)
-    optimizer = optax.sgd(0.1)
-    state = program.new_state(mesh, carry=False, optimizer=optimizer)
+    state, step = build(mesh, loss_fn, optax.sgd(0.1), carry=False)
     expected = state.abstract
-    step = make_train_step(loss_fn, optimizer, shardings=state.shardings)
     state, _ = step(state, put_batch(program.make_batch(0), mesh))
     assert state.abstract == expected
