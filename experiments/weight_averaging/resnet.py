@@ -1,7 +1,7 @@
 """Residual network for small images: three stages of n blocks, depth 6n + 2.
 
-Source: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun, «Deep Residual Learning for Image
-Recognition», 2015, arXiv 1512.03385, section 4.2, with shortcuts A: strided, and padded with zeros.
+Source: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun, "Deep Residual Learning for Image
+Recognition", 2015, arXiv 1512.03385, section 4.2, with shortcuts A: strided, and padded with zeros.
 """
 
 import functools
@@ -39,7 +39,7 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """The whole network: ``[batch, height, width, channels]`` -> logits ``[batch, classes]``."""
+    """The complete network: ``[batch, height, width, channels]`` -> logits ``[batch, classes]``."""
 
     def __init__(
         self, channels: int, classes: int, *, depth: int, width: int, rngs: nnx.Rngs

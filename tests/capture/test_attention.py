@@ -1,4 +1,4 @@
-"""The attention matrix of models that nobody annotated."""
+"""The attention matrix of models without annotations."""
 
 import flax.linen as nn
 import jax

@@ -181,9 +181,7 @@ class Interpreter:
         return self.run(params["jaxpr"], plans[0], inputs, values)
 
     def _remat(self, params: Params, plans: Plans, inputs: Inputs, values: Values) -> Result:
-        def call(inputs: Inputs, values: Values) -> Result:
-            return self.run(params["jaxpr"], plans[0], inputs, values)
-
+        call = functools.partial(self.run, params["jaxpr"], plans[0])
         if params["differentiated"] and params["prevent_cse"]:
             # The compiler must not merge this recomputation with the forward pass.
             inputs = lax.optimization_barrier(inputs)
@@ -224,8 +222,8 @@ class Interpreter:
 
         def condition(carry: Sequence[Any]) -> tuple[Any, Values]:
             operands = [*condition_constants, *carry]
-            (goes_on,), read = self.run(params["cond_jaxpr"], plans[0], operands, values)
-            return goes_on, read
+            (continues,), read = self.run(params["cond_jaxpr"], plans[0], operands, values)
+            return continues, read
 
         def body(carry: Sequence[Any]) -> Result:
             return self.run(params["body_jaxpr"], plans[1], [*body_constants, *carry], values)

@@ -37,7 +37,7 @@ def tap(x: T, name: str) -> T:
 
     tap(x, name) = x.
 
-    It is ``jax.ad_checkpoint.checkpoint_name``: free when nobody reads it, and also a name for
+    It is ``jax.ad_checkpoint.checkpoint_name``: it costs nothing if it is not read, and also serves
     `jax.checkpoint` policies. Continue with the value it returns: one that nothing depends on can
     be dropped by the transformations of JAX.
 
