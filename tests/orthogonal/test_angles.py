@@ -1,17 +1,18 @@
-"""Angles between filters, and the law of random ones."""
+"""Angles between filters, and the distribution of random ones."""
 
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.battery import quick_jit
-from zoo.orthogonal import KernelAxes, filter_angles, random_angle_density, random_angle_std
+from zoo.orthogonal import KernelAxes, filter_angles
+from zoo.orthogonal.angles import random_angle_density, random_angle_std
 
 angles_of = quick_jit(filter_angles, static_argnames="axes")
+density_of = quick_jit(random_angle_density, static_argnames="dimension")
 
 
 def normal(seed, *shape):
@@ -69,37 +70,28 @@ VARIANCES = {
 }
 
 
-@pytest.mark.parametrize("dimension", VARIANCES)
-def test_golden_variances(dimension):
-    variance = math.radians(random_angle_std(dimension)) ** 2
-    assert variance == pytest.approx(VARIANCES[dimension], rel=5e-6)  # as printed there
+def test_golden_variances():
+    found = [math.radians(random_angle_std(dimension)) ** 2 for dimension in VARIANCES]
+    np.testing.assert_allclose(found, list(VARIANCES.values()), rtol=5e-6)  # as printed there
 
 
-@pytest.mark.parametrize("dimension", [2, 3, 9, 27, 576])
+@pytest.mark.parametrize("dimension", [2, 27, 576])
 def test_density_has_the_moments(dimension):
-    edges = np.linspace(0, 180, 20_001)
+    edges = np.linspace(-1, 181, 20_201)
     degrees = (edges[1:] + edges[:-1]) / 2
-    weights = np.asarray(
-        random_angle_density(jnp.asarray(degrees, jnp.float32), dimension=dimension)
-    )
-    weights = weights * np.diff(edges)
+    density = np.asarray(density_of(degrees.astype(np.float32), dimension=dimension))
+    assert not density[np.abs(degrees - 90) > 90].any()
+    weights = density * np.diff(edges)
     assert weights.sum() == pytest.approx(1, rel=1e-4)
     assert weights @ degrees == pytest.approx(90, rel=1e-4)
     deviation = math.sqrt(weights @ (degrees - 90) ** 2)
     assert deviation == pytest.approx(random_angle_std(dimension), rel=1e-3)
-    assert not np.asarray(random_angle_density(jnp.array([-1.0, 181.0]), dimension=dimension)).any()
 
 
-def test_random_filters_follow_the_law():
+def test_random_filters_follow_the_distribution():
     dimension, filters = 27, 200
     found = np.asarray(angles_of(normal(2, dimension, filters)))
     assert found.mean() == pytest.approx(90, abs=0.3)
     # Pairs that share a filter are uncorrelated, so that the error is that of independent ones.
     expected = random_angle_std(dimension)
     assert found.std() == pytest.approx(expected, abs=5 * expected / math.sqrt(2 * found.size))
-
-
-@pytest.mark.parametrize("dimension", [1, 0, 2.0])
-def test_refuses_dimensions(dimension):
-    with pytest.raises(ValueError, match=r"dimension must be an int of at least 2, got"):
-        random_angle_std(dimension)
