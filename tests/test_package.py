@@ -1,5 +1,7 @@
 """The package as a whole: what it imports, what it ships, what its README promises."""
 
+import ast
+import importlib
 import pathlib
 import pkgutil
 import re
@@ -11,7 +13,7 @@ import pytest
 import zoo
 
 ROOT = pathlib.Path(__file__).parents[1]
-PACKAGES = [f"zoo.{module.name}" for module in pkgutil.iter_modules(zoo.__path__)]
+PACKAGES = [f"zoo.{name}" for name in (*zoo.IDEAS, *zoo.FRAME)]
 EVERYTHING = f"import {', '.join(PACKAGES)}\n"
 
 # Nothing but the four dependencies: every extra pretends to be absent.
@@ -52,7 +54,7 @@ def message(call):
         call()
     except ImportError as error:
         print(error)
-message(lambda: zoo.ordered.draw_trees({"": "a"}))
+message(lambda: zoo.ordered.read_treebank("nowhere"))
 message(lambda: zoo.data.open_source("builtin:digits"))
 message(lambda: next(zoo.data.Pipeline([{"x": 1}], batch_size=1, seed=0)))
 message(lambda: zoo.training.Checkpointer("nowhere"))
@@ -77,6 +79,50 @@ def test_importing_a_package_starts_no_device():
         EVERYTHING + "from jax._src import xla_bridge\nprint(xla_bridge.backends_are_initialized())"
     )
     assert out.strip() == "False"
+
+
+def test_every_package_is_there_after_import_zoo():
+    packages = sorted(module.name for module in pkgutil.iter_modules(zoo.__path__) if module.ispkg)
+    assert sorted((*zoo.IDEAS, *zoo.FRAME)) == packages
+    out = run(
+        "import sys, zoo\n"
+        "print('jax' in sys.modules, set(dir(zoo)) >= {'smooth', 'training'})\n"
+        "print(zoo.smooth.__name__, zoo.training.__name__)"
+    )
+    assert out.split() == ["False", "True", "zoo.smooth", "zoo.training"]
+    with pytest.raises(AttributeError, match=r"no attribute 'smoth'; its packages are averaging"):
+        zoo.smoth  # noqa: B018
+
+
+def test_the_public_surface_can_be_held_in_ones_head():
+    names = [name for package in PACKAGES for name in importlib.import_module(package).__all__]
+    assert len(names) <= 130, len(names)
+
+
+def where_to_read():
+    """The rows of README's table: file, function, and the file and line that call it."""
+    table = (ROOT / "README.md").read_text().partition("### Where to read")[2]
+    link = r"\[[^]]*\]\(([^)#]+)(?:#L(\d+))?\)"
+    rows = re.findall(rf"^\| [^|]+ \| {link} \| `(\w+)` \| {link} \|$", table, re.MULTILINE)
+    return [(file, function, caller, int(line)) for file, _, function, caller, line in rows]
+
+
+def test_where_to_read_names_every_idea():
+    assert {file.split("/")[1] for file, *_ in where_to_read()} == set(zoo.IDEAS)
+
+
+@pytest.mark.parametrize(("file", "function", "caller", "line"), where_to_read())
+def test_where_to_read_is_true(file, function, caller, line):
+    tree = ast.parse((ROOT / file).read_text())
+    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    text = (ROOT / caller).read_text()
+    lines = {
+        node.lineno
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Name | ast.Attribute)
+        and getattr(node, "id", getattr(node, "attr", None)) == function
+    }
+    assert line in lines, f"{caller} uses {function} in lines {sorted(lines)}, README says {line}"
 
 
 @pytest.mark.parametrize("command", ["pip install -e '.[test]' && python -m pytest"])
