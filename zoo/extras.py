@@ -23,7 +23,7 @@ def require(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        # A module that is there but broken must show its own error, not «please install».
+        # An installed module that is broken must show its own error.
         if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
             raise
         raise ImportError(

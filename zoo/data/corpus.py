@@ -39,8 +39,8 @@ def build_vocabulary(
     """The vocabulary of a text.
 
     - ``"words"``: words with their inner apostrophes and hyphens, and every other visible character
-      alone; ``"whitespace"``: what stands between blanks, as in text that is tokenised already; or
-      a function text -> tokens. The most frequent come first, equally frequent ones in alphabetical
+      alone; ``"whitespace"``: what is between blanks, as in text that is tokenised already; or a
+      function text -> tokens. The most frequent come first, equally frequent ones in alphabetical
       order. ``<unk>`` in a text is the unknown token.
     - ``"characters"``: in the order of their code points.
     - ``"subwords"``: byte-level byte-pair encoding (Sennrich et al. 2016): nothing is unknown.

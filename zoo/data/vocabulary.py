@@ -166,7 +166,7 @@ class Vocabulary:
     def encode_with_word_starts(
         self, texts: Iterable[str]
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The ids of each text, and bool [T]: where a word begins, for masking of whole words.
+        """The ids of each text, and bool [T]: where a word begins, for whole-word masking.
 
         Only ``"wordpiece"`` has words of several tokens; under another split each token is one.
         """

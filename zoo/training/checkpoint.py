@@ -176,10 +176,9 @@ class Checkpointer:
             return None, f"manifest: {reason}"
         try:
             content, crc = items["manifest"]["content"], items["manifest"]["crc32"]
-            whole = crc == zlib.crc32(json.dumps(content, sort_keys=True).encode())
         except (KeyError, TypeError):
-            whole = False
-        if not whole:
+            content = crc = None
+        if crc != zlib.crc32(json.dumps(content, sort_keys=True).encode()):
             return None, "manifest: its checksum does not match"
         leaves = content["leaves"]
         _check_same_model(leaves, like, self.directory / str(step))

@@ -65,8 +65,8 @@ def fit(
 ) -> TrainState:
     """Trains until ``num_steps`` steps are done in all, or the batches end.
 
-    With a checkpointer it first restores the newest checkpoint that is whole, with the position of
-    the batches, and saves at the end. SIGTERM and Ctrl-C finish the step, save, and leave through
+    With a checkpointer it first restores the newest undamaged checkpoint, with the position of the
+    batches, and saves at the end. SIGTERM and Ctrl-C finish the step, save, and leave through
     ``SystemExit`` (143, 130); a second one leaves at once. Several processes agree on stopping when
     they log.
 
@@ -77,7 +77,7 @@ def fit(
             a checkpointer it also has ``get_state() -> position`` (JSON, the same on every
             process) and ``set_state(position)``, as ``zoo.data.Pipeline`` has.
         num_steps: the step to stop at, counted from the very first start.
-        mesh: the one the state lies on.
+        mesh: of the state.
         loop: how often it logs, evaluates and saves.
         checkpointer: keeps the run; without one nothing is saved.
         log: gets every record and every evaluation.
@@ -228,7 +228,7 @@ class _Window:
 
 
 def _agreed(signal_number: int) -> int:
-    """The same answer on every process: one that was told to stop stops them all."""
+    """The same answer on every process: a signal to one stops all."""
     if jax.process_count() == 1:
         return signal_number
     return int(multihost_utils.process_allgather(np.int32(signal_number)).max())

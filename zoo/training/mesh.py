@@ -98,7 +98,7 @@ def make_mesh(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """How a batch ``[B, ...]`` lies on the mesh: axis 0 over ``data`` and ``fsdp``."""
+    """The sharding of a batch ``[B, ...]``: axis 0 over ``data`` and ``fsdp``."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 

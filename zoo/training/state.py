@@ -129,7 +129,7 @@ def init_state(
     carry: Any = (),
     init_model_state: Callable[[jax.Array], Any] | None = None,
 ) -> TrainState:
-    """Draws the parameters and places the whole state on the mesh.
+    """Draws the parameters and places the state on the mesh.
 
     The values depend on ``key`` alone, not on the mesh.
 

@@ -70,7 +70,7 @@ def make_train_step(
         compute_dtype: such as ``jnp.bfloat16``: floating parameters are cast to it for the loss
             function. Masters, sums of gradients and optimiser state keep float32. Cast the inputs
             in the loss function too: float32 inputs pull the computation back to float32.
-        shardings: ``state.shardings``. Given, the new state lies where the old one lay, whatever
+        shardings: ``state.shardings``. Given, the new state is placed like the old one, whatever
             the compiler would prefer, so that no later call compiles again.
 
     Returns:
