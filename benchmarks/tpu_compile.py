@@ -30,7 +30,8 @@ from jax.experimental import topologies
 from jax.extend.core import jaxprs_in_params
 
 from benchmarks.tpu_steps import STEPS, Step
-from zoo.training import make_mesh, path_name
+from zoo._paths import path_name
+from zoo.training import make_mesh
 
 GIB = 2**30
 SMALL = 2**24  # bytes of a matrix that may be kept whole: a thousandth of a v5e chip's memory

@@ -24,7 +24,6 @@ from zoo.training import (
     Loop,
     LossOutput,
     MetricsLog,
-    Rules,
     TrainState,
     abstract_state,
     fit,
@@ -34,6 +33,7 @@ from zoo.training import (
     make_train_step,
     write_summary,
 )
+from zoo.training.placement import Rules
 
 
 class Experiment(NamedTuple):

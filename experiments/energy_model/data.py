@@ -4,7 +4,8 @@ import numpy as np
 
 from experiments.energy_model.config import DataConfig
 from experiments.image_sets import head
-from zoo.data import image_arrays, open_source
+from zoo.data import open_source
+from zoo.data.images import image_arrays
 from zoo.extras import require
 
 SHRINK = 4  # pixels of a photograph per pixel of a patch, along each side

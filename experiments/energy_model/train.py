@@ -28,7 +28,8 @@ from experiments.running import (
     open_mesh,
     train,
 )
-from zoo.data import Pipeline, image_arrays
+from zoo.data import Pipeline
+from zoo.data.images import image_arrays
 from zoo.energy import (
     contrastive_loss,
     langevin,

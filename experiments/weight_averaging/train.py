@@ -32,7 +32,8 @@ from experiments.weight_averaging.config import AveragingConfig, Config, DataCon
 from experiments.weight_averaging.resnet import ResNet
 from zoo.averaging import averaged_parameters, parameter_ema, post_hoc_average, power_law_ema
 from zoo.averaging.statistics import recompute_statistics
-from zoo.data import Pipeline, image_arrays
+from zoo.data import Pipeline
+from zoo.data.images import image_arrays
 from zoo.training import LossOutput, TrainState, functional, open_workdir, results_table
 from zoo.training.state import get_model_state
 

@@ -19,7 +19,7 @@ from experiments.energy_model.model import make_network
 from experiments.energy_model.train import Data, build, noisy, run
 from experiments.image_sets import head, open_splits
 from tests.battery import quick_jit
-from zoo.data import image_arrays
+from zoo.data.images import image_arrays
 from zoo.energy import langevin
 from zoo.training import make_mesh, put_batch
 

@@ -22,7 +22,7 @@ from experiments.on_lstm_language_model.config import (
 )
 from experiments.on_lstm_language_model.train import make_optimizer, run
 from experiments.on_lstm_language_model.windows import RandomWindows, draw_lengths
-from zoo.data import build_word_vocabulary, open_source
+from zoo.data import build_vocabulary, open_source
 from zoo.ordered import OnLstmLanguageModel
 from zoo.training import functional
 
@@ -213,7 +213,7 @@ def test_published_training_and_scores_against_a_treebank(tiny, tmp_path, capsys
 
 
 def test_sentences_of_a_treebank_are_read_like_the_text():
-    vocabulary = build_word_vocabulary(["the king N"], split="whitespace")
+    vocabulary = build_vocabulary(["the king N"], split="whitespace")
     ids = parsing.encode_sentences([["The", "king", "1990", "absent"]], vocabulary)
     assert [vocabulary.tokens[i] for i in ids[0]] == ["the", "king", "N", "<unk>"]
     with pytest.raises(ValueError, match="file:PATH of a treebank, got 'tfds:wsj'"):
