@@ -2,11 +2,15 @@
 
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
+from experiments.tree_pictures import draw_trees, text_width
 from zoo import extras
-from zoo.ordered import GoldTree, Tree, depths_to_tree, draw_gates, draw_trees
+from zoo.ordered import depths_to_tree
+from zoo.ordered.treebank import GoldTree
+from zoo.ordered.trees import Tree
 
 
 def brackets(tree: Tree) -> str:
@@ -20,7 +24,7 @@ def save(
     sentences: list[list[str]],
     gates: list[np.ndarray] | None,
     trees: list[list[Tree]],
-    compared: tuple[np.ndarray, GoldTree] | None = None,
+    compared: tuple[np.ndarray, GoldTree] | None,
 ) -> list[pathlib.Path]:
     """Writes curve.png, and as far as there is something to show trees.png, gates.png and gold.png.
 
@@ -29,7 +33,7 @@ def save(
         baseline: perplexity of the n-gram model on the validation text.
         sentences: held-out ones.
         gates: of the first sentence, ``[words, levels]`` for each layer; None without master gates.
-        trees: of each sentence, one a layer.
+        trees: of each sentence, one per layer.
         compared: depths ``[layers, words]`` of a sentence and its gold tree.
 
     Returns:
@@ -37,17 +41,14 @@ def save(
     """
     figures = {"curve": draw_curve(workdir / "metrics.jsonl", baseline)}
     if sentences:
-        # The paper reads its trees from the second layer.
-        layer = min(1, len(trees[0]) - 1)
+        layer = min(1, len(trees[0]) - 1)  # the paper reads its trees from the second layer
+        titles = [f"{number}. layer {layer + 1}" for number, _ in enumerate(trees, start=1)]
         figures["trees"] = draw_trees(
-            {
-                f"{number}. layer {layer + 1}": layers[layer]
-                for number, layers in enumerate(trees, start=1)
-            }
+            {title: layers[layer] for title, layers in zip(titles, trees, strict=True)}
         )
         if gates is not None:
             title = f"layer {layer + 1}, master forget gate"
-            figures["gates"] = draw_gates(gates[layer], sentences[0], title=title)
+            figures["gates"] = draw_gates(gates[layer], sentences[0], title)
     if compared is not None:
         depths, gold = compared
         found = {
@@ -55,23 +56,30 @@ def save(
             for number, layer in enumerate(depths, start=1)
         }
         figures["gold"] = draw_trees(found, gold=gold.tree)
-    paths = [workdir / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        figure.savefig(path, dpi=120)
-    return paths
+    for name, figure in figures.items():
+        figure.savefig(workdir / f"{name}.png", dpi=120)
+    return [workdir / f"{name}.png" for name in figures]
 
 
-def draw_curve(metrics: pathlib.Path, baseline: float):
+def draw_gates(gates: np.ndarray, words: list[str], title: str) -> Any:
+    """A master gate ``[words, levels]`` as a heat map: words to the right, levels upwards."""
+    figure_class = extras.require("matplotlib.figure", "plot").Figure
+    figure = figure_class(figsize=(max(4.0, text_width(words)) + 1, 3), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(gates.T, aspect="auto", origin="lower", vmin=0, vmax=1)
+    axes.set_xticks(range(len(words)), words, rotation=45, ha="right")
+    axes.set(ylabel="level", title=title)
+    figure.colorbar(image, label="gate (1 keeps the history)")
+    return figure
+
+
+def draw_curve(metrics: pathlib.Path, baseline: float) -> Any:
     """Perplexity by step: training (with dropout), validation, and the baseline as a line."""
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     figure = extras.require("matplotlib.figure", "plot").Figure((6, 4), layout="constrained")
     axes = figure.subplots()
-    train = [(record["step"], np.exp(record["loss"])) for record in records if record.get("loss")]
-    valid = [
-        (record["step"], record["valid_perplexity"])
-        for record in records
-        if record.get("valid_perplexity")
-    ]
+    train = [(r["step"], np.exp(r["loss"])) for r in records if r.get("loss")]
+    valid = [(r["step"], r["valid_perplexity"]) for r in records if r.get("valid_perplexity")]
     axes.plot(*zip(*train, strict=True), label="training, with dropout")
     axes.plot(*zip(*valid, strict=True), "o-", label="validation")
     axes.axhline(baseline, color="black", linestyle="--", label="5-gram Kneser-Ney, validation")

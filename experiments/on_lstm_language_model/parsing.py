@@ -13,12 +13,18 @@ import jax
 import numpy as np
 
 from zoo.data import Vocabulary
-from zoo.ordered import GoldTree, depths_to_tree, parsing_table, read_treebank
+from zoo.ordered import depths_to_tree, read_treebank
+from zoo.ordered.baselines import baseline_trees
+from zoo.ordered.scores import treebank_scores
+from zoo.ordered.treebank import GoldTree
 
 NOTE = (
     "The training text of Penn Treebank covers sections 00 and 01 of the Wall Street Journal, "
     "which the sample wsj_0001 to wsj_0199 is from: its sentences are not held out."
 )
+LABELS = ("ADJP", "NP", "PP", "INTJ")  # those of the paper's table
+SCORES = ("sentence F1", "corpus F1", "EVALB F1")
+SHORT = 10  # words
 LENGTHS = (16, 32, 64, 128, 256, 512)  # columns of a batch: one program is compiled for each
 ROWS = 32
 
@@ -40,17 +46,16 @@ def encode_sentences(sentences: Sequence[Sequence[str]], vocabulary: Vocabulary)
     ]
 
 
-def make_reader(rebuild: Callable[..., Any], *, end: int) -> Callable[..., list[np.ndarray]]:
+def make_reader(merge: Callable[..., Any], *, end: int) -> Callable[..., list[np.ndarray]]:
     """Builds ``read(parameters, sentences) -> depths``, [layers, words] for each list of ids."""
 
     @jax.jit
     def depths_of(parameters: Any, ids: jax.Array) -> jax.Array:
-        return rebuild(parameters)(ids).depths.forget
+        return merge(parameters)(ids).depths.forget
 
     def read(parameters: Any, sentences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         depths: list[np.ndarray] = [np.empty(0)] * len(sentences)
-        longest = max(map(len, sentences)) + 1
-        columns = sorted({*LENGTHS, longest})
+        columns = sorted({*LENGTHS, max(map(len, sentences), default=0) + 1})
         by_length = sorted(range(len(sentences)), key=lambda number: len(sentences[number]))
         while by_length:
             # The words behind the last one cannot reach back: only the end before them matters.
@@ -71,7 +76,7 @@ def make_reader(rebuild: Callable[..., Any], *, end: int) -> Callable[..., list[
 def table_of_scores(
     depths: Sequence[np.ndarray], gold: Sequence[GoldTree]
 ) -> list[dict[str, str | float]]:
-    """The scores of every layer by both readers, then those of the trees that no model made."""
+    """The scores of every layer by both readers, then those of the baselines, in percent."""
     predicted = {
         f"layer {layer + 1}, {rule}": [
             depths_to_tree(sentence[layer], tree.words, rule=rule)
@@ -80,4 +85,14 @@ def table_of_scores(
         for layer in range(len(depths[0]))
         for rule in ("greedy", "unbiased")
     }
-    return parsing_table(predicted, gold)
+    table: list[dict[str, str | float]] = []
+    for name, trees in (predicted | baseline_trees(gold)).items():
+        scores = treebank_scores(trees, gold, short=SHORT)
+        row: dict[str, str | float] = {"trees": name}
+        for suffix, of_these in (("", scores.every), (f", ≤ {SHORT} words", scores.short)):
+            for column, score in zip(SCORES, of_these, strict=True):
+                row[column + suffix] = 100 * score
+        row["depth"] = scores.depth
+        recall = {label: 100 * scores.recall.get(label, np.nan) for label in LABELS}
+        table.append(row | recall)
+    return table

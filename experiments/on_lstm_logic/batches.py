@@ -20,7 +20,7 @@ TOKEN_IDS = {token: number for number, token in enumerate(TOKENS, start=1)}  # 0
 
 
 class PairBatches(BatchIterator):
-    """Batches of pairs; every pair once an epoch.
+    """Batches of pairs; every pair once per epoch.
 
     A batch has ``longer`` and ``shorter``, int32 [B, width] with lengths [B]; ``swapped``, whether
     the premise is the shorter one; ``relation``, int32 [B]; ``group``, int32 [B], a number that
@@ -35,18 +35,17 @@ class PairBatches(BatchIterator):
         batch_size: int,
         seed: int = 0,
         num_epochs: int | None = None,
-        shuffle: bool = True,
     ):
-        batches = _Batches(pairs, groups or [0] * len(pairs), batch_size, seed, shuffle)
-        identity = {"pairs": len(pairs), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
+        batches = _Batches(pairs, groups or [0] * len(pairs), batch_size, seed)
+        identity = {"pairs": len(pairs), "batch_size": batch_size, "seed": seed}
         super().__init__(batches, num_epochs=num_epochs, num_workers=0, identity=identity)
 
 
-def encode(formulas: Sequence[str], width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [N, width], 0 behind the end, and lengths [N]."""
+def encode(formulas: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [N, longest], 0 behind the end, and lengths [N]."""
     split = [formula.split() for formula in formulas]
     lengths = np.array([len(tokens) for tokens in split], np.int32)
-    ids = np.zeros((len(split), width or lengths.max(initial=1)), np.int32)
+    ids = np.zeros((len(split), lengths.max(initial=1)), np.int32)
     for row, tokens in zip(ids, split, strict=True):
         row[: len(tokens)] = [TOKEN_IDS[token] for token in tokens]
     return ids, lengths
@@ -55,14 +54,7 @@ def encode(formulas: Sequence[str], width: int | None = None) -> tuple[np.ndarra
 class _Batches:
     """Batches by number, of all epochs."""
 
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        groups: Sequence[int],
-        batch_size: int,
-        seed: int,
-        shuffle: bool,
-    ):
+    def __init__(self, pairs: Sequence[Pair], groups: Sequence[int], batch_size: int, seed: int):
         ids, lengths = encode([formula for pair in pairs for formula in pair[1:]])
         # Few numbers are kept, as bytes: all formulas are short and there are few tokens.
         self._ids = ids.astype(np.uint8).reshape(len(pairs), 2, -1)
@@ -73,9 +65,8 @@ class _Batches:
         longest, shortest = self._lengths.max(axis=1), self._lengths.min(axis=1)
         long = longest > LONG
         longer = np.where(long, longest.max(initial=1), longest.max(initial=1, where=~long))
-        self._widths = np.stack(
-            [longer, np.where(shortest <= SHORT, np.minimum(SHORT, longer), longer)], axis=1
-        )
+        shorter = np.where(shortest <= SHORT, np.minimum(SHORT, longer), longer)
+        self._widths = np.stack([longer, shorter], axis=1)
         _, kind, sizes = np.unique(self._widths, axis=0, return_inverse=True, return_counts=True)
         few = np.isin(kind, np.flatnonzero(sizes < FEW * batch_size))
         self._widths[few] = longer[few].max(initial=0)
@@ -83,7 +74,7 @@ class _Batches:
             np.flatnonzero((self._widths == widths).all(axis=1))
             for widths in np.unique(self._widths, axis=0)
         ]
-        self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
+        self._batch_size, self._seed = batch_size, seed
         self._rows = host_rows(batch_size, None, None)
         self._plan = functools.lru_cache(maxsize=1)(self._plan_epoch)
 
@@ -97,13 +88,10 @@ class _Batches:
         size = self._batch_size
         plan = [
             order[start : start + size]
-            for bucket in self._buckets
-            for order in (generator.permutation(bucket) if self._shuffle else bucket,)
-            for start in range(0, len(bucket), size)
+            for order in map(generator.permutation, self._buckets)
+            for start in range(0, len(order), size)
         ]
-        if self._shuffle:
-            plan = [plan[i] for i in generator.permutation(len(plan))]
-        return plan
+        return [plan[i] for i in generator.permutation(len(plan))]
 
     def __getitem__(self, number: int) -> Batch:
         epoch, in_epoch = divmod(number, self.batches_per_epoch)
@@ -111,19 +99,15 @@ class _Batches:
         valid = np.arange(self._batch_size) < len(chosen)
         chosen = np.resize(chosen, self._batch_size)[self._rows]
         first = self._swapped[chosen].astype(int)  # position of the longer one
-        widths = self._widths[chosen[0]]
         batch = {
             "swapped": self._swapped[chosen],
             "relation": self._relations[chosen],
             "group": self._groups[chosen],
             "valid": valid[self._rows],
         }
-        for name, side, width in zip(
-            ("longer", "shorter"), (first, 1 - first), widths, strict=True
-        ):
-            ids = np.zeros((len(chosen), width), np.int32)
-            kept = self._ids[chosen, side, :width]
-            ids[:, : kept.shape[1]] = kept
-            batch[name] = ids
+        sides = zip(("longer", "shorter"), (first, 1 - first), self._widths[chosen[0]], strict=True)
+        for name, side, width in sides:
+            kept = self._ids[chosen, side, :width].astype(np.int32)
+            batch[name] = np.pad(kept, ((0, 0), (0, width - kept.shape[1])))
             batch[f"{name}_length"] = self._lengths[chosen, side]
         return batch

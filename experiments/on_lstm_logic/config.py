@@ -1,6 +1,6 @@
 """Settings of the logical inference experiment.
 
-Paper: Shen, Tan, Sordoni, Courville, «Ordered Neurons», arXiv 1810.09536, section 5.4.
+Paper: Shen, Tan, Sordoni, Courville, "Ordered Neurons", arXiv 1810.09536, section 5.4.
 
     small   the default: 64 units, minutes on two CPU cores, on a corpus that is drawn
     smoke   seconds, to see that everything works
@@ -10,13 +10,7 @@ Paper: Shen, Tan, Sordoni, Courville, «Ordered Neurons», arXiv 1810.09536, sec
 import dataclasses
 from typing import Literal
 
-from experiments.command_line import (
-    DistributedConfig,
-    LoopConfig,
-    MeshConfig,
-    at_least,
-    in_unit_interval,
-)
+from experiments.command_line import LoopConfig, RunConfig, at_least, in_unit_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +29,9 @@ class DataConfig:
     """Of the builtin corpus."""
 
     def __post_init__(self) -> None:
-        at_least(1, "data.train_operators", self.train_operators)
-        at_least(self.train_operators, "data.test_operators", self.test_operators)
-        at_least(50, "data.pairs_per_count", self.pairs_per_count)
+        at_least(1, self, "train_operators")
+        at_least(self.train_operators, self, "test_operators")
+        at_least(50, self, "pairs_per_count")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +48,8 @@ class ModelConfig:
     """Of embeddings and classifier."""
 
     def __post_init__(self) -> None:
-        for name in ("embed_features", "features", "classifier_features"):
-            at_least(1, f"model.{name}", getattr(self, name))
-        in_unit_interval("model.dropout", self.dropout)
+        at_least(1, self, "embed_features", "features", "classifier_features")
+        in_unit_interval(self, "dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,44 +70,36 @@ class TrainingConfig:
     """Runs of each model, with seeds 0, 1, …; the results are means. More can be added later."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluation_batch_size", "seeds"):
-            at_least(1, f"training.{name}", getattr(self, name))
-        for name in ("learning_rate", "weight_decay", "gradient_clip"):
-            at_least(0, f"training.{name}", getattr(self, name))
+        at_least(1, self, "epochs", "batch_size", "evaluation_batch_size", "seeds")
+        at_least(0, self, "learning_rate", "weight_decay", "gradient_clip")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Logical inference."""
+class Fields:
+    """What comes out depends on these alone."""
 
-    workdir: str = "runs/on_lstm_logic"
-    """Folder of the run; the same command continues it."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
-    loop: LoopConfig = LoopConfig()
-    mesh: MeshConfig = MeshConfig()
-    distributed: DistributedConfig = DistributedConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig, Fields):
+    """Logical inference."""
 
 
 PRESETS = {
     "small": Config(),
     "smoke": Config(
-        workdir="runs/on_lstm_logic_smoke",
         data=DataConfig(pairs_per_count=500, train_operators=2, test_operators=4),
         model=ModelConfig(features=32, classifier_features=32),
         training=TrainingConfig(epochs=8, batch_size=32, learning_rate=2e-2),
         loop=LoopConfig(log_every=20, checkpoint_every=100),
     ),
     "paper": Config(
-        workdir="runs/on_lstm_logic_paper",
         data=DataConfig(uri="file:$ZOO_DATA/propositional_logic/propositional_logic.tar.xz"),
         model=ModelConfig(
-            embed_features=128,
-            features=400,
-            chunk_size=10,
-            classifier_features=400,
-            dropout=0.2,
+            embed_features=128, features=400, chunk_size=10, classifier_features=400, dropout=0.2
         ),
         training=TrainingConfig(
             epochs=50,

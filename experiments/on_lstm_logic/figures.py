@@ -1,19 +1,21 @@
 """The pictures a run ends with: accuracy by number of operators, and trees beside gold."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from experiments.tree_pictures import draw_trees
 from zoo import extras
-from zoo.ordered import GoldTree, draw_trees
+from zoo.ordered.treebank import GoldTree
 
 
 def save(
     workdir: pathlib.Path,
     accuracy: dict[str, np.ndarray],
     majority: dict[int, float],
-    results: dict[str, list[Any]],
+    results: Mapping[str, list[Any]],
     gold: list[GoldTree],
     *,
     seen: int,
@@ -24,15 +26,14 @@ def save(
         # One of middle length, so that it fits on a page.
         chosen = min(range(len(gold)), key=lambda i: abs(len(gold[i].words) - 9))
         trees = {
-            f"{name}, {rule}": of_seeds[0].trees[rule][chosen]
+            f"{name}, {rule}": trees[chosen]
             for name, of_seeds in results.items()
-            for rule in of_seeds[0].trees
+            for rule, trees in of_seeds[0].trees.items()
         }
         figures["trees"] = draw_trees(trees, gold=gold[chosen].tree)
-    paths = [workdir / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        figure.savefig(path, dpi=120)
-    return paths
+    for name, figure in figures.items():
+        figure.savefig(workdir / f"{name}.png", dpi=120)
+    return [workdir / f"{name}.png" for name in figures]
 
 
 def draw_accuracy(accuracy: dict[str, np.ndarray], majority: dict[int, float], *, seen: int) -> Any:
@@ -48,12 +49,7 @@ def draw_accuracy(accuracy: dict[str, np.ndarray], majority: dict[int, float], *
     axes.plot(numbers, shares, "k--", label="most frequent relation")
     axes.axvspan(-0.5, seen + 0.5, color="0.93", zorder=0)
     axes.text(seen / 2, 101.5, "lengths seen in training", ha="center", va="bottom")
-    axes.set(
-        xlabel="operators in the longer formula",
-        ylabel="right relations in percent",
-        xticks=numbers,
-        xlim=(-0.5, max(numbers) + 0.5),
-        ylim=(40, 106),
-    )
+    axes.set(xlabel="operators in the longer formula", ylabel="right relations in percent")
+    axes.set(xticks=numbers, xlim=(-0.5, max(numbers) + 0.5), ylim=(40, 106))
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.94))
     return figure

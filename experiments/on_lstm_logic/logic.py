@@ -25,7 +25,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments.command_line import local_path
-from zoo.ordered import GoldTree, Tree
+from zoo.ordered.treebank import GoldTree
+from zoo.ordered.trees import Tree
 
 VARIABLES = "abcdef"
 TOKENS = ("(", ")", "and", "or", "not", *VARIABLES)

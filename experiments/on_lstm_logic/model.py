@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.on_lstm_logic.logic import RELATIONS, TOKENS
-from zoo.ordered import OnLstm, dropout
+from zoo.ordered import OnLstm, OnLstmParams, on_lstm
+from zoo.ordered.regularization import dropout
 
 Encoder = Literal["on_lstm", "lstm"]
 
@@ -59,9 +60,9 @@ class PairClassifier(nnx.Module):
         keys = iter(() if key is None else jax.random.split(key, 4))
 
         def drop(x: jax.Array) -> jax.Array:
-            return (
-                dropout(next(keys), x, rate=self.dropout) if key is not None and self.dropout else x
-            )
+            if key is None or not self.dropout:
+                return x
+            return dropout(next(keys), x, rate=self.dropout)
 
         def read(ids: jax.Array, lengths: jax.Array) -> jax.Array:
             hidden = self.layer(drop(self.embedding[...][ids.T])).hidden
@@ -80,12 +81,9 @@ class PairClassifier(nnx.Module):
 
     def depths(self, ids: jax.Array) -> jax.Array:
         """How much is forgotten at each token, [B, T] in [0, 1]; of a plain LSTM, 1 - mean of f."""
-        x = self.embedding[...][ids.T]
-        output = self.layer(x)
+        x, layer = self.embedding[...][ids.T], self.layer
         if self.encoder == "on_lstm":
-            return output.depths.forget.T
-        columns = slice(-self.layer.features, None)  # those of f
-        params = self.layer.params
-        before = jnp.concatenate([jnp.zeros_like(output.hidden[:1]), output.hidden[:-1]])
-        logits = x @ params.input_kernel[:, columns] + before @ params.recurrent_kernel[:, columns]
-        return 1 - jax.nn.sigmoid(logits + params.bias[None, None, columns]).mean(axis=-1).T
+            return layer(x).depths.forget.T
+        plain = OnLstmParams(*(p[..., 2:] for p in layer.params))
+        output = on_lstm(plain, x, chunk_size=layer.chunk_size, master_input="none")
+        return output.depths.forget.T

@@ -1,9 +1,9 @@
 """Trains both models on short formulas, tests them on longer ones, and reads out their trees."""
 
+import collections
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,29 +16,25 @@ from experiments.command_line import MAY_CHANGE
 from experiments.on_lstm_logic import figures
 from experiments.on_lstm_logic.batches import PairBatches, encode
 from experiments.on_lstm_logic.config import Config, TrainingConfig
-from experiments.on_lstm_logic.logic import (
-    Corpus,
-    Pair,
-    count_operators,
-    gold_tree,
-    open_corpus,
+from experiments.on_lstm_logic.logic import Corpus, Pair, count_operators, gold_tree, open_corpus
+from experiments.on_lstm_logic.model import Encoder, PairClassifier
+from experiments.running import (
+    Experiment,
+    finish,
+    is_main_process,
+    number_of_parameters,
+    on_devices,
+    open_mesh,
+    train,
 )
-from experiments.on_lstm_logic.model import PairClassifier
-from experiments.running import fit_in, number_of_parameters, open_mesh
-from zoo.ordered import GoldTree, Tree, depths_to_tree, parsing_table, prune_tree
-from zoo.training import (
-    LossOutput,
-    TrainState,
-    functional,
-    init_state,
-    make_train_step,
-    open_workdir,
-    put_batch,
-    results_table,
-    write_summary,
-)
+from zoo.ordered import depths_to_tree
+from zoo.ordered.baselines import baseline_trees
+from zoo.ordered.scores import treebank_scores
+from zoo.ordered.treebank import GoldTree
+from zoo.ordered.trees import Tree, prune_tree
+from zoo.training import LossOutput, TrainState, functional, open_workdir, put_batch, results_table
 
-ENCODERS = {"on_lstm": "ON-LSTM", "lstm": "plain LSTM"}
+ENCODERS: dict[Encoder, str] = {"on_lstm": "ON-LSTM", "lstm": "plain LSTM"}
 RULES = ((r"(layer|inner)/.*kernel$", PartitionSpec("fsdp", "model")),)
 TREES = 1000  # formulas whose trees are scored
 LABELS = ("not", "and, or", "operand")
@@ -53,75 +49,75 @@ class Result(NamedTuple):
 
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    mesh = open_mesh(config.mesh, config.distributed)
+    mesh = open_mesh(config)
     corpus = open_corpus(**dataclasses.asdict(config.data))
-    workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "training.seeds"))
     formulas = choose_formulas(corpus)
-    gold = list(map(gold_tree, formulas))
-    results: dict[str, list[Result]] = {}
+    workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "training.seeds"))
+    results: dict[str, list[Result]] = collections.defaultdict(list)
     for encoder, name in ENCODERS.items():
-        train = make_trainer(config, encoder, corpus, formulas, mesh=mesh)
-        results[name] = [
-            train(seed, workdir / f"{encoder}_{seed}") for seed in range(config.training.seeds)
-        ]
-    if jax.process_index() == 0:
+        for seed in range(config.training.seeds):
+            experiment = build(config, mesh, encoder, seed, corpus)
+            if is_main_process():
+                size = number_of_parameters(experiment.abstract_state(mesh).parameters)
+                print(
+                    f"{name}, seed {seed}: {len(corpus.train):,} pairs, {size:,} parameters; "
+                    f"{experiment.num_steps:,} steps on {on_devices(mesh)}"
+                )
+            state = train(experiment, mesh, workdir / f"{encoder}_{seed}", config.loop)
+            accuracy = experiment.evaluate(state, corpus.test)[1]
+            trees = read_trees(experiment.merge, state.parameters, formulas)
+            results[name].append(Result(accuracy, trees))
+    if is_main_process():
+        gold = [gold_tree(formula) for formula in formulas]
         report(workdir, corpus, results, gold, seen=config.data.train_operators)
 
 
-def make_trainer(
-    config: Config, encoder: str, corpus: Corpus, formulas: list[str], *, mesh: Mesh
-) -> Callable[[int, pathlib.Path], Result]:
-    """Gives ``(seed, folder) -> result``: trains and tests; all seeds share what is compiled."""
-    training, loop = config.training, config.loop
-    make_batches = functools.partial(PairBatches, corpus.train, batch_size=training.batch_size)
-    steps_per_epoch = make_batches(seed=0).batches_per_epoch
-    init_parameters, rebuild = functional(
+def build(
+    config: Config,
+    mesh: Mesh,
+    encoder: Encoder = "on_lstm",
+    seed: int = 0,
+    corpus: Corpus | None = None,
+) -> Experiment:
+    """One model with loss, optimiser, batches and evaluation; None opens the config's corpus."""
+    corpus = open_corpus(**dataclasses.asdict(config.data)) if corpus is None else corpus
+    training = config.training
+    batches = PairBatches(corpus.train, batch_size=training.batch_size, seed=seed)
+    init, merge = functional(
         lambda rngs: PairClassifier(encoder, **dataclasses.asdict(config.model), rngs=rngs)
     )
-    optimizer = make_optimizer(training, steps_per_epoch)
-    init = functools.partial(init_state, init_parameters, optimizer, mesh=mesh, rules=RULES)
-    shardings = init(key=jax.random.key(0)).shardings
-    step = make_train_step(make_loss(rebuild), optimizer, shardings=shardings)
-    count = make_count(rebuild, num_groups=1 + max(corpus.test))
+    count = make_count(merge, num_groups=1 + len(corpus.test))
 
-    def accuracy(state: TrainState, groups: dict[int, list[Pair]]) -> dict[int, float]:
+    def evaluate(
+        state: TrainState, groups: Mapping[Any, list[Pair]] | None = None
+    ) -> tuple[TrainState, dict[Any, float]]:
+        """The share of right relations of each group, the validation pairs if None."""
+        groups = {"valid_accuracy": corpus.valid} if groups is None else groups
         held_out = PairBatches(
             [pair for pairs in groups.values() for pair in pairs],
-            [group for group, pairs in groups.items() for _ in pairs],
+            [number for number, pairs in enumerate(groups.values()) for _ in pairs],
             batch_size=training.evaluation_batch_size,
             num_epochs=1,
-            shuffle=False,
         )
         counts = [count(state.parameters, put_batch(batch, mesh)) for batch in held_out]
         right, total = np.sum(jax.device_get(counts), axis=0)
-        return {group: float(right[group] / total[group]) for group in groups}
+        return state, {
+            name: float(right[number] / total[number]) for number, name in enumerate(groups)
+        }
 
-    def train(seed: int, folder: pathlib.Path) -> Result:
-        state = init(key=jax.random.key(seed))
-        num_steps = training.epochs * steps_per_epoch
-        if jax.process_index() == 0:
-            size = number_of_parameters(state.parameters)
-            print(
-                f"{ENCODERS[encoder]}, seed {seed}: {len(corpus.train):,} pairs, {size:,} "
-                f"parameters; {num_steps:,} steps on {mesh.size} "
-                f"{jax.devices()[0].device_kind} device(s)"
-            )
-        state = fit_in(
-            folder,
-            loop,
-            step,
-            state,
-            make_batches(seed=seed),
-            num_steps=num_steps,
-            mesh=mesh,
-            evaluate=lambda state: {"valid_accuracy": accuracy(state, {0: corpus.valid})[0]},
-            evaluate_every=steps_per_epoch,
-            rate_unit="pairs",
-        )
-        trees = read_trees(rebuild, state.parameters, formulas)
-        return Result(accuracy(state, corpus.test), trees)
-
-    return train
+    return Experiment(
+        init=init,
+        merge=merge,
+        loss=make_loss(merge),
+        optimizer=make_optimizer(training, batches.batches_per_epoch),
+        batches=batches,
+        num_steps=training.epochs * batches.batches_per_epoch,
+        seed=seed,
+        evaluate=evaluate,
+        evaluate_every=batches.batches_per_epoch,
+        rate_unit="pairs",
+        rules=RULES,
+    )
 
 
 def make_optimizer(training: TrainingConfig, steps_per_epoch: int) -> optax.GradientTransformation:
@@ -130,12 +126,7 @@ def make_optimizer(training: TrainingConfig, steps_per_epoch: int) -> optax.Grad
     rate: Any = training.learning_rate
     slower = optax.identity()
     if training.schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(
-            init_value=0.0,
-            peak_value=training.learning_rate,
-            warmup_steps=max(1, num_steps // 20),
-            decay_steps=num_steps,
-        )
+        rate = optax.warmup_cosine_decay_schedule(0.0, rate, max(1, num_steps // 20), num_steps)
     else:
         slower = optax.contrib.reduce_on_plateau(
             factor=0.5, patience=2, accumulation_size=steps_per_epoch
@@ -148,11 +139,11 @@ def make_optimizer(training: TrainingConfig, steps_per_epoch: int) -> optax.Grad
     )
 
 
-def make_loss(rebuild: Callable[..., PairClassifier]) -> Callable:
+def make_loss(merge: Callable[..., PairClassifier]) -> Callable[..., LossOutput]:
     """Sum of the negative log probabilities of the relations, in nats."""
 
     def loss_fn(parameters: Any, batch: Any, *, key: jax.Array, carry: Any) -> LossOutput:
-        logits = rebuild(parameters)(batch, key=key)
+        logits = merge(parameters)(batch, key=key)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["relation"])
         right = (logits.argmax(axis=-1) == batch["relation"]) & batch["valid"]
         weight = jnp.sum(batch["valid"])
@@ -166,12 +157,12 @@ def make_loss(rebuild: Callable[..., PairClassifier]) -> Callable:
     return loss_fn
 
 
-def make_count(rebuild: Callable[..., PairClassifier], *, num_groups: int) -> Callable:
+def make_count(merge: Callable[..., PairClassifier], *, num_groups: int) -> Callable:
     """Compiled: the numbers of right relations and of pairs, by group, [2, num_groups]."""
 
     @jax.jit
     def count(parameters: Any, batch: Any) -> jax.Array:
-        right = rebuild(parameters)(batch).argmax(axis=-1) == batch["relation"]
+        right = merge(parameters)(batch).argmax(axis=-1) == batch["relation"]
         both = jnp.stack([right & batch["valid"], batch["valid"]]).astype(jnp.int32)
         return jnp.zeros((2, num_groups), jnp.int32).at[:, batch["group"]].add(both)
 
@@ -184,10 +175,10 @@ def choose_formulas(corpus: Corpus) -> list[str]:
     return list(dict.fromkeys(f for f in formulas if count_operators(f) >= 2))[:TREES]
 
 
-def read_trees(rebuild: Callable, parameters: Any, formulas: list[str]) -> dict[str, list[Tree]]:
+def read_trees(merge: Callable, parameters: Any, formulas: list[str]) -> dict[str, list[Tree]]:
     """The trees of the depths over all tokens, from which the parentheses are then taken out."""
     ids, _ = encode(formulas)
-    depths = np.asarray(jax.jit(lambda p, ids: rebuild(p).depths(ids))(parameters, ids))
+    depths = np.asarray(jax.jit(lambda p, ids: merge(p).depths(ids))(parameters, ids))
     trees: dict[str, list[Tree]] = {"greedy": [], "unbiased": []}
     for formula, row in zip(formulas, depths, strict=True):
         tokens = formula.split()
@@ -201,7 +192,7 @@ def read_trees(rebuild: Callable, parameters: Any, formulas: list[str]) -> dict[
 def report(
     workdir: pathlib.Path,
     corpus: Corpus,
-    results: dict[str, list[Result]],
+    results: Mapping[str, list[Result]],
     gold: list[GoldTree],
     *,
     seen: int,
@@ -212,7 +203,7 @@ def report(
         for name, of_seeds in results.items()
     }
     majority = {
-        number: max(map([pair.relation for pair in pairs].count, "#<>=^|v")) / len(pairs)
+        number: max(collections.Counter(p.relation for p in pairs).values()) / len(pairs)
         for number, pairs in corpus.test.items()
     }
     rows = [
@@ -223,42 +214,27 @@ def report(
     ]
     longer = np.array([number > seen for number in corpus.test])
     counts = np.array([len(pairs) for pairs in corpus.test.values()])
-    means = {
-        title: {
-            name: np.average(values[:, chosen], axis=1, weights=counts[chosen])
-            for name, values in accuracy.items()
-        }
-        for title, chosen in (
-            (f"0 to {seen}", ~longer),
-            (f"{seen + 1} and more", longer),
-        )
-        if chosen.any()
-    }
-    for title, values in means.items():
-        rows.append(
-            {"operators": title, "test pairs": ""}
-            | {name: spread(shares) for name, shares in values.items()}
-        )
+    means: dict[str, dict[str, np.ndarray]] = {}
+    for title, chosen in ((f"0 to {seen}", ~longer), (f"{seen + 1} and more", longer)):
+        if chosen.any():
+            means[title] = {
+                name: np.average(values[:, chosen], axis=1, weights=counts[chosen])
+                for name, values in accuracy.items()
+            }
+            shown = {name: spread(shares) for name, shares in means[title].items()}
+            rows.append({"operators": title, "test pairs": "", **shown})
     results_table(rows, title="Right relations in percent, mean ± standard deviation")
     trees = tree_rows(results, gold)
-    shown = ("trees", "sentence F1", "corpus F1", "depth", *LABELS)
-    results_table(
-        [{name: row[name] for name in shown} for row in trees],
-        title="Trees against the parentheses, F1 and recall in percent, mean over seeds",
-    )
+    title = "Trees against the parentheses, F1 and recall in percent, mean over seeds"
+    results_table(trees, title=title)
     pictures = figures.save(workdir, accuracy, majority, results, gold, seen=seen)
     summary = {
-        "accuracy": {
-            name: [result.accuracy for result in of_seeds] for name, of_seeds in results.items()
-        },
+        "accuracy": {name: [r.accuracy for r in of_seeds] for name, of_seeds in results.items()},
         "mean_accuracy": means,
         "majority": majority,
         "trees": trees,
-        "jax": jax.__version__,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    summary_path = write_summary(workdir, summary)
-    print("written:", ", ".join(str(path) for path in (*pictures, summary_path)))
+    finish(workdir, summary, pictures)
 
 
 def spread(shares: np.ndarray) -> str:
@@ -267,22 +243,24 @@ def spread(shares: np.ndarray) -> str:
     return mean if len(shares) == 1 else f"{mean} ± {100 * shares.std(ddof=1):.1f}"
 
 
-def tree_rows(results: dict[str, list[Result]], gold: list[GoldTree]) -> list[dict[str, Any]]:
-    """The parsing table, each model's row the mean over its seeds."""
-    predicted = {
-        (name, rule, seed): trees
+def tree_rows(
+    results: Mapping[str, list[Result]], gold: list[GoldTree]
+) -> list[dict[str, str | float]]:
+    """Scores of the trees in percent: of each model, the means over its seeds; of the baselines."""
+    trees = {
+        f"{name}, {rule}": [result.trees[rule] for result in of_seeds]
         for name, of_seeds in results.items()
-        for seed, result in enumerate(of_seeds)
-        for rule, trees in result.trees.items()
-    }
-    table = parsing_table(predicted, gold, labels=LABELS)
-    ours, baselines = table[: len(predicted)], table[len(predicted) :]
-    rows: list[dict[str, Any]] = []
-    for name in results:
-        for rule in ("greedy", "unbiased"):
-            same = [row for row in ours if row["trees"][:2] == (name, rule)]
-            mean = {
-                key: float(np.mean([r[key] for r in same])) for key in same[0] if key != "trees"
-            }
-            rows.append({"trees": f"{name}, {rule}"} | mean)
-    return rows + baselines
+        for rule in ("greedy", "unbiased")
+    } | {name: [trees] for name, trees in baseline_trees(gold).items()}
+
+    def numbers(trees: list[Tree]) -> list[float]:
+        scores = treebank_scores(trees, gold)
+        recall = [100 * scores.recall.get(label, np.nan) for label in LABELS]
+        return [100 * score for score in scores.every[:2]] + [scores.depth, *recall]
+
+    columns = ("sentence F1", "corpus F1", "depth", *LABELS)
+    return [
+        {"trees": name}
+        | dict(zip(columns, np.mean([*map(numbers, of_seeds)], axis=0).tolist(), strict=True))
+        for name, of_seeds in trees.items()
+    ]

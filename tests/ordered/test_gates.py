@@ -1,3 +1,4 @@
+import functools
 import json
 import pathlib
 
@@ -15,7 +16,8 @@ GOLDEN = json.loads(
     (pathlib.Path(__file__).parents[1] / "golden" / "on_lstm_cell.json").read_text()
 )["gates_of_1_2_3_0"]
 
-cumax_jitted = jax.jit(cumax, static_argnames=("axis", "reverse"))
+cumax = functools.partial(jax.jit, static_argnames=("axis", "reverse"))(cumax)
+log_cumax = functools.partial(jax.jit, static_argnames=("axis", "reverse"))(log_cumax)
 
 
 def logits(levels):
@@ -30,9 +32,9 @@ def test_golden(reverse, name):
 
 
 # A few fixed sizes: every size is a compilation.
-@given(st.sampled_from([1, 2, 7, 40]).flatmap(logits), st.floats(-1e4, 1e4), st.booleans())
+@given(st.sampled_from([1, 2, 40]).flatmap(logits), st.floats(-1e4, 1e4), st.booleans())
 def test_is_monotone_and_ends_at_one(x, offset, reverse):
-    y = np.asarray(cumax_jitted(x + np.float32(offset), reverse=reverse))
+    y = np.asarray(cumax(x + np.float32(offset), reverse=reverse))
     y = y[:, ::-1] if reverse else y
     assert (y[:, -1] == 1).all()
     assert (np.diff(y) >= 0).all()
@@ -41,9 +43,9 @@ def test_is_monotone_and_ends_at_one(x, offset, reverse):
 
 def test_rounding_never_breaks_the_promises():
     # Long axes make parallel prefix sums round neighbours apart: found by the plain formula.
-    x = 10 * jax.random.normal(jax.random.key(0), (2000, 1000))
+    x = 10 * jax.random.normal(jax.random.key(0), (500, 1000))
     for reverse in (False, True):
-        y = np.asarray(cumax_jitted(x, reverse=reverse))
+        y = np.asarray(cumax(x, reverse=reverse))
         y = y[:, ::-1] if reverse else y
         assert (np.diff(y) >= 0).all()
         assert (y[:, -1] == 1).all()
@@ -60,28 +62,26 @@ def test_is_the_probability_that_the_split_is_not_after(double_precision):
     np.testing.assert_allclose(np.sum(1 - cumax(x)), expected_split, rtol=1e-13)
 
 
-def test_hard_limit_is_a_step():
-    x = jnp.array([1.0, 3.0, 2.0])
-    np.testing.assert_array_equal(cumax(1e3 * x), [0, 1, 1])
-    np.testing.assert_array_equal(cumax(1e3 * x, reverse=True), [1, 1, 0])
-
-
-def test_excluded_levels_and_all_excluded():
-    x = jnp.array([-jnp.inf, 0.0, -jnp.inf, 0.0])
-    np.testing.assert_allclose(cumax(x), [0, 0.5, 0.5, 1], atol=1e-7)
-    assert np.isnan(cumax(jnp.full(3, -jnp.inf))).all()
+def test_hard_limit_and_excluded_levels():
+    x = jnp.array([1.0, 3.0, 2.0, -jnp.inf])
+    np.testing.assert_array_equal(cumax(1e3 * x), [0, 1, 1, 1])
+    np.testing.assert_array_equal(cumax(1e3 * x, reverse=True), [1, 1, 0, 0])
+    assert np.isnan(cumax(jnp.full(4, -jnp.inf))).all()
     assert cumax(jnp.zeros((2, 0))).shape == (2, 0)
 
 
 def test_axis():
     x = jax.random.normal(jax.random.key(1), (3, 4, 2))
-    np.testing.assert_allclose(cumax(x, axis=1), jnp.moveaxis(cumax(jnp.moveaxis(x, 1, -1)), -1, 1))
-    np.testing.assert_allclose(log_cumax(x, axis=-2), jnp.log(cumax(x, axis=1)), atol=1e-6)
+    expected = jnp.cumsum(jax.nn.softmax(x, axis=1), axis=1)
+    np.testing.assert_allclose(cumax(x, axis=1), expected, rtol=1e-6)
+    np.testing.assert_allclose(log_cumax(x, axis=-2), jnp.log(expected), atol=1e-6)
+    with pytest.raises(ValueError, match="axis must be an axis of an array with shape"):
+        cumax(x, axis=3)
 
 
 def test_log_is_exact_where_cumax_underflows(double_precision):
     x = jnp.array([-800.0, 0.0, -900.0])
-    assert cumax(x.astype(jnp.float32))[0] == 0
+    assert cumax(x)[0] == 0
     np.testing.assert_allclose(log_cumax(x), [-800, 0, 0], rtol=1e-14)
     np.testing.assert_allclose(log_cumax(x, reverse=True), [0, 0, -900], rtol=1e-14)
 
@@ -89,15 +89,8 @@ def test_log_is_exact_where_cumax_underflows(double_precision):
 def test_second_derivative(double_precision):
     x = jax.random.normal(jax.random.key(2), (5,))
     weights = jnp.arange(5.0) ** 2
-
-    def by_hand(x):
-        return weights @ (jnp.cumsum(jnp.exp(x)) / jnp.sum(jnp.exp(x)))
-
-    hessian = jax.hessian(lambda x: weights @ cumax(x))(x)
-    np.testing.assert_allclose(hessian, jax.hessian(by_hand)(x), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("function", [cumax, log_cumax])
-def test_refuses_integers(function):
-    with pytest.raises(TypeError, match=r"x must be a floating-point array, got int32.*astype"):
-        function(jnp.array([1, 2]))
+    hessians = [
+        jax.jit(jax.hessian(lambda x, f=f: weights @ f(x)))(x)
+        for f in (cumax, lambda x: jnp.cumsum(jnp.exp(x)) / jnp.sum(jnp.exp(x)))
+    ]
+    np.testing.assert_allclose(*hessians, rtol=1e-10, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Trees that no model made: what induced trees must beat, and the best that binary trees can do.
+"""Baseline trees and the binarised oracle.
 
 Right branching alone finds much of English, and the greedy reader leans to the right, so a score
 without these beside it says little.
@@ -8,20 +8,38 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from zoo.ordered.treebank import GoldTree
 from zoo.ordered.trees import Tree, depths_to_tree, split_tree, tree_spans, tree_words
 
 
-def right_branching_tree(words: Sequence[str]) -> Tree:
-    """Every word beside all that follow it.
+def baseline_trees(gold: Sequence[GoldTree], *, seed: int = 0) -> dict[str, list[Tree]]:
+    """The trees of every baseline for the sentences of a treebank, and the best binary trees.
 
     Args:
-        words: the sentence, at least one word.
+        gold: the gold trees; only the oracle looks at more than their words.
+        seed: of the random trees.
 
     Returns:
-        The tree.
+        name -> a tree for each sentence.
 
-    Raises:
-        ValueError: if there is no word.
+    >>> list(baseline_trees([GoldTree(("the", "dog", "barks"), (("S", 0, 3),))]))
+    ['right branching', 'left branching', 'balanced', 'random depths, greedy',
+     'random depths, unbiased', 'best binary tree']
+    """
+    generator = np.random.default_rng(seed)
+    words = [tree.words for tree in gold]
+    return {
+        "right branching": list(map(right_branching_tree, words)),
+        "left branching": list(map(left_branching_tree, words)),
+        "balanced": list(map(balanced_tree, words)),
+        "random depths, greedy": [depths_to_tree(generator.random(len(w)), w) for w in words],
+        "random depths, unbiased": [random_tree(generator, w) for w in words],
+        "best binary tree": [binarized_tree(tree.tree) for tree in gold],
+    }
+
+
+def right_branching_tree(words: Sequence[str]) -> Tree:
+    """Pairs every word with all that follow it.
 
     >>> right_branching_tree("abcd")
     ['a', ['b', ['c', 'd']]]
@@ -30,16 +48,7 @@ def right_branching_tree(words: Sequence[str]) -> Tree:
 
 
 def left_branching_tree(words: Sequence[str]) -> Tree:
-    """Every word beside all that come before it.
-
-    Args:
-        words: the sentence, at least one word.
-
-    Returns:
-        The tree.
-
-    Raises:
-        ValueError: if there is no word.
+    """Pairs every word with all that come before it.
 
     >>> left_branching_tree("abcd")
     [[['a', 'b'], 'c'], 'd']
@@ -50,15 +59,6 @@ def left_branching_tree(words: Sequence[str]) -> Tree:
 def balanced_tree(words: Sequence[str]) -> Tree:
     """Halves of halves; of an odd number of words the left half gets one more.
 
-    Args:
-        words: the sentence, at least one word.
-
-    Returns:
-        The tree.
-
-    Raises:
-        ValueError: if there is no word.
-
     >>> balanced_tree("abcde")
     [[['a', 'b'], 'c'], ['d', 'e']]
     """
@@ -66,17 +66,7 @@ def balanced_tree(words: Sequence[str]) -> Tree:
 
 
 def random_tree(generator: np.random.Generator, words: Sequence[str]) -> Tree:
-    """Noise read by the unbiased rule: every binary tree is possible, left like right.
-
-    Args:
-        generator: NumPy's random generator; one number a word is drawn.
-        words: the sentence, at least one word.
-
-    Returns:
-        The tree.
-
-    Raises:
-        ValueError: if there is no word.
+    """Random depths read by the unbiased rule: every binary tree is possible, left like right.
 
     >>> random_tree(np.random.default_rng(2), "abcd")
     [['a', 'b'], ['c', 'd']]
@@ -88,13 +78,10 @@ def binarized_tree(tree: Tree) -> Tree:
     """A binary tree with all brackets of a tree, the oracle that no binary tree can beat.
 
     Args:
-        tree: any number of children a node; what is flat becomes right branching.
+        tree: any number of children per node; what is flat becomes right branching.
 
     Returns:
         The tree over the same words.
-
-    Raises:
-        TypeError: if a node is neither a word nor a list; ValueError: if a list is empty.
 
     >>> binarized_tree([["a", "b", "c"], "d"])
     [['a', ['b', 'c']], 'd']

@@ -1,21 +1,22 @@
-"""Cumax: the softmax's running sum, a soft version of the binary gate (0, …, 0, 1, …, 1).
+"""Cumax: the running sum of a softmax, a soft version of the binary gate (0, …, 0, 1, …, 1).
 
     cumax(x)_k = Σ_{j ≤ k} softmax(x)_j = P(split ≤ k),   split ~ softmax(x)
 
 Its reverse runs the other way, Σ_{j ≥ k}. Both are probabilities of a random split point, so they
 are monotone, lie in [0, 1] and end exactly at 1.
 
-Source: Yikang Shen, Shawn Tan, Alessandro Sordoni, Aaron Courville, «Ordered Neurons: Integrating
-Tree Structures into Recurrent Neural Networks», 2018, arXiv 1810.09536; article
+Source: Yikang Shen, Shawn Tan, Alessandro Sordoni, Aaron Courville, "Ordered Neurons: Integrating
+Tree Structures into Recurrent Neural Networks", 2018, arXiv 1810.09536; article
 https://kexue.fm/archives/6621.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from zoo import _checks, _cpu
 
 
 def cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Array:
@@ -45,10 +46,12 @@ def cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Array:
 
     Reference: arXiv 1810.09536, equation 5.
     """
-    x, wide = _widen(x, "cumax")
-    if wide.shape[axis] == 0:
+    x, wide = _checks.widened("cumax: x", x)
+    axis = _checks.axis("cumax: axis", axis, x)
+    if not x.shape[axis]:
         return x
-    return _cumax(axis % x.ndim, reverse, wide).astype(x.dtype)
+    sums = _cpu.running("sum", jax.nn.softmax(wide, axis=axis), axis=axis, reverse=reverse)
+    return _without_rounding_errors(sums, axis, reverse).astype(x.dtype)
 
 
 def log_cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Array:
@@ -57,8 +60,7 @@ def log_cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Arr
     log_cumax(x)_k = log Σ_{j ≤ k} e^{x_j} - log Σ_j e^{x_j}.
 
     Args:
-        x: logits of the split point, ``[..., levels]``; -inf excludes a level. If all are -inf the
-            result is NaN; an empty axis gives an empty result.
+        x: logits of the split point, as for :func:`cumax`.
         axis: the axis of the levels.
         reverse: sum from the last level to the first.
 
@@ -75,80 +77,26 @@ def log_cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Arr
 
     Reference: arXiv 1810.09536, equation 5.
     """
-    x, wide = _widen(x, "log_cumax")
-    if wide.shape[axis] == 0:
+    x, wide = _checks.widened("log_cumax: x", x)
+    axis = _checks.axis("log_cumax: axis", axis, x)
+    if not x.shape[axis]:
         return x
-    sums = _running(jnp.logaddexp, lax.cumlogsumexp, axis % wide.ndim, reverse, wide)
+    sums = _cpu.running("logsumexp", wide, axis=axis, reverse=reverse)
     total = lax.index_in_dim(sums, 0 if reverse else -1, axis)
     return (sums - total).astype(x.dtype)
 
 
-def _widen(x: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
-    """Checks the dtype; returns ``x`` as an array and its copy in at least float32."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"{name}: x must be a floating-point array, got {x.dtype}; "
-            "convert it first, for example x.astype(jnp.float32)"
-        )
-    return x, x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def _without_rounding_errors(sums: jax.Array, axis: int, reverse: bool) -> jax.Array:
+    """The sums, monotone and with 1 at their end; the derivative is that of the sums.
 
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _running(
-    add: Callable[..., jax.Array],
-    parallel: Callable[..., jax.Array],
-    axis: int,
-    reverse: bool,
-    x: jax.Array,
-) -> jax.Array:
-    """Running sums: one addition after the other on CPU, several times as fast as XLA's there.
-
-    A program that is compiled for a CPU makes a tree of small kernels of a parallel prefix sum.
+    Parallel sums round each entry by itself, so neighbours can swap by one unit in the last place.
     """
-
-    def serial(x: jax.Array) -> jax.Array:
-        def step(total: jax.Array, entry: jax.Array) -> tuple[jax.Array, jax.Array]:
-            total = add(total, entry)
-            return total, total
-
-        entries = jnp.moveaxis(x, axis, 0)
-        first, rest = (entries[-1], entries[:-1]) if reverse else (entries[0], entries[1:])
-        _, sums = lax.scan(step, first, rest, reverse=reverse)
-        whole = [sums, first[None]] if reverse else [first[None], sums]
-        return jnp.moveaxis(jnp.concatenate(whole), 0, axis)
-
-    return lax.platform_dependent(
-        x, cpu=serial, default=partial(parallel, axis=axis, reverse=reverse)
-    )
-
-
-_running_sums = partial(_running, jnp.add, lax.cumsum)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _cumax(axis: int, reverse: bool, x: jax.Array) -> jax.Array:
-    sums = _running_sums(axis, reverse, jax.nn.softmax(x, axis=axis))
-    # Parallel sums round each entry by itself, so neighbours can swap by an ulp; the end can miss 1
-    # in any order. Both are promised, and 1 - cumax must not be negative.
     ordered = lax.platform_dependent(
         sums,
-        cpu=lambda sums: sums,  # one after the other they never decrease
+        cpu=lambda sums: sums,  # summed one after the other they never decrease
         default=partial(lax.cummax, axis=axis, reverse=reverse),
     )
-    end = 0 if reverse else x.shape[axis] - 1
-    at_end = lax.broadcasted_iota(jnp.int32, x.shape, axis) == end
-    unknown = jnp.isnan(sums)
-    return jnp.where(at_end & ~unknown, 1, jnp.minimum(ordered, 1))
-
-
-@_cumax.defjvp
-def _cumax_jvp(
-    axis: int, reverse: bool, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (x,), (dx,) = primals, tangents
-    probabilities = jax.nn.softmax(x, axis=axis)
-    mean = jnp.sum(probabilities * dx, axis=axis, keepdims=True)
-    # d softmax sums to 0 over the whole axis, as a gate that ends at exactly 1 must.
-    tangent = _running_sums(axis, reverse, probabilities * (dx - mean))
-    return _cumax(axis, reverse, x), tangent
+    end = 0 if reverse else sums.shape[axis] - 1
+    at_end = lax.broadcasted_iota(jnp.int32, sums.shape, axis) == end
+    exact = jnp.where(at_end & ~jnp.isnan(sums), 1, jnp.minimum(ordered, 1))
+    return sums + lax.stop_gradient(exact - sums)

@@ -3,8 +3,8 @@
     ids -> embedding E -> ON-LSTM × num_layers -> features · Eᵀ + bias = logits
 
 The widths are embed, hidden, …, hidden, embed: the last layer has the width of the word vectors, so
-that input and output share E. Dropout is that of Merity, Keskar, Socher, «Regularizing and
-Optimizing LSTM Language Models», 2017, arXiv 1708.02182: one mask for all steps of a sequence,
+that input and output share E. Dropout is that of Merity, Keskar, Socher, "Regularizing and
+Optimizing LSTM Language Models", 2017, arXiv 1708.02182: one mask for all steps of a sequence,
 whole words of E, and recurrent weights.
 
 Source: arXiv 1810.09536, section 5.1.
@@ -17,8 +17,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from zoo.ordered.cell import Depths, MasterGates, MasterInput, OnLstmCarry, OnLstmParams
-from zoo.ordered.ordered_lstm import OnLstm, initial_carry, master_gates, on_lstm
+from zoo import _checks
+from zoo.ordered._loop import dot
+from zoo.ordered.ordered_lstm import (
+    Depths,
+    MasterGates,
+    MasterInput,
+    OnLstm,
+    OnLstmCarry,
+    OnLstmParams,
+    initial_carry,
+    master_gates,
+    on_lstm,
+)
 from zoo.ordered.regularization import dropout, weight_drop
 
 
@@ -27,7 +38,7 @@ class LanguageModelOutput(NamedTuple):
 
     logits: jax.Array  # [B, T, V] in at least float32
     features: jax.Array  # [B, T, embed], the last layer before its dropout
-    carries: tuple[OnLstmCarry, ...]  # one a layer, after the last step
+    carries: tuple[OnLstmCarry, ...]  # one per layer, after the last step
     depths: Depths  # [layers, B, T] each, after reading each word
 
 
@@ -112,7 +123,7 @@ class OnLstmLanguageModel(nnx.Module):
         )
 
     def initial_carries(self, batch: int, dtype: Any = jnp.float32) -> tuple[OnLstmCarry, ...]:
-        """The carries of ``batch`` sequences of which nothing was read yet, one a layer."""
+        """The carries of ``batch`` sequences that have read nothing, one per layer."""
         return tuple(
             initial_carry(batch, layer.features, chunk_size=self.chunk_size, dtype=dtype)
             for layer in self.layers
@@ -138,17 +149,12 @@ class OnLstmLanguageModel(nnx.Module):
             ``LanguageModelOutput``.
 
         Raises:
-            TypeError: if ``ids`` are not integers; ValueError: if their shape is not [batch, time]
-                or there is not one carry a layer.
+            TypeError: if ``ids`` are not integers; ValueError: if their shape is not [batch, time],
+                a mask differs from it, or there is not one carry per layer.
         """
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise TypeError(f"ids must be integers, got {ids.dtype}; encode the text first")
-        if ids.ndim != 2:
-            raise ValueError(f"ids must be [batch, time], got shape {ids.shape}")
-        if mask is not None and (mask.shape != ids.shape or mask.dtype != bool):
-            raise ValueError(
-                f"mask must be bool {ids.shape} like ids, got {mask.dtype} {mask.shape}"
-            )
+        _checks.shapes(ids=(ids, "B T"), mask=(ids if mask is None else mask, "B T"))
         if carries is not None and len(carries) != len(self.layers):
             raise ValueError(
                 f"carries must hold one carry for each of {len(self.layers)} layers, "
@@ -208,17 +214,17 @@ class OnLstmLanguageModel(nnx.Module):
         length: int,
         temperature: float | jax.Array = 1.0,
     ) -> jax.Array:
-        """Goes on with a text: each next word is drawn from softmax(logits / temperature).
+        """Continues a text: each next word is drawn from softmax(logits / temperature).
 
         Args:
             key: typed key, consumed.
-            ids: ``[B, T]`` int, T ≥ 1, what the text begins with.
+            ids: ``[B, T]`` int, T ≥ 1, the beginning of the text.
             length: number of words to draw.
             temperature: 1 draws from the model, less prefers its likely words, 0 takes the
                 likeliest.
 
         Returns:
-            ``[B, length]`` int32. In a jitted function the whole is one compiled loop.
+            ``[B, length]`` int32. In a jitted function it is one compiled loop.
 
         Raises:
             ValueError: if ``length`` < 1 or ``ids`` hold no word.
@@ -228,11 +234,9 @@ class OnLstmLanguageModel(nnx.Module):
         >>> model.generate(jax.random.key(0), jnp.array([[1, 2]]), length=5).shape
         (1, 5)
         """
-        if length < 1 or not ids.shape[-1]:
-            raise ValueError(
-                "generate: needs length ≥ 1 and ids with at least one word to begin with, got "
-                f"{length=} and ids of shape {ids.shape}"
-            )
+        _checks.count("length", length, at_least=1)
+        if not ids.shape[-1]:
+            raise ValueError(f"ids must hold at least one word to begin with, got {ids.shape}")
         beginning = self(ids)
         # The one a Gumbel variable lifts above all others is a draw from the softmax.
         noise_scale = jnp.asarray(temperature, beginning.logits.dtype)
@@ -255,16 +259,17 @@ class OnLstmLanguageModel(nnx.Module):
             ids: ``[B, T]`` int.
 
         Returns:
-            One ``MasterGates`` a layer, each ``[B, T, L]``.
+            One ``MasterGates`` per layer, each ``[B, T, L]``.
         """
         x = self.embedding[...].at[ids.T].get(mode="fill", fill_value=jnp.nan)
         gates = []
         for layer in self.layers:
-            params = self._params(layer)
-            gate, size = layer.master_input, layer.chunk_size
-            hidden = on_lstm(params, x, chunk_size=size, master_input=gate).hidden
+            kind, params = layer.master_input, self._params(layer)
+            hidden = on_lstm(params, x, chunk_size=self.chunk_size, master_input=kind).hidden
             before = jnp.concatenate([jnp.zeros_like(hidden[:1]), hidden[:-1]])
-            layer_gates = master_gates(params, before, x, chunk_size=size, master_input=gate)
+            first = OnLstmParams(*(p[..., : -4 * layer.features] for p in params))
+            logits = dot(x, first.input_kernel) + dot(before, first.recurrent_kernel)
+            layer_gates = master_gates(logits + first.bias[None, None], master_input=kind)
             gates.append(jax.tree.map(lambda gate: gate.swapaxes(0, 1), layer_gates))
             x = hidden
         return tuple(gates)

@@ -1,4 +1,4 @@
-"""NT-ASGD: SGD that begins to average its parameters when validation no longer improves.
+"""NT-ASGD: SGD that begins to average its parameters when the validation loss stagnates.
 
     triggered at validation n:   loss_n > min(loss_1 … loss_{n - patience - 1})
     from then on, at each step:  terms += 1;  average += (parameters - average) / terms
@@ -6,8 +6,8 @@
 Steps go on from the parameters themselves, at the same learning rate; the average is what is
 evaluated. Before the trigger there is none.
 
-Source: Stephen Merity, Nitish Shirish Keskar, Richard Socher, «Regularizing and Optimizing LSTM
-Language Models», 2017, arXiv 1708.02182, algorithm 1; the averages of Boris Polyak and Anatoli
+Source: Stephen Merity, Nitish Shirish Keskar, Richard Socher, "Regularizing and Optimizing LSTM
+Language Models", 2017, arXiv 1708.02182, algorithm 1; the averages of Boris Polyak and Anatoli
 Juditsky, 1992.
 """
 
@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zoo import _checks
+
 
 class NtAsgdState(NamedTuple):
     """State of :func:`nt_asgd`; its structure and shapes never change."""
@@ -24,15 +26,15 @@ class NtAsgdState(NamedTuple):
     recent: jax.Array  # [patience] float32, the last validation losses, the newest at the end
     best: jax.Array  # [] float32, the least of all losses before those
     triggered: jax.Array  # [] bool, whether parameters are averaged
-    terms: jax.Array  # [] int32, how many were
+    terms: jax.Array  # [] int32, number of averaged parameters
     average: Any  # like the parameters, their mean since the trigger; the newest before it
 
 
 def nt_asgd(*, patience: int = 5) -> optax.GradientTransformation:
     """Averages parameters once validation stagnates; updates pass through unchanged.
 
-    To be last in a chain, as it needs the final updates. It learns of a validation from
-    :func:`observe_validation`, and :func:`nt_asgd_parameters` gives what to evaluate:
+    Must be last in a chain, as it needs the final updates. :func:`observe_validation` tells it a
+    validation loss, and :func:`nt_asgd_parameters` gives the parameters to evaluate:
 
         optimizer = optax.chain(clip, decay, optax.sgd(30.0), nt_asgd())
 
@@ -40,7 +42,7 @@ def nt_asgd(*, patience: int = 5) -> optax.GradientTransformation:
     here it is the mean of all since the trigger.
 
     Args:
-        patience: n, the «non-monotone interval»: a validation is compared with the best of those
+        patience: n, the "non-monotone interval": a validation is compared with the best of those
             more than so many before it.
 
     Returns:
@@ -63,8 +65,7 @@ def nt_asgd(*, patience: int = 5) -> optax.GradientTransformation:
 
     Reference: arXiv 1708.02182, section 3.
     """
-    if patience < 1:
-        raise ValueError(f"nt_asgd: patience must be at least 1, got {patience}")
+    patience = _checks.count("patience", patience, at_least=1)
 
     def init(parameters: Any) -> NtAsgdState:
         return NtAsgdState(
@@ -99,7 +100,7 @@ def observe_validation(opt_state: Any, loss: jax.Array | float) -> Any:
         loss: ``[]``, less is better; NaN counts as no improvement.
 
     Returns:
-        The state to go on with, of the same structure.
+        The new state, of the same structure.
 
     Raises:
         ValueError: if there is not exactly one ``NtAsgdState``.
@@ -121,7 +122,7 @@ def observe_validation(opt_state: Any, loss: jax.Array | float) -> Any:
 
 
 def nt_asgd_parameters(opt_state: Any, parameters: Any) -> Any:
-    """What to evaluate: the average since the trigger, the parameters before it.
+    """The parameters to evaluate: the average since the trigger; before it, those of the last step.
 
     Args:
         opt_state: state of an optimiser with one ``nt_asgd``, anywhere in it.

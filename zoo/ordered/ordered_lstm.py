@@ -1,7 +1,7 @@
 """ON-LSTM: an LSTM whose units are ordered, so that its forgetting draws a tree over the sentence.
 
-One step, with C units to a chunk, L = D / C chunks («levels»), each master gate value shared by the
-C units of its level:
+One step, with C units to a chunk and L = D / C chunks ("levels"); the C units of a level share one
+value of each master gate:
 
     f, i, o = σ(...), σ(...), σ(...);  ĉ = tanh(...)             the gates of a plain LSTM
     f̃ = cumax(...)                                               master forget gate, ends at 1
@@ -19,28 +19,55 @@ leaves its initial value. ``master_input="reverse"`` is the article's symmetric 
 the other end, which has no dead chunk. ``master_input="none"`` leaves the master gates out (both
 are 1): a plain LSTM, for comparison, whose ``Depths.forget`` is 1 - mean f.
 
-Sources: Yikang Shen, Shawn Tan, Alessandro Sordoni, Aaron Courville, «Ordered Neurons: Integrating
-Tree Structures into Recurrent Neural Networks», 2018, arXiv 1810.09536; Su Jianlin,
+Sources: Yikang Shen, Shawn Tan, Alessandro Sordoni, Aaron Courville, "Ordered Neurons: Integrating
+Tree Structures into Recurrent Neural Networks", 2018, arXiv 1810.09536; Su Jianlin,
 https://kexue.fm/archives/6621.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from zoo.ordered.cell import (
-    Depths,
-    MasterGates,
-    MasterInput,
-    OnLstmCarry,
-    OnLstmParams,
-    State,
-    dot,
-    gates_from_logits,
-    recur,
-)
+from zoo import _checks
+from zoo.ordered import _loop
+from zoo.ordered.gates import cumax
+
+MasterInput = Literal["complement", "reverse", "none"]
+
+
+class OnLstmParams(NamedTuple):
+    """Parameters of one layer for I inputs, D units and L levels, G = 4D + 2L.
+
+    Columns: master input L | master forget L | output D | candidate D | input D | forget D.
+    Without master gates (``master_input="none"``) the first 2L are missing.
+    """
+
+    input_kernel: jax.Array  # [I, G]
+    recurrent_kernel: jax.Array  # [D, G]
+    bias: jax.Array  # [G]
+
+
+class OnLstmCarry(NamedTuple):
+    """What one step hands to the next."""
+
+    hidden: jax.Array  # [B, D]
+    cell: jax.Array  # [B, L, C]; unit d of hidden is (d // C, d % C) here
+
+
+class MasterGates(NamedTuple):
+    """The two master gates, each monotone over the levels."""
+
+    forget: jax.Array  # [..., L], f̃: 0 … 1, how much of each level's history is kept
+    input: jax.Array  # [..., L], ĩ: 1 … 0, how much of each level the word may write
+
+
+class Depths(NamedTuple):
+    """How far up each master gate reaches at each step, as a fraction of the levels, in [0, 1]."""
+
+    forget: jax.Array  # [B] or [T, B], 1 - mean_k f̃_k: the largest where the largest unit ends
+    input: jax.Array  # [B] or [T, B], mean_k ĩ_k
 
 
 class OnLstmOutput(NamedTuple):
@@ -51,74 +78,28 @@ class OnLstmOutput(NamedTuple):
     depths: Depths  # [T, B] each, in at least float32: trees are read from their order
 
 
-def initial_carry(batch: int, features: int, *, chunk_size: int, dtype: Any = None) -> OnLstmCarry:
-    """A carry of zeros: nothing read yet.
+def master_gates(logits: jax.Array, *, master_input: MasterInput = "complement") -> MasterGates:
+    """The two master gates, f̃ = cumax(...) and ĩ = 1 - cumax(...).
 
     Args:
-        batch: B, number of sequences.
-        features: D, number of units.
-        chunk_size: C, units that share a master gate value; must divide ``features``.
-        dtype: dtype of the carry, JAX's default float if None.
-
-    Returns:
-        ``OnLstmCarry`` of zeros, ``[B, D]`` and ``[B, D / C, C]``.
-
-    Raises:
-        ValueError: if ``chunk_size`` does not divide ``features``.
-
-    >>> initial_carry(2, 6, chunk_size=3).cell.shape
-    (2, 2, 3)
-    """
-    levels = _num_levels(features, chunk_size)
-    return OnLstmCarry(
-        jnp.zeros((batch, features), dtype), jnp.zeros((batch, levels, chunk_size), dtype)
-    )
-
-
-def master_gates(
-    params: OnLstmParams,
-    hidden: jax.Array,
-    x: jax.Array,
-    *,
-    chunk_size: int,
-    master_input: MasterInput = "complement",
-) -> MasterGates:
-    """The master gates at given states, for pictures and analysis.
-
-    f̃ = cumax(...) and ĩ = 1 - cumax(...) as in the module docstring. Over a whole sequence, pass
-    the hidden states *before* each step: the initial one, then ``output.hidden[:-1]``.
-
-    Args:
-        params: parameters of the layer.
-        hidden: ``[..., D]``, the hidden state before the step.
-        x: ``[..., I]``, the input of the step.
-        chunk_size: C, units that share a master gate value.
+        logits: ``[..., 2L]``, what stands in the two brackets: master input L | master forget L.
         master_input: ``"complement"`` (paper) or ``"reverse"`` (article).
 
     Returns:
-        ``MasterGates``, each ``[..., L]`` in at least float32.
-
-    Raises:
-        ValueError: if shapes or ``chunk_size`` do not fit; TypeError: if an input is not floating.
+        ``MasterGates``, each ``[..., L]``.
 
     >>> import jax.numpy as jnp
-    >>> params = OnLstmParams(jnp.ones((3, 20)), jnp.ones((4, 20)), jnp.zeros(20))
-    >>> gates = master_gates(params, jnp.zeros((5, 4)), jnp.ones((5, 3)), chunk_size=2)
-    >>> print(gates.forget[0], gates.input[0])
-    [0.5 1. ] [0.5 0. ]
+    >>> gates = master_gates(jnp.array([0.0, 0.0, 5.0, -jnp.inf]))
+    >>> print(gates.forget, gates.input)
+    [1. 1.] [0.5 0. ]
 
     Reference: arXiv 1810.09536, equations 9 and 10.
     """
-    if master_input == "none":
-        raise ValueError("master_gates: master_input='none' has none, expected one that has")
-    levels = _check_params(params, chunk_size, master_input)
-    _check_operand("x", x, params.input_kernel)
-    _check_operand("hidden", hidden, params.recurrent_kernel)
-    first = OnLstmParams(*(p[..., : 2 * levels] for p in params))
-    logits = dot(x, first.input_kernel) + dot(hidden, first.recurrent_kernel)
-    columns = logits.reshape(-1, 2 * levels).T + first.bias.astype(logits.dtype)[:, None]
-    gates = gates_from_logits(columns, master_input)
-    return MasterGates(*(gate.T.reshape(*logits.shape[:-1], levels) for gate in gates))
+    _checks.choice("master_gates: master_input", master_input, ("complement", "reverse"))
+    input_logits, forget_logits = jnp.split(logits, 2, axis=-1)
+    if master_input == "reverse":
+        return MasterGates(cumax(forget_logits), cumax(input_logits, reverse=True))
+    return MasterGates(cumax(forget_logits), 1 - cumax(input_logits))
 
 
 def on_lstm_step(
@@ -155,8 +136,28 @@ def on_lstm_step(
 
     Reference: arXiv 1810.09536, equations 1 to 14.
     """
-    output = on_lstm(params, x[None], carry, chunk_size=chunk_size, master_input=master_input)
-    return output.carry, jax.tree.map(lambda depth: depth[0], output.depths)
+    units = _check(params, carry, chunk_size, master_input, x=(x, "B I"))
+    logits = _loop.dot(x, params.input_kernel)
+    logits += _loop.dot(carry.hidden.astype(x.dtype), params.recurrent_kernel)
+    logits += params.bias.astype(logits.dtype)[None]
+    by_level = logits[:, -4 * units :].reshape(len(x), -1, chunk_size)
+    output, candidate, input_, forget = jnp.split(by_level, 4, axis=1)  # [B, L, C] each
+
+    f, i, o = jax.nn.sigmoid(forget), jax.nn.sigmoid(input_), jax.nn.sigmoid(output)
+    candidate = jnp.tanh(candidate)
+    master = f, i
+    if master_input != "none":
+        gates = master_gates(logits[:, : -4 * units], master_input=master_input)
+        master = master_forget, master_in = gates.forget[..., None], gates.input[..., None]
+        overlap = master_forget * master_in
+        f = f * overlap + (master_forget - overlap)
+        i = i * overlap + (master_in - overlap)
+    cell = f * carry.cell + i * candidate
+    hidden = (o * jnp.tanh(cell)).reshape(len(x), units)
+
+    carry = OnLstmCarry(hidden.astype(x.dtype), cell.astype(x.dtype))
+    forgotten, written = (jnp.mean(gate, axis=(1, 2)) for gate in master)
+    return carry, Depths(1 - forgotten, written)
 
 
 def on_lstm(
@@ -171,8 +172,8 @@ def on_lstm(
 ) -> OnLstmOutput:
     """Runs an ON-LSTM layer over a sequence, :func:`on_lstm_step` for each ``xs[t]``.
 
-    The input product, and in the gradient both weight products, are taken over the whole sequence
-    at once; only the recurrent product stays in the loop.
+    The loop is a faster form of a scan of that step, see ``zoo/ordered/_loop.py``: the input
+    product, and in the gradient both weight products, are taken over all steps at once.
 
     Args:
         params: parameters of the layer.
@@ -203,33 +204,34 @@ def on_lstm(
 
     Reference: arXiv 1810.09536, section 4.
     """
-    levels = _check_params(params, chunk_size, master_input)
-    _check_operand("xs", xs, params.input_kernel)
-    if xs.ndim != 3:
-        raise ValueError(f"on_lstm: xs must be [time, batch, features], got shape {xs.shape}")
-    features = params.recurrent_kernel.shape[0]
-    expected = ((xs.shape[1], features), (xs.shape[1], levels, chunk_size))
+    units = _check(params, carry, chunk_size, master_input, xs=(xs, "T B I"))
     if carry is None:
-        carry = initial_carry(xs.shape[1], features, chunk_size=chunk_size, dtype=xs.dtype)
-    elif (got := (carry.hidden.shape, carry.cell.shape)) != expected:
-        raise ValueError(
-            f"on_lstm: carry must have shapes hidden, cell = {expected} for this batch and "
-            f"chunk_size={chunk_size}, got {got}; build it with initial_carry"
-        )
+        carry = initial_carry(xs.shape[1], units, chunk_size=chunk_size, dtype=xs.dtype)
     if mask is not None:
-        _check_mask(mask, xs)
+        if mask.shape != xs.shape[:2] or mask.dtype != bool:
+            raise ValueError(
+                f"mask must be bool [time, batch] = {xs.shape[:2]} like xs, got {mask.dtype} "
+                f"{mask.shape}; from lengths: jnp.arange(time)[:, None] < lengths[None]"
+            )
         xs = jnp.where(mask[..., None], xs, 0)
-    projected = dot(xs, params.input_kernel)
+    projected = _loop.dot(xs, params.input_kernel)
     projected = (projected + params.bias.astype(projected.dtype)[None, None]).swapaxes(1, 2)
-    state = State(carry.hidden.T, jnp.moveaxis(carry.cell, 0, -1))
+    state = _loop.State(carry.hidden.T, jnp.moveaxis(carry.cell, 0, -1))
     state = jax.tree.map(lambda x: x.astype(projected.dtype), state)
     kernel = params.recurrent_kernel.astype(xs.dtype)
-    hidden, last, depths = recur(master_input, reverse, kernel, state, projected, mask)
+    hidden, last, depths = _loop.run(master_input, reverse, kernel, state, projected, mask)
     if mask is not None:
         depths = jax.tree.map(lambda depth: jnp.where(mask, depth, 0), depths)
     carry = OnLstmCarry(last.hidden.T, jnp.moveaxis(last.cell, -1, 0))
     carry = jax.tree.map(lambda x: x.astype(xs.dtype), carry)
-    return OnLstmOutput(hidden.swapaxes(1, 2).astype(xs.dtype), carry, depths)
+    return OnLstmOutput(hidden.swapaxes(1, 2).astype(xs.dtype), carry, Depths(*depths))
+
+
+def initial_carry(batch: int, features: int, *, chunk_size: int, dtype: Any = None) -> OnLstmCarry:
+    """A carry of zeros for B sequences and D units: ``[B, D]`` and ``[B, D / C, C]``."""
+    levels = _num_levels(features, chunk_size)
+    cell = jnp.zeros((batch, levels, chunk_size), dtype)
+    return OnLstmCarry(jnp.zeros((batch, features), dtype), cell)
 
 
 class OnLstm(nnx.Module):
@@ -316,46 +318,32 @@ def _num_levels(features: int, chunk_size: int) -> int:
     return features // chunk_size
 
 
-def _num_columns(features: int, chunk_size: int, master_input: MasterInput) -> int:
+def _num_columns(features: int, chunk_size: int, master_input: str) -> int:
     """4D + 2L, or 4D without master gates."""
-    if master_input not in ("complement", "reverse", "none"):
-        raise ValueError(
-            f"master_input must be 'complement', 'reverse' or 'none', got {master_input!r}"
-        )
+    _checks.choice("master_input", master_input, ("complement", "reverse", "none"))
     levels = _num_levels(features, chunk_size)
     return 4 * features + (0 if master_input == "none" else 2 * levels)
 
 
-def _check_params(params: OnLstmParams, chunk_size: int, master_input: MasterInput) -> int:
-    """Checks the parameters' shapes; returns the number of levels."""
-    features = params.recurrent_kernel.shape[0]
-    columns = _num_columns(features, chunk_size, master_input)
-    levels = features // chunk_size
-    expected = ((params.input_kernel.shape[0], columns), (features, columns), (columns,))
-    if (got := tuple(p.shape for p in params)) != expected:
-        raise ValueError(
-            f"params must have shapes {expected} (4D + 2L columns for D={features} units and "
-            f"L={levels} levels of chunk_size={chunk_size}, 4D without master gates), got {got}"
-        )
-    return levels
-
-
-def _check_mask(mask: jax.Array, xs: jax.Array) -> None:
-    if mask.shape != xs.shape[:2] or mask.dtype != bool:
-        raise ValueError(
-            f"mask must be bool [time, batch] = {xs.shape[:2]} like xs, got {mask.dtype} "
-            f"{mask.shape}; from lengths: jnp.arange(time)[:, None] < lengths[None]"
-        )
-
-
-def _check_operand(name: str, x: jax.Array, kernel: jax.Array) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"{name} must be a floating-point array, got {x.dtype}; "
-            "token ids must be embedded first"
-        )
-    if not x.ndim or x.shape[-1] != kernel.shape[0]:
-        raise ValueError(
-            f"{name} must have {kernel.shape[0]} features on its last axis to match its kernel "
-            f"{kernel.shape}, got shape {x.shape}"
-        )
+def _check(
+    params: OnLstmParams,
+    carry: OnLstmCarry | None,
+    chunk_size: int,
+    master_input: str,
+    **inputs: tuple[jax.Array, str],
+) -> int:
+    """Checks what a layer is given; returns its number of units."""
+    units = params.recurrent_kernel.shape[0]
+    columns = _num_columns(units, chunk_size, master_input)
+    for name, (x, _) in inputs.items():
+        _checks.floating(name, x)
+    arrays = {
+        "params.input_kernel": (params.input_kernel, f"I {columns}"),
+        "params.recurrent_kernel": (params.recurrent_kernel, f"{units} {columns}"),
+        "params.bias": (params.bias, f"{columns}"),
+    }
+    if carry is not None:
+        inputs["carry.hidden"] = (carry.hidden, f"B {units}")
+        inputs["carry.cell"] = (carry.cell, f"B {units // chunk_size} {chunk_size}")
+    _checks.shapes(**arrays, **inputs)
+    return units

@@ -92,7 +92,7 @@ def load_original(model: OnLstmLanguageModel, arrays: Mapping[str, ArrayLike]) -
 def original_parameter_count(model: OnLstmLanguageModel) -> int:
     """How many parameters the original counts for a model of these sizes.
 
-    It has two biases a layer where we have their sum: 4D + 2L more for each layer. At the
+    It has two biases per layer where we have their sum: 4D + 2L more for each layer. At the
     paper's sizes it has 25,232,180.
 
     Args:

@@ -1,19 +1,21 @@
 """The regularisation of AWD-LSTM, as ON-LSTM's language model uses it.
 
     locked dropout      one mask for all steps of a sequence (``dropout`` with shared_axes)
-    embedding dropout   whole words of the table                (the same)
-    weight drop         recurrent weights set to 0, one mask for a whole batch and all its steps
+    embedding dropout   complete rows of the word table      (the same)
+    weight drop         recurrent weights set to 0, one mask for a batch and all its steps
     AR                  activation · mean h_t²
     TAR                 temporal · mean (h_t - h_{t-1})²
 
 Averaging is in ``zoo.ordered.nt_asgd``. Source: Stephen Merity, Nitish Shirish Keskar, Richard
-Socher, «Regularizing and Optimizing LSTM Language Models», 2017, arXiv 1708.02182; AR and TAR:
-Merity, McCann, Socher, «Revisiting Activation Regularization for Language RNNs», 2017,
+Socher, "Regularizing and Optimizing LSTM Language Models", 2017, arXiv 1708.02182; AR and TAR:
+Merity, McCann, Socher, "Revisiting Activation Regularization for Language RNNs", 2017,
 arXiv 1708.01009.
 """
 
 import jax
 import jax.numpy as jnp
+
+from zoo import _checks
 
 
 def dropout(
@@ -21,14 +23,14 @@ def dropout(
 ) -> jax.Array:
     """Dropout whose mask is the same all along ``shared_axes``.
 
-    y = x · m / (1 - rate),  m ~ Bernoulli(1 - rate), one draw an entry of the other axes.
+    y = x · m / (1 - rate),  m ~ Bernoulli(1 - rate), one draw per entry of the other axes.
 
     Args:
         key: typed key, consumed.
         x: any shape.
         rate: share of entries set to 0, in [0, 1).
         shared_axes: axes along which the mask does not change: time for locked dropout, the
-            features of an embedding table to drop whole words.
+            features of an embedding table to drop complete words.
 
     Returns:
         The shape and dtype of ``x``.
@@ -43,7 +45,7 @@ def dropout(
 
     Reference: arXiv 1708.02182, sections 4.2 and 4.3.
     """
-    _check_rate("dropout", rate)
+    rate = _checks.number("dropout: rate", rate, at_least=0, below=1)
     shared = {axis % x.ndim for axis in shared_axes}
     shape = tuple(1 if axis in shared else size for axis, size in enumerate(x.shape))
     kept = jax.random.bernoulli(key, 1 - rate, shape)
@@ -55,7 +57,7 @@ def weight_drop(
 ) -> jax.Array:
     """A recurrent kernel with a share of its weights set to 0, for all steps of a batch.
 
-    With m ~ Bernoulli(1 - rate), one draw a weight:
+    With m ~ Bernoulli(1 - rate), one draw per weight:
 
         inverted      training: kernel · m / (1 - rate)    evaluation: kernel
         as original   training: kernel · m                 evaluation: kernel · (1 - rate)
@@ -81,7 +83,7 @@ def weight_drop(
 
     Reference: arXiv 1708.02182, section 2; the second form is that of ON-LSTM's code.
     """
-    _check_rate("weight_drop", rate)
+    rate = _checks.number("weight_drop: rate", rate, at_least=0, below=1)
     if inverted:
         return kernel if key is None else dropout(key, kernel, rate=rate)
     if key is None:
@@ -117,17 +119,8 @@ def activation_penalty(
 
     Reference: arXiv 1708.01009, section 3.
     """
-    if hidden.ndim != 3:
-        raise ValueError(
-            f"activation_penalty: hidden must be [batch, time, units], got shape {hidden.shape}"
-        )
-    hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
-    time = hidden.shape[1]
+    time = _checks.shapes(hidden=(hidden, "B T D"))["T"]
+    hidden = hidden.astype(_checks.accumulator(hidden.dtype))
     penalty = activation * jnp.mean(hidden**2, axis=-1)
     steps = jnp.mean(jnp.diff(hidden, axis=1) ** 2, axis=-1)
     return penalty + temporal * time / max(time - 1, 1) * jnp.pad(steps, ((0, 0), (1, 0)))
-
-
-def _check_rate(name: str, rate: float) -> None:
-    if not 0 <= rate < 1:
-        raise ValueError(f"{name}: rate must be in [0, 1), got {rate}")

@@ -2,35 +2,26 @@
 
     sentence F1    mean over sentences of the F1 of their brackets
     corpus F1      F1 of the brackets of all sentences counted together
-    EVALB F1       the same with the bracket of the whole sentence, which every tree has
+    EVALB F1       the same with the bracket of the complete sentence, which every tree has
 
-Brackets of single words never count, nor, but for EVALB, that of the whole sentence; brackets
+Brackets of single words never count, nor, but for EVALB, that of the complete sentence; brackets
 around the same words count once; labels are not compared. Right branching on the sample of the Wall
 Street Journal that NLTK offers has 39.9, 35.8 and 39.4 %, over its sentences of at most ten words
 58.6, 55.0 and 63.3 %: a number without its convention cannot be compared.
 
-Sources: arXiv 1810.09536, section 5.2; Yoon Kim, Chris Dyer, Alexander Rush, «Compound
-Probabilistic Context-Free Grammars for Grammar Induction», 2019, arXiv 1906.10225, section 4
+Sources: arXiv 1810.09536, section 5.2; Yoon Kim, Chris Dyer, Alexander Rush, "Compound
+Probabilistic Context-Free Grammars for Grammar Induction", 2019, arXiv 1906.10225, section 4
 (sentence and corpus F1); EVALB, https://nlp.cs.nyu.edu/evalb/.
 """
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoo.ordered.baselines import (
-    balanced_tree,
-    binarized_tree,
-    left_branching_tree,
-    random_tree,
-    right_branching_tree,
-)
 from zoo.ordered.treebank import GoldTree
-from zoo.ordered.trees import Tree, count_words_and_spans, depths_to_tree
-
-PUBLISHED_LABELS = ("ADJP", "NP", "PP", "INTJ")  # those of the paper's table
+from zoo.ordered.trees import Brackets, Tree, brackets
 
 
 class BracketScores(NamedTuple):
@@ -49,18 +40,27 @@ class CorpusScores(NamedTuple):
     evalb_f1: float
 
 
-def bracket_scores(predicted: Tree, gold: Tree) -> BracketScores:
+class TreebankScores(NamedTuple):
+    """What a row of the paper's table says of one set of trees."""
+
+    every: CorpusScores  # over all sentences
+    short: CorpusScores  # over the short ones
+    depth: float  # mean_word_depth
+    recall: dict[str, float]  # label_recall
+
+
+def bracket_scores(predicted: Tree | Brackets, gold: Tree | Brackets) -> BracketScores:
     """Precision, recall and F1 of the brackets of a tree, see :func:`tree_spans`.
 
     precision = shared / predicted, recall = shared / gold, F1 their harmonic mean. Where the gold
     tree has no bracket, recall is 1, and precision is 1 only if the prediction has none either.
 
     Args:
-        predicted: tree of the sentence.
-        gold: the tree to find, over as many words.
+        predicted: tree of the sentence, or its brackets.
+        gold: the tree to find, over as many words, or its brackets.
 
     Returns:
-        The scores of this sentence; the mean of their ``f1`` is «sentence F1».
+        The scores of this sentence; the mean of their ``f1`` is "sentence F1".
 
     Raises:
         ValueError: if the trees have different numbers of words; TypeError as for the spans.
@@ -70,15 +70,18 @@ def bracket_scores(predicted: Tree, gold: Tree) -> BracketScores:
 
     Reference: arXiv 1810.09536, section 5.2, as its code counts (without its 1e-8 terms).
     """
-    return _bracket_scores(*_compare(_brackets(predicted), _brackets(gold))[:3])
+    ((found, wanted),) = _pairs("bracket_scores", [predicted], [gold])
+    return _from_counts(len(found.spans & wanted.spans), len(found.spans), len(wanted.spans))
 
 
-def corpus_scores(predicted: Sequence[Tree], gold: Sequence[Tree]) -> CorpusScores:
+def corpus_scores(
+    predicted: Sequence[Tree | Brackets], gold: Sequence[Tree | Brackets]
+) -> CorpusScores:
     """The three F1 of trees against those of a treebank.
 
     Args:
-        predicted: a tree for each sentence.
-        gold: the trees to find, over the same numbers of words.
+        predicted: a tree for each sentence, or its brackets.
+        gold: the trees to find, over the same numbers of words, or their brackets.
 
     Returns:
         ``CorpusScores``; all NaN without a sentence.
@@ -93,20 +96,31 @@ def corpus_scores(predicted: Sequence[Tree], gold: Sequence[Tree]) -> CorpusScor
 
     Reference: arXiv 1906.10225, section 4.
     """
-    _check_numbers("corpus_scores", predicted, gold)
-    return _corpus_scores(map(_compare, map(_brackets, predicted), map(_brackets, gold)))
+    pairs = _pairs("corpus_scores", predicted, gold)
+    if not pairs:
+        return CorpusScores(np.nan, np.nan, np.nan)
+    counts = [(len(p.spans & g.spans), len(p.spans), len(g.spans)) for p, g in pairs]
+    shared, found, wanted = map(sum, zip(*counts, strict=True))
+    sentences = sum(gold.num_words > 1 for _, gold in pairs)  # whose own bracket is always found
+    return CorpusScores(
+        float(np.mean([_from_counts(*count).f1 for count in counts])),
+        _from_counts(shared, found, wanted).f1,
+        _from_counts(shared + sentences, found + sentences, wanted + sentences).f1,
+    )
 
 
-def label_recall(predicted: Sequence[Tree], gold: Sequence[GoldTree]) -> dict[str, float]:
+def label_recall(
+    predicted: Sequence[Tree | Brackets], gold: Sequence[GoldTree]
+) -> dict[str, float]:
     """The share of the constituents of each label whose bracket the predicted trees have.
 
     Args:
-        predicted: a tree for each sentence.
+        predicted: a tree for each sentence, or its brackets.
         gold: the labelled trees to find, over the same numbers of words.
 
     Returns:
         label -> recall in [0, 1], the most frequent label first. Constituents of one word or of the
-        whole sentence are not counted; two labels around the same words count each.
+        complete sentence are not counted; two labels around the same words count each.
 
     Raises:
         ValueError: if the numbers of trees, or of words of a pair, differ.
@@ -117,172 +131,86 @@ def label_recall(predicted: Sequence[Tree], gold: Sequence[GoldTree]) -> dict[st
 
     Reference: arXiv 1810.09536, table 2.
     """
-    _check_numbers("label_recall", predicted, gold)
-    return _label_recall([_brackets(tree) for tree in predicted], gold)
+    found: collections.Counter[str] = collections.Counter()
+    total: collections.Counter[str] = collections.Counter()
+    pairs = _pairs("label_recall", predicted, [tree.brackets for tree in gold])
+    for (tree, _), target in zip(pairs, gold, strict=True):
+        for label, start, end in set(target.constituents):
+            if 1 < end - start < tree.num_words:
+                total[label] += 1
+                found[label] += (start, end) in tree.spans
+    return {label: found[label] / count for label, count in total.most_common()}
 
 
-def mean_word_depth(trees: Iterable[Tree]) -> float:
-    """The mean over sentences of how many brackets are around a word, that of the sentence too.
+def mean_word_depth(trees: Iterable[Tree | Brackets]) -> float:
+    """Mean over sentences of the number of brackets around a word, that of the sentence included.
 
-    Args:
-        trees: binary or not.
-
-    Returns:
-        The depth; NaN without a tree.
+    NaN without a tree.
 
     >>> mean_word_depth([["a", ["b", "c"]], "d"])
     0.83...
 
     Reference: arXiv 1810.09536, table 2.
     """
-    return _mean_word_depth([_brackets(tree) for tree in trees])
+    depths = [
+        sum(end - start for start, end in spans) / num_words + (num_words > 1)
+        for num_words, spans in map(brackets, trees)
+    ]
+    return float(np.mean(depths)) if depths else float("nan")
 
 
-def parsing_table(
-    predicted: Mapping[str, Sequence[Tree]],
-    gold: Sequence[GoldTree],
-    *,
-    short: int = 10,
-    labels: Sequence[str] = PUBLISHED_LABELS,
-    seed: int = 0,
-) -> list[dict[str, str | float]]:
-    """The rows of a results table: predicted trees, then the trees that no model made.
+def treebank_scores(
+    predicted: Sequence[Tree], gold: Sequence[GoldTree], *, short: int = 10
+) -> TreebankScores:
+    """All that the paper's table says of a set of trees.
 
     Args:
-        predicted: name of the row -> a tree for each sentence; may be empty.
-        gold: the labelled trees to find, such as from :func:`read_treebank`.
-        short: the scores over sentences of at most so many words get columns of their own.
-        labels: labels whose recall gets a column.
-        seed: of the random trees.
+        predicted: a tree for each sentence.
+        gold: the labelled trees to find, over the same numbers of words.
+        short: number of words that a short sentence has at most.
 
     Returns:
-        Rows for ``zoo.training.results_table``, in percent: the three F1 over all sentences and
-        over short ones, the mean depth of a word, the recall of the labels.
+        ``TreebankScores``.
 
     Raises:
         ValueError: if the numbers of trees, or of words of a pair, differ.
 
     >>> gold = [GoldTree(("the", "dog", "barks"), (("S", 0, 3), ("NP", 0, 2)))]
-    >>> for row in parsing_table({"ours": [[["the", "dog"], "barks"]]}, gold, labels=["NP"])[:2]:
-    ...     print(row["trees"], row["sentence F1"], row["NP"])
-    ours 100.0 100.0
-    right branching 0.0 0.0
+    >>> treebank_scores([[["the", "dog"], "barks"]], gold).recall
+    {'NP': 1.0}
 
     Reference: arXiv 1810.09536, table 2.
     """
-    generator = np.random.default_rng(seed)
-    words = [tree.words for tree in gold]
-    rows = dict(predicted) | {
-        "right branching": list(map(right_branching_tree, words)),
-        "left branching": list(map(left_branching_tree, words)),
-        "balanced": list(map(balanced_tree, words)),
-        "random depths, greedy": [depths_to_tree(generator.random(len(w)), w) for w in words],
-        "random depths, unbiased": [random_tree(generator, w) for w in words],
-    }
-    gold_trees = [tree.tree for tree in gold]
-    rows["best binary tree"] = list(map(binarized_tree, gold_trees))
-    targets = list(map(_brackets, gold_trees))
-    table: list[dict[str, str | float]] = []
-    for name, trees in rows.items():
-        _check_numbers(f"parsing_table: {name}", trees, gold)
-        brackets = list(map(_brackets, trees))
-        counts = list(map(_compare, brackets, targets))
-        recall = _label_recall(brackets, gold)
-        table.append(
-            {"trees": name}
-            | _percent(_corpus_scores(counts))
-            | _percent(
-                _corpus_scores(count for count in counts if count.words <= short),
-                suffix=f", ≤ {short} words",
-            )
-            | {"depth": _mean_word_depth(brackets)}
-            | {label: 100 * recall.get(label, np.nan) for label in labels}
-        )
-    return table
-
-
-class _Brackets(NamedTuple):
-    """What is compared of a tree."""
-
-    words: int
-    spans: set[tuple[int, int]]  # neither the whole sentence nor a single word
-
-
-class _Counts(NamedTuple):
-    """Numbers of brackets of a pair of trees."""
-
-    shared: int
-    predicted: int
-    gold: int
-    words: int
-
-
-def _brackets(tree: Tree) -> _Brackets:
-    return _Brackets(*count_words_and_spans(tree))
-
-
-def _compare(predicted: _Brackets, gold: _Brackets) -> _Counts:
-    _check_words(predicted.words, gold.words)
-    shared = len(predicted.spans & gold.spans)
-    return _Counts(shared, len(predicted.spans), len(gold.spans), gold.words)
-
-
-def _bracket_scores(shared: int, predicted: int, gold: int) -> BracketScores:
-    recall = shared / gold if gold else 1.0
-    precision = shared / predicted if predicted else float(not gold)
-    f1 = 2 * precision * recall / (precision + recall) if shared or not gold else 0.0
-    return BracketScores(precision, recall, f1)
-
-
-def _corpus_scores(counts: Iterable[_Counts]) -> CorpusScores:
-    counts = list(counts)
-    if not counts:
-        return CorpusScores(np.nan, np.nan, np.nan)
-    sentences = [_bracket_scores(*count[:3]).f1 for count in counts]
-    shared, predicted, gold, _ = map(sum, zip(*counts, strict=True))
-    whole = sum(count.words > 1 for count in counts)  # a bracket that is always found
-    return CorpusScores(
-        float(np.mean(sentences)),
-        _bracket_scores(shared, predicted, gold).f1,
-        _bracket_scores(shared + whole, predicted + whole, gold + whole).f1,
+    pairs = _pairs("treebank_scores", predicted, [tree.brackets for tree in gold])
+    found, wanted = [p for p, _ in pairs], [g for _, g in pairs]
+    of_short = [pair for pair in pairs if pair[1].num_words <= short]
+    return TreebankScores(
+        corpus_scores(found, wanted),
+        corpus_scores([p for p, _ in of_short], [g for _, g in of_short]),
+        mean_word_depth(found),
+        label_recall(found, gold),
     )
 
 
-def _label_recall(predicted: Sequence[_Brackets], gold: Sequence[GoldTree]) -> dict[str, float]:
-    found: collections.Counter[str] = collections.Counter()
-    total: collections.Counter[str] = collections.Counter()
-    for (num_words, spans), target in zip(predicted, gold, strict=True):
-        _check_words(num_words, len(target.words))
-        for label, start, end in set(target.constituents):
-            if 1 < end - start < num_words:
-                total[label] += 1
-                found[label] += (start, end) in spans
-    return {label: found[label] / count for label, count in total.most_common()}
-
-
-def _mean_word_depth(trees: Sequence[_Brackets]) -> float:
-    depths = [
-        sum(end - start for start, end in spans) / words + (words > 1) for words, spans in trees
-    ]
-    return float(np.mean(depths)) if depths else float("nan")
-
-
-def _percent(scores: CorpusScores, suffix: str = "") -> dict[str, float]:
-    names = ("sentence F1", "corpus F1", "EVALB F1")
-    return {name + suffix: 100 * score for name, score in zip(names, scores, strict=True)}
-
-
-def _check_words(predicted: int, gold: int) -> None:
-    if predicted != gold:
-        raise ValueError(
-            f"predicted has {predicted} words and gold {gold}; "
-            "trees of the same sentence are compared, with the same tokens left out"
-        )
-
-
-def _check_numbers(name: str, predicted: Sequence[Tree], gold: Sequence[object]) -> None:
+def _pairs(name: str, predicted: Sequence[Any], gold: Sequence[Any]) -> list[tuple]:
+    """The brackets of every predicted tree with those of its gold tree, checked."""
     if len(predicted) != len(gold):
         raise ValueError(
             f"{name}: needs one predicted tree for each of {len(gold)} gold trees, "
             f"got {len(predicted)}"
         )
+    pairs = list(zip(map(brackets, predicted), map(brackets, gold), strict=True))
+    for ours, theirs in pairs:
+        if ours.num_words != theirs.num_words:
+            raise ValueError(
+                f"predicted has {ours.num_words} words and gold {theirs.num_words}; "
+                "trees of the same sentence are compared, with the same tokens left out"
+            )
+    return pairs
+
+
+def _from_counts(shared: int, predicted: int, gold: int) -> BracketScores:
+    recall = shared / gold if gold else 1.0
+    precision = shared / predicted if predicted else float(not gold)
+    f1 = 2 * precision * recall / (precision + recall) if shared or not gold else 0.0
+    return BracketScores(precision, recall, f1)

@@ -16,19 +16,26 @@ sentence read backwards gives the mirrored tree.
 
 A tree is a word (``str``) or a list of trees.
 
-Sources: Yikang Shen, Zhouhan Lin, Chin-Wei Huang, Aaron Courville, «Neural Language Modeling by
-Jointly Learning Syntax and Lexicon», 2018, arXiv 1711.02013 (the greedy reader); arXiv 1810.09536.
-Chris Dyer, Gábor Melis, Phil Blunsom, «A Critical Analysis of Biased Parsers in Unsupervised
-Parsing», 2019, arXiv 1909.09428 (its bias).
+Sources: Yikang Shen, Zhouhan Lin, Chin-Wei Huang, Aaron Courville, "Neural Language Modeling by
+Jointly Learning Syntax and Lexicon", 2018, arXiv 1711.02013 (the greedy reader); arXiv 1810.09536.
+Chris Dyer, Gábor Melis, Phil Blunsom, "A Critical Analysis of Biased Parsers in Unsupervised
+Parsing", 2019, arXiv 1909.09428 (its bias).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 Tree: TypeAlias = str | list["Tree"]
+
+
+class Brackets(NamedTuple):
+    """What is compared of a tree."""
+
+    num_words: int
+    spans: set[tuple[int, int]]  # neither the complete sentence nor a single word, see tree_spans
 
 
 def depths_to_tree(
@@ -37,7 +44,7 @@ def depths_to_tree(
     """The binary tree that the depths describe, read top down as in the module docstring.
 
     Args:
-        depths: ``[words]``, one number a word, such as ``Depths.forget`` of a sentence. Of equal
+        depths: ``[words]``, one number per word, such as ``Depths.forget`` of a sentence. Of equal
             depths the first counts as the deepest.
         words: the sentence.
         rule: ``"greedy"``, as published, which leans to the right; or ``"unbiased"``, which does
@@ -47,7 +54,7 @@ def depths_to_tree(
         The tree; a sentence of one word is that word.
 
     Raises:
-        ValueError: if there is no word, or not one finite depth a word, or the rule is unknown.
+        ValueError: if there is no word, or not one finite depth per word, or the rule is unknown.
 
     >>> depths_to_tree([0.1, 0.9, 0.3, 0.8, 0.2], "abcde")
     ['a', ['b', ['c', ['d', 'e']]]]
@@ -131,7 +138,7 @@ def tree_words(tree: Tree) -> list[str]:
 
 
 def tree_spans(tree: Tree) -> set[tuple[int, int]]:
-    """The brackets of a tree that say something: neither the whole sentence nor a single word.
+    """The brackets of a tree, without those that every tree has: the sentence and single words.
 
     Args:
         tree: nested lists with words as leaves; any number of children.
@@ -147,11 +154,13 @@ def tree_spans(tree: Tree) -> set[tuple[int, int]]:
 
     Reference: arXiv 1810.09536, section 5.2, as its code counts.
     """
-    return count_words_and_spans(tree)[1]
+    return brackets(tree).spans
 
 
-def count_words_and_spans(tree: Tree) -> tuple[int, set[tuple[int, int]]]:
-    """The number of words of a tree and :func:`tree_spans`, in one pass."""
+def brackets(tree: Tree | Brackets) -> Brackets:
+    """The number of words of a tree and :func:`tree_spans`; brackets are returned as they are."""
+    if isinstance(tree, Brackets):
+        return tree
     spans: set[tuple[int, int]] = set()
     num_words = 0
     for node, start in _walk(tree):
@@ -159,7 +168,7 @@ def count_words_and_spans(tree: Tree) -> tuple[int, set[tuple[int, int]]]:
             num_words += 1
         elif start is not None and num_words - start > 1:
             spans.add((start, num_words))
-    return num_words, spans - {(0, num_words)}
+    return Brackets(num_words, spans - {(0, num_words)})
 
 
 def spans_to_tree(words: Sequence[str], spans: set[tuple[int, int]]) -> Tree:
@@ -167,8 +176,8 @@ def spans_to_tree(words: Sequence[str], spans: set[tuple[int, int]]) -> Tree:
 
     Args:
         words: the sentence, at least one word.
-        spans: half-open word positions, nested in or apart from each other; the whole sentence and
-            single words may be left out.
+        spans: half-open word positions, nested in or apart from each other; the complete sentence
+            and single words may be left out.
 
     Returns:
         The tree; a bracket of one word is that word.
@@ -181,10 +190,8 @@ def spans_to_tree(words: Sequence[str], spans: set[tuple[int, int]]) -> Tree:
     """
     if not len(words):
         raise ValueError("spans_to_tree: a tree needs at least one word, got none")
-    whole: list[Tree] = []
-    opened: list[tuple[int, list[Tree]]] = [
-        (len(words), whole)
-    ]  # end and children, outermost first
+    root: list[Tree] = []
+    opened = [(len(words), root)]  # end and children of the open brackets, outermost first
     starting: dict[int, list[int]] = {}
     for start, end in sorted(spans - {(0, len(words))}, reverse=True):
         if not 0 <= start < end <= len(words):
@@ -204,7 +211,7 @@ def spans_to_tree(words: Sequence[str], spans: set[tuple[int, int]]) -> Tree:
             opened[-1][1].append(children)
             opened.append((end, children))
         opened[-1][1].append(word)
-    return whole if len(whole) > 1 else whole[0]
+    return root if len(root) > 1 else root[0]
 
 
 def prune_tree(tree: Tree, keep: Sequence[bool]) -> Tree:
@@ -218,7 +225,7 @@ def prune_tree(tree: Tree, keep: Sequence[bool]) -> Tree:
         The tree over the words that stay.
 
     Raises:
-        ValueError: if there is not one truth value a word, or no word stays.
+        ValueError: if there is not one truth value per word, or no word stays.
 
     >>> prune_tree([["(", "a"], [["or", "b"], ")"]], [False, True, True, True, False])
     ['a', ['or', 'b']]
