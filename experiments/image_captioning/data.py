@@ -8,12 +8,13 @@ import re
 import zipfile
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.command_line import local_path
-from experiments.efficientnet import EfficientNetLite0, load_efficientnet, make_encoder
+from experiments.efficientnet import load_efficientnet, make_encoder
 from experiments.image_captioning.config import DataConfig
+from experiments.running import is_main_process
+from zoo._files import replace_file
 from zoo.data import Vocabulary, image_arrays, open_source
 from zoo.extras import require
 
@@ -34,7 +35,7 @@ class Captioned(NamedTuple):
     """N pictures of a split."""
 
     images: np.ndarray  # [N, H, W, 1 or 3], bytes or numbers in 0..1
-    captions: list[list[list[str]]]  # of each picture some captions, of each the words
+    captions: list[list[list[str]]]  # words by picture and caption
 
 
 def words_of(caption: str) -> list[str]:
@@ -93,17 +94,19 @@ def _flickr8k(folder: pathlib.Path) -> dict[str, Captioned]:
 
 
 class Vectors(NamedTuple):
-    """Image vectors of every split, scaled by the mean and deviation of those of training."""
+    """Image vectors of every split, scaled by mean and deviation over the training pictures."""
 
     scaled: dict[str, np.ndarray]  # [N, E]
     mean: np.ndarray  # [E]
     deviation: np.ndarray  # [E]
 
 
-def vectors_of(data: DataConfig, sets: dict[str, Captioned], store: pathlib.Path) -> Vectors:
-    """The pixels, or the features of the encoder, computed once and kept in ``store``."""
+def vectors_of(
+    data: DataConfig, sets: dict[str, Captioned], store: pathlib.Path | None = None
+) -> Vectors:
+    """The pixels, or the features of the encoder, which are kept in the file ``store``."""
     if data.encoder:
-        raw = _encoded(data, sets, store)
+        raw = _features(data, sets, store)
     else:
         raw = {split: part.images.reshape(len(part.images), -1) for split, part in sets.items()}
     mean, deviation = raw["train"].mean(axis=0), raw["train"].std(axis=0) + 1e-2
@@ -111,10 +114,10 @@ def vectors_of(data: DataConfig, sets: dict[str, Captioned], store: pathlib.Path
     return Vectors(scaled, mean, deviation)
 
 
-def _encoded(
-    data: DataConfig, sets: dict[str, Captioned], store: pathlib.Path
+def _features(
+    data: DataConfig, sets: dict[str, Captioned], store: pathlib.Path | None
 ) -> dict[str, np.ndarray]:
-    if store.exists():
+    if store is not None and store.exists():
         with np.load(store, allow_pickle=False) as archive:
             kept = {split: archive[split] for split in sets}
         if all(len(kept[split]) == len(sets[split].images) for split in sets):
@@ -123,27 +126,21 @@ def _encoded(
         raise ValueError(
             f"data.encoder needs pictures in colour, those of {data.uri} have {channels} channel"
         )
-    model = encoder_of(data)
-    encode = make_encoder(data.image_size)
+    model, encode = load_efficientnet(local_path(data.encoder)), make_encoder(data.image_size)
     found = {split: encode(model, part.images) for split, part in sets.items()}
-    if jax.process_index() == 0:
-        partial = store.with_suffix(".partial.npz")
-        np.savez(partial, **found)
-        partial.replace(store)  # a run that is stopped here leaves no half file
+    if store is not None and is_main_process():
+        file = io.BytesIO()
+        np.savez(file, **found)
+        replace_file(store, file.getvalue())
     return found
-
-
-def encoder_of(data: DataConfig) -> EfficientNetLite0:
-    """The encoder with its weights."""
-    return load_efficientnet(local_path(data.encoder))
 
 
 def examples(
     images: np.ndarray, captioned: Captioned, vocabulary: Vocabulary, max_words: int
 ) -> list[dict[str, Any]]:
-    """One example a caption: the image or its vector, inputs and targets [T], and how many count.
+    """One example per caption: image or vector, inputs and targets [T], and how many count.
 
-    A caption begins and ends with the end token; of one that is too long the beginning is learned.
+    A caption begins and ends with the end token; one that is too long is cut and has no end.
     """
     found = []
     for image, captions in zip(images, captioned.captions, strict=True):
@@ -152,22 +149,13 @@ def examples(
             row = np.full(max_words + 2, vocabulary.end, np.int32)
             row[1 : len(ids) + 1] = ids
             length = min(len(words), max_words) + (len(words) <= max_words)
-            found.append(
-                {
-                    "image": image,
-                    "inputs": row[:-1],
-                    "targets": row[1:],
-                    "length": np.int32(length),
-                }
-            )
+            parts = {"inputs": row[:-1], "targets": row[1:], "length": np.int32(length)}
+            found.append({"image": image} | parts)
     return found
 
 
 def digits_named(captions: list[list[str]], references: list[list[list[str]]]) -> float:
     """The share of captions that name the digit of their references, and no other."""
-
-    def digits(words: list[str]) -> set[str]:
-        return {word for word in words if word in _DIGITS}
-
     pairs = zip(captions, references, strict=True)
-    return float(np.mean([digits(words) == digits(own[0]) for words, own in pairs]))
+    digits = set(_DIGITS)
+    return float(np.mean([digits & {*words} == digits & {*own[0]} for words, own in pairs]))

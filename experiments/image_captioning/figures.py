@@ -11,14 +11,14 @@ from zoo.extras import require
 COLUMNS = 6
 
 
-def sheet(
-    path: pathlib.Path,
+def save(
+    workdir: pathlib.Path,
     images: np.ndarray,
     captions: Sequence[Sequence[str]],
     references: Sequence[Sequence[Sequence[str]]],
     scores: np.ndarray,
 ) -> pathlib.Path:
-    """The best and the worst of the given captions, with a reference below each."""
+    """Writes ``captions.png``: the best and the worst captions, with a reference below each."""
     figure_module = require("matplotlib.figure", "plot")
     order = np.argsort(-scores, kind="stable")
     rows = (("best", order[:COLUMNS]), ("worst", order[-COLUMNS:]))
@@ -31,10 +31,10 @@ def sheet(
             axes.imshow(image.squeeze(), cmap="gray", interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
-            for spine in axes.spines.values():
-                spine.set_visible(False)
+            axes.spines[:].set_visible(False)
             axes.set_title(_wrapped(captions[index]), fontsize=8.5, fontweight="bold")
             axes.set_xlabel(_wrapped(references[index][0]), fontsize=7.5, color="0.35")
+    path = workdir / "captions.png"
     figure.savefig(path, dpi=80)
     return path
 

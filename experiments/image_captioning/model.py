@@ -1,4 +1,4 @@
-"""The captioner: a causal Transformer whose norms see a picture, and the eye that looks at it."""
+"""The captioner: a causal Transformer whose norms are conditional on the vector of a picture."""
 
 import functools
 from typing import Any
@@ -7,39 +7,39 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments.efficientnet import enlarged
+from experiments.command_line import local_path
+from experiments.efficientnet import enlarge, load_efficientnet
 from experiments.image_captioning.config import Config
-from experiments.image_captioning.data import Vectors, encoder_of
+from experiments.image_captioning.data import Vectors
 from zoo.conditional import ConditionalLayerNorm
 from zoo.transformer import Transformer, TransformerConfig
 
 
 class TrainedEncoder(nnx.Module):
-    """An encoder with its scaling, so that training begins with the vectors of the frozen one.
+    """An encoder with its scaling: before the first step it gives the vectors of the frozen one.
 
     Args:
         encoder: from images ``[B, S, S, 3]`` to features ``[B, E]``.
         size: S, to which images are enlarged.
-        mean: of the features, ``[E]``; trained on.
-        deviation: of the features, ``[E]``; trained on.
+        mean: of the features, ``[E]``; a parameter.
+        deviation: of the features, ``[E]``; a parameter.
     """
 
-    def __init__(self, encoder: nnx.Module, size: int, mean: np.ndarray, deviation: np.ndarray):
+    def __init__(self, encoder: Any, size: int, mean: np.ndarray, deviation: np.ndarray):
         self.encoder, self.size = encoder, size
         self.mean, self.deviation = nnx.Param(mean), nnx.Param(deviation)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images ``[B, H, W, 3]`` of bytes to image vectors ``[B, E]``."""
-        features: Any = self.encoder
-        vectors = features(enlarged(images, self.size).astype(self.mean.dtype))
-        return (vectors - self.mean[...][None]) / self.deviation[...][None]
+        features = self.encoder(enlarge(images, self.size).astype(self.mean.dtype))
+        return (features - self.mean[...][None]) / self.deviation[...][None]
 
 
 class Captioner(nnx.Module):
-    """The Transformer, and what makes its condition of a picture.
+    """The Transformer, and what computes its condition from a picture.
 
     Args:
-        transformer: whose norms are conditional.
+        transformer: has conditional norms.
         encoder: trained along with it, or None where pictures come as their vectors.
     """
 
@@ -54,7 +54,7 @@ class Captioner(nnx.Module):
 def make_captioner(
     config: Config, transformer: TransformerConfig, vectors: Vectors, *, rngs: nnx.Rngs
 ) -> Captioner:
-    """A captioner at its start."""
+    """A captioner before training."""
     make_norm = functools.partial(
         ConditionalLayerNorm,
         condition_features=len(vectors.mean),
@@ -63,10 +63,9 @@ def make_captioner(
     writer = Transformer(transformer, make_norm=make_norm, rngs=rngs)
     if not config.data.train_encoder:
         return Captioner(writer)
-    scale = vectors.mean, vectors.deviation
-    return Captioner(
-        writer, TrainedEncoder(encoder_of(config.data), config.data.image_size, *scale)
-    )
+    network = load_efficientnet(local_path(config.data.encoder))
+    size = config.data.image_size
+    return Captioner(writer, TrainedEncoder(network, size, vectors.mean, vectors.deviation))
 
 
 def transformer_config(config: Config, vocab_size: int) -> TransformerConfig:

@@ -1,33 +1,48 @@
-"""Trains the captioner, writes captions by greedy and beam search, and scores them."""
+"""Trains the captioner, generates captions by greedy and beam search, and scores them."""
 
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from experiments.command_line import MAY_CHANGE
-from experiments.image_captioning import data, figures, scores
+from experiments.image_captioning import figures, scores
 from experiments.image_captioning.config import Config
+from experiments.image_captioning.data import (
+    Captioned,
+    Vectors,
+    digits_named,
+    examples,
+    read,
+    vectors_of,
+)
 from experiments.image_captioning.model import Captioner, make_captioner, transformer_config
-from experiments.running import decaying_adamw, fit_in, number_of_parameters, on_host, open_mesh
-from zoo.data import Pipeline, Vocabulary, build_word_vocabulary
+from experiments.running import (
+    Experiment,
+    decaying_adamw,
+    finish,
+    is_main_process,
+    number_of_parameters,
+    on_devices,
+    on_host,
+    open_mesh,
+    train,
+)
+from zoo.data import Pipeline, Vocabulary, build_vocabulary
 from zoo.decoding import beam_search, prefill, sample
 from zoo.training import (
     LossOutput,
     TrainState,
     functional,
-    init_state,
-    make_train_step,
     open_workdir,
     put_batch,
     results_table,
-    write_summary,
 )
 from zoo.transformer import placement_rules
 
@@ -35,103 +50,118 @@ NORM_RULES = (  # of the bottleneck between the image vector and each norm
     (r"layers/\w+_norm/hidden_kernel$", PartitionSpec(None, "fsdp", None)),
     (r"layers/\w+_norm/(scale|bias)_kernel$", PartitionSpec(None, None, "fsdp")),
 )
-SHOWN = 300  # pictures of the test from which the sheet takes the best and the worst
+SHOWN = 300  # test pictures among which the sheet shows the best and the worst
 
-Writer = Callable[..., list[list[str]]]
+Captions = list[list[str]]  # words by picture
+Writer = Callable[..., Captions]
+
+
+class Data(NamedTuple):
+    """Pictures with captions, and how both are read."""
+
+    sets: dict[str, Captioned]  # by split
+    vocabulary: Vocabulary
+    vectors: Vectors
+
+
+class Results(NamedTuple):
+    """What the report shows."""
+
+    captions: Captions  # of the test pictures, by beam search
+    bleu: dict[str, dict[str, float]]  # of these, of greedy ones and of baselines
+    penalties: dict[str, dict[str, float]]  # BLEU of held-out pictures by length penalty
+    perplexity: float  # of held-out captions
+    digits_named: float | None  # share of captions with the right digit
 
 
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    mesh = open_mesh(config.mesh, config.distributed)
-    sets = data.read(config.data.uri)
-    lines = [" ".join(words) for own in sets["train"].captions for words in own]
-    vocabulary = build_word_vocabulary(
-        lines, min_count=config.data.min_count, lowercase=False, split="whitespace"
-    )
-    transformer = transformer_config(config, len(vocabulary))
+    mesh = open_mesh(config)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
-    vectors = data.vectors_of(config.data, sets, workdir / "features.npz")
-    # What the model looks at: an encoder that learns needs the pictures.
-    seen = (
-        {split: part.images for split, part in sets.items()}
-        if config.data.train_encoder
-        else vectors.scaled
-    )
-    examples = {
-        split: data.examples(seen[split], sets[split], vocabulary, config.data.max_words)
-        for split in ("train", "valid")
-    }
-    training = config.training
-    batches = Pipeline(examples["train"], batch_size=training.batch_size, seed=training.seed)
-    num_steps = training.epochs * batches.batches_per_epoch
-    init_parameters, rebuild = functional(
-        lambda rngs: make_captioner(config, transformer, vectors, rngs=rngs)
-    )
-    optimizer = decaying_adamw(training, num_steps)
-    state = init_state(
-        init_parameters,
-        optimizer,
-        key=jax.random.key(training.seed),
-        mesh=mesh,
-        rules=(*placement_rules(transformer), *NORM_RULES),
-    )
-    step = make_train_step(
-        make_loss(rebuild, config),
-        optimizer,
-        compute_dtype=jnp.bfloat16 if training.bfloat16 else None,
-        shardings=state.shardings,
-    )
-    evaluation_loss = jax.jit(make_loss(rebuild))
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        held_out = Pipeline(
-            examples["valid"], batch_size=training.batch_size, seed=0, num_epochs=1, shuffle=False
-        )
-        total = weight = 0.0
-        for batch in held_out:
-            output = evaluation_loss(
-                state.parameters, put_batch(batch, mesh), key=state.key, carry=None
-            )
-            total, weight = total + float(output.total), weight + float(output.weight)
-        return {"valid_perplexity": float(np.exp(total / weight))}
-
-    if jax.process_index() == 0:
-        size = number_of_parameters(state.parameters)
+    data = load(config, workdir / "features.npz")
+    experiment = build(config, mesh, data)
+    if is_main_process():
+        captions = sum(map(len, data.sets["train"].captions))
+        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
         print(
-            f"{config.data.uri}: {len(seen['train']):,} pictures with {len(lines):,} captions, "
-            f"{len(vocabulary):,} words; {size:,} parameters; {num_steps:,} steps on {mesh.size} "
-            f"{jax.devices()[0].device_kind} device(s)"
+            f"{config.data.uri}: {len(data.sets['train'].images):,} pictures with {captions:,} "
+            f"captions, {len(data.vocabulary):,} words; {size:,} parameters; "
+            f"{experiment.num_steps:,} steps on {on_devices(mesh)}"
         )
         if config.data.uri == "builtin:digits":
             print("Digits with captions from templates: a smoke test, no measurement of captions.")
-    state = fit_in(
-        workdir,
-        config.loop,
-        step,
-        state,
-        batches,
+    state = train(experiment, mesh, workdir, config.loop)
+    state, values = experiment.evaluate(state)
+    write = make_writer(experiment.merge, on_host(state.parameters), data.vocabulary, config)
+    if is_main_process():
+        report(workdir, data, caption(config, data, write, values["valid_perplexity"]))
+
+
+def load(config: Config, store: pathlib.Path | None = None) -> Data:
+    """Reads pictures and captions; the features of an encoder are kept in the file ``store``."""
+    sets = read(config.data.uri)
+    lines = [" ".join(words) for own in sets["train"].captions for words in own]
+    vocabulary = build_vocabulary(lines, split="whitespace", min_count=config.data.min_count)
+    return Data(sets, vocabulary, vectors_of(config.data, sets, store))
+
+
+def model_inputs(config: Config, data: Data, split: str) -> np.ndarray:
+    """What the model sees of the pictures: themselves if it trains the encoder, else vectors."""
+    return data.sets[split].images if config.data.train_encoder else data.vectors.scaled[split]
+
+
+def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
+    """Model, loss, optimiser, batches and evaluation; ``data`` is ``load(config)`` if None."""
+    data = load(config) if data is None else data
+    training, vocabulary = config.training, data.vocabulary
+    training_set, held_out = (
+        examples(
+            model_inputs(config, data, split), data.sets[split], vocabulary, config.data.max_words
+        )
+        for split in ("train", "valid")
+    )
+    batches = Pipeline(training_set, batch_size=training.batch_size, seed=training.seed)
+    num_steps = training.epochs * batches.batches_per_epoch
+    transformer = transformer_config(config, len(vocabulary))
+    init, merge = functional(
+        lambda rngs: make_captioner(config, transformer, data.vectors, rngs=rngs)
+    )
+    evaluation_loss = jax.jit(make_loss(merge))
+
+    def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        total = weight = 0.0
+        for batch in Pipeline(
+            held_out, batch_size=training.batch_size, seed=0, num_epochs=1, shuffle=False
+        ):
+            batch = put_batch(batch, mesh)
+            output = evaluation_loss(state.parameters, batch, key=state.key, carry=None)
+            total, weight = total + float(output.total), weight + float(output.weight)
+        return state, {"valid_perplexity": float(np.exp(total / weight))}
+
+    return Experiment(
+        init=init,
+        merge=merge,
+        loss=make_loss(merge, config),
+        optimizer=decaying_adamw(training, num_steps),
+        batches=batches,
         num_steps=num_steps,
-        mesh=mesh,
+        seed=training.seed,
         evaluate=evaluate,
         evaluate_every=batches.batches_per_epoch,
         rate_unit="words",
+        rules=(*placement_rules(transformer), *NORM_RULES),
+        compute_dtype=jnp.bfloat16 if training.bfloat16 else None,
     )
-    perplexity = evaluate(state)["valid_perplexity"]
-    parameters = on_host(state.parameters)
-    write = make_writer(rebuild, parameters, vocabulary, config)
-    if jax.process_index() == 0:
-        report(workdir, config, sets, vectors.scaled, seen, write, perplexity)
 
 
-def make_loss(rebuild: Callable[..., Captioner], config: Config | None = None) -> Callable:
+def make_loss(merge: Callable[..., Captioner], config: Config | None = None) -> Callable:
     """Sum of the negative log probabilities of the next words, in nats.
 
-    With a config there are dropout and label smoothing, as in training; without this is the loss of
-    an evaluation.
+    With a config it has dropout and label smoothing; without one it is the loss of an evaluation.
     """
 
     def loss_fn(parameters: Any, batch: Any, *, key: jax.Array, carry: Any) -> LossOutput:
-        model, smoothing = rebuild(parameters), 0.0
+        model, smoothing = merge(parameters), 0.0
         image = model.condition(batch["image"])
         if config is None:
             key = None
@@ -145,8 +175,8 @@ def make_loss(rebuild: Callable[..., Captioner], config: Config | None = None) -
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
         if smoothing:
             # Against the uniform distribution: mean_v of -log p_v.
-            even = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
-            losses = (1 - smoothing) * losses + smoothing * even
+            uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
+            losses = (1 - smoothing) * losses + smoothing * uniform
         place = jnp.arange(losses.shape[1])[None]
         counted = (place < batch["length"][:, None]) & batch["valid"][:, None]
         return LossOutput(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted))
@@ -155,114 +185,92 @@ def make_loss(rebuild: Callable[..., Captioner], config: Config | None = None) -
 
 
 def make_writer(
-    rebuild: Callable[..., Captioner], parameters: Any, vocabulary: Vocabulary, config: Config
+    merge: Callable[..., Captioner], parameters: Any, vocabulary: Vocabulary, config: Config
 ) -> Writer:
-    """Makes ``write(images, beam_size=…, length_penalty=…)``, captions of pictures as words."""
-    longest = config.data.max_words + 1  # with the end token
-    rules = {
-        "max_length": longest,
-        "end_id": vocabulary.end,
-        "pad_id": vocabulary.end,
-        "banned": (vocabulary.unknown,),
-    }
+    """Makes ``write(images, beam_size=…, length_penalty=…)``, the captions of pictures."""
+    longest, end = config.data.max_words + 1, vocabulary.end  # with the end token
+    rules = {"max_length": longest, "end_id": end, "pad_id": end, "banned": (vocabulary.unknown,)}
 
     @functools.partial(jax.jit, static_argnames="beam_size")
-    def search(
-        parameters: Any, images: jax.Array, length_penalty: jax.Array, *, beam_size: int
-    ) -> jax.Array:
-        model = rebuild(parameters)
-        prompt, condition = jnp.full((len(images), 1), vocabulary.end), model.condition(images)
-        read = prefill(model.transformer, prompt, max_length=longest, condition=condition)
+    def search(parameters: Any, images: jax.Array, penalty: jax.Array, *, beam_size: int) -> Any:
+        model, prompt = merge(parameters), jnp.full((len(images), 1), end)
+        read = prefill(
+            model.transformer, prompt, max_length=longest, condition=model.condition(images)
+        )
+        options = {"start": read.start, **rules}
         if beam_size == 1:
-            greedy = sample(
-                jax.random.key(0),
-                read.step_fn,
-                read.state,
-                start=read.start,
-                temperature=0,
-                **rules,
-            )
-            return greedy.tokens
+            key = jax.random.key(0)
+            return sample(key, read.step_fn, read.state, temperature=0, **options).tokens
         found = beam_search(
             read.step_fn,
             read.state,
-            start=read.start,
             state_axes=read.state_axes,
             beam_size=beam_size,
             num_results=1,
-            length_penalty=length_penalty,
-            **rules,
+            length_penalty=penalty,
+            **options,
         )
         return found.tokens[:, 0]
 
-    def write(
-        images: np.ndarray, *, beam_size: int = 1, length_penalty: float = 0.0
-    ) -> list[list[str]]:
-        rows = config.search.batch_size
+    def write(images: np.ndarray, *, beam_size: int = 1, length_penalty: float = 0.0) -> Captions:
+        rows, penalty = config.search.batch_size, jnp.float32(length_penalty)
         padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % rows, axis=0)])
-        penalty = jnp.float32(length_penalty)
-        tokens = np.concatenate(
-            [
-                search(parameters, padded[i : i + rows], penalty, beam_size=beam_size)
-                for i in range(0, len(padded), rows)
-            ]
-        )[: len(images)]
-        return [
-            [vocabulary.tokens[token] for token in row if token != vocabulary.end] for row in tokens
+        parts = [
+            search(parameters, padded[i : i + rows], penalty, beam_size=beam_size)
+            for i in range(0, len(padded), rows)
         ]
+        tokens = np.concatenate(parts)[: len(images)].tolist()
+        return [[vocabulary.tokens[n] for n in row if n != end] for row in tokens]
 
     return write
 
 
-def report(
-    workdir: pathlib.Path,
-    config: Config,
-    sets: dict[str, data.Captioned],
-    vectors: dict[str, np.ndarray],
-    seen: dict[str, np.ndarray],
-    write: Writer,
-    perplexity: float,
-) -> None:
-    """Writes captions of the test pictures, scores them, and draws the sheet."""
-    references = {split: part.captions for split, part in sets.items()}
+def caption(config: Config, data: Data, write: Writer, perplexity: float) -> Results:
+    """Captions of the test pictures with the length penalty that is best on the held-out ones."""
+    references = {split: part.captions for split, part in data.sets.items()}
+    images = {split: model_inputs(config, data, split) for split in ("valid", "test")}
     size = config.search.beam_size
     tried = {
         penalty: scores.bleu(
-            write(seen["valid"], beam_size=size, length_penalty=penalty), references["valid"]
+            write(images["valid"], beam_size=size, length_penalty=penalty), references["valid"]
         )
         for penalty in config.search.length_penalties
     }
     penalty = max(tried, key=lambda value: tried[value]["BLEU-4"])
-    greedy = write(seen["test"])
-    beams = write(seen["test"], beam_size=size, length_penalty=penalty)
-    test = references["test"]
+    beams = write(images["test"], beam_size=size, length_penalty=penalty)
+    test, vectors = references["test"], data.vectors.scaled
     table = {
-        "greedy": scores.bleu(greedy, test),
+        "greedy": scores.bleu(write(images["test"]), test),
         f"beam {size}, length penalty {penalty:g}": scores.bleu(beams, test),
         "the same captions, each for the next picture": scores.bleu(beams[-1:] + beams[:-1], test),
         **scores.baselines(test, references["train"], vectors["test"], vectors["train"]),
     }
+    penalties = {str(value): found for value, found in tried.items()}
+    named = digits_named(beams, test) if config.data.uri == "builtin:digits" else None
+    return Results(beams, table, penalties, perplexity, named)
+
+
+def report(workdir: pathlib.Path, data: Data, results: Results) -> None:
+    """Table, captions, the sheet and the summary."""
+    captions, test = results.captions, data.sets["test"]
     results_table(
-        [{"captions": name} | values for name, values in table.items()],
-        title=f"{len(test):,} test pictures, BLEU in percent",
+        [{"captions": name} | values for name, values in results.bleu.items()],
+        title=f"{len(captions):,} test pictures, BLEU in percent",
     )
-    summary: dict[str, Any] = {
-        "test": table,
-        "length_penalties_on_valid": {str(value): found for value, found in tried.items()},
-        "valid_perplexity": perplexity,
-        "variety": scores.variety(beams, references["train"]),
-        "jax": jax.__version__,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
-    if config.data.uri == "builtin:digits":
-        summary["digits_named"] = data.digits_named(beams, test)
-        print(f"{summary['digits_named']:.1%} of the captions name the digit that is there.")
-    for words, own in list(zip(beams, test, strict=True))[:5]:
+    for words, own in list(zip(captions, test.captions, strict=True))[:5]:
         print(f"  {' '.join(words)}   ({' '.join(own[0])})")
-    each = scores.each_bleu(beams[:SHOWN], test[:SHOWN])
-    picture = figures.sheet(
-        workdir / "captions.png", sets["test"].images[:SHOWN], beams[:SHOWN], test[:SHOWN], each
+    if results.digits_named is not None:
+        print(f"{results.digits_named:.1%} of the captions name the digit that is there.")
+    (workdir / "captions.txt").write_text(
+        "".join(" ".join(own) + "\n" for own in captions), "utf-8"
     )
-    with (workdir / "captions.txt").open("w", encoding="utf-8") as lines:
-        lines.writelines(" ".join(words) + "\n" for words in beams)
-    print("written:", picture, write_summary(workdir, summary))
+    shown = (captions[:SHOWN], test.captions[:SHOWN])
+    picture = figures.save(workdir, test.images[:SHOWN], *shown, scores.each_bleu(*shown))
+    summary = {
+        "test": results.bleu,
+        "length_penalties_on_valid": results.penalties,
+        "valid_perplexity": results.perplexity,
+        "variety": scores.variety(captions, data.sets["train"].captions),
+        "digits_named": results.digits_named,
+    }
+    finish(workdir, summary, [picture])

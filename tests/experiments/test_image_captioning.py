@@ -1,12 +1,9 @@
-"""The captioner as a user runs it, its encoder, its data and its scores."""
+"""The captioner: its encoder, its data, its loss and its scores."""
 
 import gzip
 import io
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +14,10 @@ from flax import nnx
 from experiments import command_line
 from experiments.efficientnet import (
     DOGS,
-    Convolution,
     EfficientNetLite0,
+    enlarge,
     load_efficientnet,
+    make_encoder,
 )
 from experiments.image_captioning import data, scores
 from experiments.image_captioning.config import PRESETS, Config, DataConfig, ModelConfig
@@ -29,27 +27,20 @@ from experiments.image_captioning.model import (
     make_captioner,
     transformer_config,
 )
-from experiments.image_captioning.train import make_loss, run
-from zoo.data import build_word_vocabulary
-from zoo.training import functional
+from experiments.image_captioning.train import Data, build, make_loss, run
+from tests.battery import quick_jit
+from zoo import _cpu
+from zoo.data import build_vocabulary
+from zoo.training import functional, make_mesh
 
-ROOT = pathlib.Path(__file__).parents[2]
+EXPECTED = pathlib.Path(__file__).parents[2] / "experiments/image_captioning/expected.json"
+TINY = ModelConfig(features=8, num_layers=1, num_heads=1, feedforward_features=8)
 
 
+@pytest.mark.slow
 def test_smoke_reaches_what_it_must(tmp_path):
-    command = [sys.executable, "-m", "experiments.image_captioning", "--preset", "smoke"]
-    done = subprocess.run(
-        [*command, "--workdir", tmp_path],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "a smoke test, no measurement of captions" in done.stdout
-    expected = json.loads((ROOT / "experiments/image_captioning/expected.json").read_text())
+    command_line.main(run, PRESETS, None, ["--preset=smoke", f"--workdir={tmp_path}"])
+    expected = json.loads(EXPECTED.read_text())
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["digits_named"] >= expected["digits_named_at_least"]
     rows = list(summary["test"].values())
@@ -63,14 +54,38 @@ def test_smoke_reaches_what_it_must(tmp_path):
     assert len((tmp_path / "captions.txt").read_text().splitlines()) == 90
 
 
-@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (5, 2)])
-def test_a_depthwise_convolution_as_a_sum_of_shifts(size, stride):
-    x = jax.random.normal(jax.random.key(1), (2, 6, 7, 3))
-    layer = Convolution(size, 3, 3, stride=stride, depthwise=True, rngs=nnx.Rngs(0))
-    kernel = layer.kernel[...]
-    np.testing.assert_allclose(
-        layer._sum_of_shifts(x, kernel), layer._convolve(x, kernel), atol=1e-5
+def test_it_is_built_without_being_run():
+    pictures = np.random.default_rng(0).uniform(size=(3, 2, 2, 1))
+    captioned = data.Captioned(pictures, [[["a", "b"]], [["b"]], [["a"]]])
+    sets = {split: captioned for split in data.SPLITS}
+    vocabulary = build_vocabulary(["a b"], split="whitespace")
+    config = Config(model=TINY)
+    built = build(
+        config,
+        make_mesh(),
+        Data(sets, vocabulary, data.vectors_of(config.data, sets)),
     )
+    abstract = built.abstract_state(make_mesh())
+    batch = next(built.batches)
+    loss = jax.eval_shape(built.loss, abstract.parameters, batch, key=abstract.key, carry=())
+    assert (loss.total.shape, batch["image"].shape, batch["valid"].sum()) == ((), (64, 4), 3)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (5, 2)])
+def test_a_depthwise_convolution_as_a_sum_of_shifts(size, stride):
+    keys = jax.random.split(jax.random.key(1))
+    x = jax.random.normal(keys[0], (2, 6, 7, 3))
+    kernel = jax.random.normal(keys[1], (size, size, 1, 3))
+    expected = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=3,
+    )
+    found = _cpu.depthwise_convolution(x, kernel, stride=stride)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_encoder_has_the_shapes_of_lite0():
@@ -83,6 +98,7 @@ def test_the_encoder_has_the_shapes_of_lite0():
     assert sum(leaf.size for leaf in jax.tree.leaves(model)) == 4_652_008 - norms
 
 
+@pytest.mark.slow
 def test_the_encoder_knows_dogs(data_directory):
     """As the table of the data says of 240 pictures; here 48, for the time of a test."""
     weights = data_directory / "efficientnet_lite0" / "efficientnet_lite0_fp16conv.npz"
@@ -93,8 +109,8 @@ def test_the_encoder_knows_dogs(data_directory):
     assert [len(test.captions), {len(own) for own in test.captions}] == [1000, {5}]
     named = np.array([sum("dog" in words for words in own) for own in test.captions[:48]])
     model = load_efficientnet(weights)
-    features = data.make_encoder(224)(model, test.images[:48])
-    guesses = np.isin(np.argmax(model.logits(jnp.asarray(features)), axis=1), list(DOGS))
+    features = make_encoder(224)(model, test.images[:48])
+    guesses = np.isin(np.argmax(model.classes(jnp.asarray(features)), axis=1), list(DOGS))
     assert guesses[named >= 3].mean() > 0.6
     assert guesses[named == 0].mean() < 0.1
 
@@ -109,42 +125,45 @@ def test_an_encoder_that_is_trained_begins_as_the_frozen_one():
         def __call__(self, images):
             return images.mean(axis=(1, 2)) * self.gain[...][None]
 
-    config = Config(model=ModelConfig(features=8, num_heads=1, feedforward_features=8))
+    config = Config(model=TINY)
     images = jax.random.randint(jax.random.key(0), (2, 4, 4, 3), 0, 256).astype(jnp.uint8)
-    features = data.enlarged(images, 32).mean(axis=(1, 2))
-    mean, deviation = np.asarray(features).mean(axis=0), np.asarray(features).std(axis=0)
+    features = np.asarray(enlarge(images, 32).mean(axis=(1, 2)))
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
     vectors = data.Vectors({}, mean, deviation)
-    shape = transformer_config(config, 7)
-
-    def both(rngs):
-        frozen = make_captioner(config, shape, vectors, rngs=rngs)
-        return Captioner(frozen.transformer, TrainedEncoder(Mean(), 32, mean, deviation))
 
     def frozen(rngs):
-        return make_captioner(config, shape, vectors, rngs=rngs)
+        return make_captioner(config, transformer_config(config, 7), vectors, rngs=rngs)
+
+    def trained(rngs):
+        encoder = TrainedEncoder(Mean(), 32, mean, deviation)
+        return Captioner(frozen(rngs).transformer, encoder)
 
     words = jnp.array([[0, 1, 2], [0, 3, 4]])
     batch = {"inputs": words, "targets": words, "length": jnp.array([3, 2])}
     batch["valid"] = jnp.array([True, True])
-    found = []
-    for make, seen in ((both, images), (frozen, (features - mean[None]) / deviation[None])):
-        init, rebuild = functional(make)
-        # Norms that are at zero, as in the beginning, let nothing through.
-        parameters = jax.tree.map(lambda x: x + 0.1, init(jax.random.key(1)))
-        if make is both:
-            eye = {"encoder": {"gain": jnp.ones(3)}, "mean": mean, "deviation": deviation}
-            parameters["encoder"] = eye
-        loss = make_loss(rebuild)
-        shown = batch | {"image": seen}
-        total = jax.jit(
-            jax.value_and_grad(
-                lambda p, batch, loss=loss: loss(p, batch, key=None, carry=None).total
-            )
-        )
-        found.append(total(parameters, shown))
-    (trained, gradients), (given, _) = found
-    np.testing.assert_allclose(trained, given, rtol=1e-5)
-    assert float(jnp.abs(gradients["encoder"]["encoder"]["gain"]).min()) > 1e-6
+
+    def loss_and_gradient(make, images):
+        init, merge = functional(make)
+        loss = make_loss(merge)
+
+        @quick_jit
+        def both(key, images):
+            start = init(key)
+            # Norms before training ignore the condition: move their kernels away from 0.
+            moved = jax.tree.map(lambda x: x + 0.1, start["transformer"])
+
+            def total(parameters):
+                shown = batch | {"image": images}
+                return loss(parameters, shown, key=None, carry=None).total
+
+            return jax.value_and_grad(total)(start | {"transformer": moved})
+
+        return both(jax.random.key(1), images)
+
+    expected, _ = loss_and_gradient(frozen, (features - mean) / deviation)
+    total, gradient = loss_and_gradient(trained, images)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert float(jnp.abs(gradient["encoder"]["encoder"]["gain"]).min()) > 1e-6
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -182,9 +201,9 @@ def test_pictures_and_captions_are_brought_together(tmp_path):
     assert shades == pytest.approx({"train": 120, "valid": 240, "test": 10}, abs=2)
     assert sets["train"].captions == [[["grey", "all", "over", "isn't", "it"], ["it", "s", "grey"]]]
     assert sets["test"].captions == [[["a", "black", "one"]]]
-    vectors = data.vectors_of(DataConfig(), sets, tmp_path / "unused.npz")
+    vectors = data.vectors_of(DataConfig(), sets)
     assert vectors.scaled["train"].shape == (1, 48)
-    vocabulary = build_word_vocabulary(["grey it all over"], split="whitespace")
+    vocabulary = build_vocabulary(["grey it all over"], split="whitespace")
     rows = data.examples(vectors.scaled["train"], sets["train"], vocabulary, max_words=4)
     end, words = vocabulary.end, dict(zip(vocabulary.tokens, range(9), strict=False))
     long = [words["grey"], words["all"], words["over"], 0]
@@ -217,19 +236,20 @@ def test_scores_by_hand():
     assert scores.variety([["a", "cat"]], references)["copied"] == 1
 
 
-def test_mistakes_end_in_one_line(tmp_path, capsys):
-    for flags, message in (
-        (["--data.uri=tfds:coco"], "data.uri must be builtin:digits or file:FOLDER"),
-        ([f"--data.uri=file:{tmp_path}"], str(tmp_path)),
-        (["--data.train-encoder=True"], "data.train_encoder needs the weights to begin with"),
-        (["--data.encoder=here.npz"], "data.encoder must be file:PATH or empty, got 'here.npz'"),
-        (["--model.image-dropout=1"], "model.image_dropout must be in [0, 1), got 1"),
-        (["--model.num-heads=3"], "num_heads must divide features"),
-    ):
-        arguments = ["--preset=smoke", f"--workdir={tmp_path / 'run'}", *flags]
-        with pytest.raises(SystemExit) as exit_:
-            command_line.main(run, PRESETS, None, arguments)
-        assert exit_.value.code == 2
-        assert message in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"number of search\.length_penalties must be at least 1"):
-        Config(search=type(Config().search)(length_penalties=()))
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--data.uri=tfds:coco", "data.uri must be builtin:digits or file:FOLDER"),
+        ("--data.uri=file:/absent", "/absent"),
+        ("--data.train-encoder=True", "data.train_encoder needs the weights to begin with"),
+        ("--data.encoder=here.npz", "data.encoder must be file:PATH or empty, got 'here.npz'"),
+        ("--search.length-penalties", "search.length_penalties must hold at least one"),
+    ],
+)
+def test_mistakes_end_in_one_line(flag, message, tmp_path, capsys):
+    arguments = ["--preset=smoke", f"--workdir={tmp_path}", flag]
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main(run, PRESETS, None, arguments)
+    assert exit_.value.code == 2
+    said = capsys.readouterr()
+    assert message in " ".join((said.err + said.out).split())
