@@ -20,8 +20,8 @@ from zoo._paths import path_name
 from zoo.training.mesh import batch_sharding, put_batch
 from zoo.training.placement import Rules, shardings
 
-# For a program that runs once on a CPU, whose code would take longer to optimise than to run. The
-# values stay the same: only level 0 rounds otherwise.
+# For a program that runs once on a CPU: compiling the initialisation of a Transformer of 6 layers
+# takes 2.5 s instead of 9 s. The values stay the same: only level 0 rounds otherwise.
 _RUNS_ONCE = {"xla_backend_optimization_level": 1}
 
 
@@ -71,15 +71,8 @@ def abstract_state(
 ) -> TrainState:
     """The state as shapes, dtypes and shardings: nothing is computed or allocated.
 
-    It is enough to compile a step ahead of time and to restore a checkpoint.
-
-    Args:
-        init_parameters: ``(key) -> parameters``.
-        optimizer: an Optax transformation.
-        mesh: from ``make_mesh``.
-        rules: ordered ``(pattern, PartitionSpec)`` pairs; parameters without one are replicated.
-        carry: pytree of anything with global shape ``[B, ...]`` and dtype.
-        init_model_state: ``(key) -> model state``, or None if the model keeps none.
+    It is enough to compile a step ahead of time and to restore a checkpoint. Arguments as in
+    :func:`init_state`, without the key; ``carry`` is anything with global shapes and dtypes.
 
     Returns:
         A ``TrainState`` of ``jax.ShapeDtypeStruct``.
