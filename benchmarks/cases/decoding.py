@@ -1,7 +1,7 @@
 """Cases of `zoo.decoding`: greedy generation with a key/value cache, the prompt included.
 
-Float32, the weights of one BERT that looks back alone, drawn wide enough that no two logits are
-nearly equal: all programs must write the same tokens.
+Float32, the weights of one BERT with a causal mask, drawn wide enough that no two logits are nearly
+equal: all programs must write the same tokens.
 """
 
 import functools
@@ -14,7 +14,7 @@ from flax import nnx
 from benchmarks.case import Case, Floor, Program
 from zoo.decoding import prefill, sample
 from zoo.extras import require
-from zoo.transformer import Transformer, TransformerConfig, bert_state_dict
+from zoo.transformer import Transformer, TransformerConfig
 
 TINY = {"prompt": 4, "new": 6, "vocabulary": 500, "units": 64, "depth": 2, "heads": 2}
 MINI_LM = {"prompt": 16, "new": 64, "vocabulary": 30522, "units": 384, "depth": 6, "heads": 12}
@@ -29,68 +29,56 @@ SIZES = {
 
 
 def rival() -> Any:
-    """The PyTorch program, or an ImportError that says what to install."""
+    """The PyTorch programs, or an ImportError that says what to install."""
     require("torch", "bench")
     require("transformers", "bench")
-    from benchmarks.cases import torch_generate
+    from benchmarks.cases import torch_bert
 
-    return torch_generate
+    return torch_bert
 
 
 @functools.lru_cache(maxsize=1)
-def model(
-    *, prompt: int, new: int, vocabulary: int, units: int, depth: int, heads: int
+def bert(
+    *, time: int, vocabulary: int, units: int, depth: int, heads: int, **options: Any
 ) -> Transformer:
+    """A Transformer without dropout."""
     config = TransformerConfig(
         vocab_size=vocabulary,
         features=units,
         num_layers=depth,
         num_heads=heads,
         feedforward_features=4 * units,
-        max_positions=prompt + new,
-        mask="causal",
+        max_positions=time,
         dropout=0.0,
-        initial_scale=0.1,
+        **options,
     )
     return Transformer(config, rngs=nnx.Rngs(0))
+
+
+def model(*, prompt: int, new: int, **size: int) -> Transformer:
+    return bert(time=prompt + new, **size, mask="causal", initial_scale=0.1)
 
 
 def prompts(*, batch: int, prompt: int, vocabulary: int, **_: int) -> np.ndarray:
     return np.random.default_rng(0).integers(vocabulary, size=(batch, prompt)).astype(np.int32)
 
 
-def greedy(*, batch: int, **size: int) -> Program:
+def greedy(*, batch: int, new: int, **size: int) -> Program:
     def generate(model: Transformer, prompt: jax.Array) -> jax.Array:
-        read = prefill(model, prompt, max_length=size["new"])
-        return sample(
-            jax.random.key(0),
-            read.step_fn,
-            read.state,
-            start=read.start,
-            max_length=size["new"],
-            temperature=0,
-        ).tokens
+        read = prefill(model, prompt, max_length=new)
+        key, options = jax.random.key(0), {"max_length": new, "temperature": 0}
+        return sample(key, read.step_fn, read.state, start=read.start, **options).tokens
 
-    return generate, (model(**size), prompts(batch=batch, **size))
+    return generate, (model(new=new, **size), prompts(batch=batch, **size))
 
 
-def hugging_face(*, batch: int, **size: int) -> Program:
-    return rival().greedy(
-        bert_state_dict(model(**size)),
-        prompts(batch=batch, **size),
-        new_tokens=size["new"],
-        vocab_size=size["vocabulary"],
-        hidden_size=size["units"],
-        num_hidden_layers=size["depth"],
-        num_attention_heads=size["heads"],
-        intermediate_size=4 * size["units"],
-        max_position_embeddings=size["prompt"] + size["new"],
-        layer_norm_eps=1e-12,
-    )
+def hugging_face(*, batch: int, new: int, **size: int) -> Program:
+    prompt = prompts(batch=batch, **size)
+    return rival().greedy(model(new=new, **size), prompt, new_tokens=new)
 
 
 def floor(*, batch: int, prompt: int, new: int, vocabulary: int, **size: int) -> Floor:
-    """Matrix products for every token; the parameters are read once, then once a token."""
+    """Matrix products for every token; the parameters are read once, then once per token."""
     units, depth = size["units"], size["depth"]
     length = prompt + new
     layers, head = 12 * units**2 * depth, units * (units + vocabulary)

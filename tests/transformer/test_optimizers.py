@@ -120,6 +120,16 @@ def test_lamb_moves_by_the_rate_times_the_norm_and_not_by_the_size_of_gradients(
     np.testing.assert_allclose(scaled, moved, rtol=1e-9)
 
 
+def test_the_trust_ratio_is_that_of_optax():
+    parameters = {"a": jnp.array([[3.0, -1.0]]), "zero": jnp.zeros(2)}
+    updates = {"a": jnp.array([[0.2, 0.1]]), "zero": jnp.ones(2)}
+    ours, theirs = (
+        ratio.update(updates, ratio.init(parameters), parameters)[0]
+        for ratio in (scale_by_layer_trust_ratio(), optax.scale_by_trust_ratio())
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), ours, theirs)
+
+
 def test_stacked_layers_have_norms_of_their_own():
     stack = np.stack([START, 10 * START[::-1], np.zeros_like(START)])
     gradients = [np.stack([gradient(t), 3 * gradient(t)[::-1], gradient(t)]) for t in range(3)]

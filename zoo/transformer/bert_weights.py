@@ -51,7 +51,7 @@ _IGNORED = re.compile(
 )
 _OPTIONAL = ("cls.predictions.", "pooler.")  # a model without head or pooler leaves them out
 _ACTIVATIONS: dict[str, Any] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
-_FIELDS = {
+FIELDS = {
     "vocab_size": "vocab_size",
     "features": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -88,13 +88,13 @@ def bert_config(directory: str | pathlib.Path) -> TransformerConfig:
             f"{directory}/config.json: expected model_type 'bert' with absolute positions and an "
             f"activation of {tuple(_ACTIVATIONS)}, got {kind!r}, {position!r}, {activation!r}"
         )
-    missing = sorted(set(_FIELDS.values()) - set(stored))
+    missing = sorted(set(FIELDS.values()) - set(stored))
     if missing:
         raise ValueError(f"{directory}/config.json lacks {missing}; expected that of a BERT")
     with require("safetensors", "data").safe_open(_weights(directory), "numpy") as file:
         names = set(map(_plain_name, file.keys()))
     return TransformerConfig(
-        **{ours: stored[theirs] for ours, theirs in _FIELDS.items()},
+        **{ours: stored[theirs] for ours, theirs in FIELDS.items()},
         activation=_ACTIVATIONS[activation],
         mask=stored.get("zoo_mask", "bidirectional"),
         head="mlm" if "cls.predictions.bias" in names else "none",
@@ -208,7 +208,7 @@ def save_bert(directory: str | pathlib.Path, model: Transformer) -> None:
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     config = model.config
-    stored = {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
+    stored = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
     activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     stored |= {
         "architectures": ["BertForMaskedLM" if config.head == "mlm" else "BertModel"],

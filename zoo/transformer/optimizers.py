@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo._checks import number
+from zoo._checks import accumulator, number
 from zoo._paths import matches
 
 EXCLUDE = (r"bias$", r"norm")
@@ -78,6 +78,9 @@ def scale_by_layer_trust_ratio(
 ) -> optax.GradientTransformation:
     """``optax.scale_by_trust_ratio``, u ‖x‖/‖u‖, with norms for each layer of a stack.
 
+    It computes every norm once, where Optax computes it twice: a third of the time of an update
+    (row ``transformer.lamb update``).
+
     Args:
         stacked: patterns of paths whose first axis counts layers.
 
@@ -89,20 +92,22 @@ def scale_by_layer_trust_ratio(
     >>> ratio.update({"kernel": jnp.array([0.0, 2.0])}, ratio.init(x), x)[0]
     {'kernel': Array([0., 5.], dtype=float32)}
     """
-    inner = optax.scale_by_trust_ratio()
+
+    def norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        return jnp.sqrt(jnp.sum(x.astype(accumulator(x.dtype)) ** 2, axis=axes, keepdims=True))
+
+    def scale(is_stacked: bool, u: jax.Array, x: jax.Array) -> jax.Array:
+        axes = tuple(range(int(is_stacked), u.ndim))
+        x_norm, u_norm = norm(x, axes), norm(u, axes)
+        known = (x_norm > 0) & (u_norm > 0)
+        return (jnp.where(known, x_norm / jnp.where(known, u_norm, 1), 1) * u).astype(u.dtype)
 
     def update(updates: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
-        def scale(u: jax.Array, x: jax.Array) -> jax.Array:
-            return inner.update(u, state, x)[0]
-
-        def scale_leaf(is_stacked: bool, u: jax.Array, x: jax.Array) -> jax.Array:
-            return (jax.vmap(scale) if is_stacked else scale)(u, x)
-
         if parameters is None:
             raise ValueError("update needs the parameters, got None")
-        return jax.tree.map(scale_leaf, matches(updates, stacked), updates, parameters), state
+        return jax.tree.map(scale, matches(updates, stacked), updates, parameters), state
 
-    return optax.GradientTransformation(inner.init, update)
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def uncorrected_lamb(
