@@ -26,7 +26,8 @@ def convolution(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Arra
     """``lax.conv_general_dilated`` of NHWC images with "SAME" padding; on a CPU by products.
 
     XLA's CPU compiler has slow convolutions inside loops, and every chain of samples is a loop.
-    Row: ``energy.langevin chain`` (PyTorch is three times as fast without it).
+    Row: ``energy.langevin chain`` (0.13 s instead of 0.66 s on JAX 0.10.2, 0.06 s instead of 0.47 s
+    on JAX 0.12, for 10 steps of 64 images).
 
     Args:
         x: ``[B, H, W, I]``.

@@ -1,7 +1,7 @@
 """The rivals of `zoo.energy` in PyTorch, eager: the network, its chain, a step of its training.
 
-Channels first, as PyTorch's convolutions want it. Kernels are divided by their largest singular
-value, estimated by one power iteration from a vector that is kept, once for a whole chain.
+Channels first, as PyTorch's convolutions want it, padded as TensorFlow does. In evaluation mode the
+vectors of the spectral normalisation stay, and kernels are normalised once per chain.
 """
 
 from collections.abc import Callable
@@ -9,72 +9,47 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from benchmarks.cases.torch_on_lstm import DEVICE, finished
 
 STEP, NOISE, CLIP = 10.0, 0.005, 0.01
-L2, RATE, DECAY, EPSILON = 1.0, 3e-4, 0.999, 1e-8
-STRIDES = (1, 2, 2, 2)
+L2, RATE, DECAY = 1.0, 3e-4, 0.999
 
 
-class Network:
-    """Four convolutions and two linear layers for images of 28 × 28."""
+def make_network(features: int) -> nn.Module:
+    """Four convolutions and two linear layers for images ``[B, 1, 28, 28]``."""
+    f, normalize = features, parametrizations.spectral_norm
 
-    def __init__(self, features: int):
-        f = features
-        shapes = [(f, 1, 3, 3), (f, f, 4, 4), (2 * f, f, 4, 4), (4 * f, 2 * f, 4, 4)]
-        generator = torch.Generator().manual_seed(0)
+    def convolution(before: int, after: int, size: int, **options: int) -> nn.Module:
+        return normalize(nn.Conv2d(before, after, size, bias=False, **options))
 
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=generator).to(DEVICE)
-
-        self.kernels = [normal(*shape) for shape in [*shapes, (2 * f, 64 * f)]]
-        self.vectors = [normal(len(kernel)) for kernel in self.kernels]
-        self.bias = torch.zeros(2 * f, device=DEVICE)
-        self.output = normal(2 * f) / (2 * f) ** 0.5
-        self.output_bias = torch.zeros(1, device=DEVICE)
-        self.parameters = [*self.kernels, self.bias, self.output, self.output_bias]
-
-    def record(self, wanted: bool) -> None:
-        """Whether gradients of the parameters are recorded."""
-        for parameter in self.parameters:
-            parameter.requires_grad_(wanted)
-
-    def normalized(self, *, advance: bool) -> list[torch.Tensor]:
-        """The kernels divided by their norms."""
-        result = []
-        for number, (kernel, vector) in enumerate(zip(self.kernels, self.vectors, strict=True)):
-            matrix = kernel.flatten(1)
-            with torch.no_grad():
-                left = torch.nn.functional.normalize(vector @ matrix, dim=0)
-                right = torch.nn.functional.normalize(matrix @ left, dim=0)
-            if advance:
-                self.vectors[number] = right
-            result.append(kernel / (right @ matrix @ left))
-        return result
-
-    def __call__(self, x: torch.Tensor, kernels: list[torch.Tensor]) -> torch.Tensor:
-        """``[B, 1, 28, 28]`` to ``[B]``, padded as TensorFlow does."""
-        activation = torch.nn.functional.leaky_relu
-        for kernel, stride in zip(kernels[:4], STRIDES, strict=True):
-            if x.shape[-1] % 2 and stride == 2:
-                x = torch.nn.functional.pad(x, (1, 2, 1, 2))
-                x = torch.nn.functional.conv2d(x, kernel, stride=stride)
-            else:
-                x = torch.nn.functional.conv2d(x, kernel, stride=stride, padding=1)
-            x = activation(x, 0.2)
-        hidden = torch.nn.functional.linear(x.flatten(1), kernels[4], self.bias)
-        return activation(hidden, 0.2) @ self.output + self.output_bias
+    return nn.Sequential(
+        convolution(1, f, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        convolution(f, f, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        convolution(f, 2 * f, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.ZeroPad2d((1, 2, 1, 2)),
+        convolution(2 * f, 4 * f, 4, stride=2),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        normalize(nn.Linear(64 * f, 2 * f)),
+        nn.LeakyReLU(0.2),
+        nn.Linear(2 * f, 1),
+    ).to(DEVICE)
 
 
-def run(network: Network, x: torch.Tensor, num_steps: int) -> torch.Tensor:
+def run(network: nn.Module, x: torch.Tensor, num_steps: int) -> torch.Tensor:
     """The chain of the original: noise, gradient, clip, box."""
-    network.record(False)
-    kernels = network.normalized(advance=False)
-    for _ in range(num_steps):
-        x = (x + NOISE * torch.randn_like(x)).requires_grad_(True)
-        (gradient,) = torch.autograd.grad(network(x, kernels).sum(), x)
-        x = (x.detach() - STEP * gradient.clamp(-CLIP, CLIP)).clamp(0, 1)
+    network.eval().requires_grad_(False)
+    with parametrize.cached():
+        for _ in range(num_steps):
+            x = (x + NOISE * torch.randn_like(x)).requires_grad_(True)
+            (gradient,) = torch.autograd.grad(network(x).sum(), x)
+            x = (x.detach() - STEP * gradient.clamp(-CLIP, CLIP)).clamp(0, 1)
     return x
 
 
@@ -82,9 +57,12 @@ def tensor(images: np.ndarray) -> torch.Tensor:
     return torch.tensor(images.transpose(0, 3, 1, 2).copy(), device=DEVICE)
 
 
-def chain(features: int, start: np.ndarray, *, num_steps: int) -> Callable[[], Any]:
+def langevin_chain(
+    features: int, images: np.ndarray, start: np.ndarray, *, num_steps: int
+) -> Callable[[], Any]:
     """A thunk of the chain's end."""
-    network, first = Network(features), tensor(start)
+    del images
+    network, first = make_network(features), tensor(start)
     return lambda: finished(run(network, first, num_steps))
 
 
@@ -92,27 +70,24 @@ def training_step(
     features: int, images: np.ndarray, start: np.ndarray, *, num_steps: int
 ) -> Callable[[], Any]:
     """A thunk of a step: chain, loss, gradient, clipped Adam without a first moment."""
-    network, data, first = Network(features), tensor(images), tensor(start)
-    squares = [torch.zeros_like(p) for p in network.parameters]
-    steps = 0
+    network, data, first = make_network(features), tensor(images), tensor(start)
+    parameters = [*network.parameters()]
+    optimizer = torch.optim.Adam(parameters, RATE, betas=(0.0, DECAY))
 
     def thunk() -> Any:
-        nonlocal steps
-        steps += 1
         samples = run(network, first, num_steps)
-        network.record(True)
-        both = network(torch.cat([data, samples]), network.normalized(advance=True))
-        plus, minus = both.chunk(2)
+        network.train().requires_grad_(True)
+        plus, minus = network(torch.cat([data, samples])).chunk(2)
         loss = plus.mean() - minus.mean() + L2 * (plus.square().mean() + minus.square().mean())
-        gradients = torch.autograd.grad(loss, network.parameters)
-        network.record(False)
-        correction = 1 - DECAY**steps
-        for parameter, gradient, square in zip(network.parameters, gradients, squares, strict=True):
+        optimizer.zero_grad()
+        loss.backward()
+        for parameter in parameters:
+            moments = optimizer.state[parameter]
+            square = moments.get("exp_avg_sq", torch.zeros((), device=DEVICE))
+            correction = 1 - DECAY ** (float(moments.get("step", 0)) + 1)
             bound = 3 * (square / correction).sqrt() + 0.1
-            clipped = gradient.clamp(-bound, bound)
-            square.mul_(DECAY).addcmul_(clipped, clipped, value=1 - DECAY)
-            rate = RATE * correction**0.5
-            parameter.sub_(rate * clipped / (square.sqrt() + EPSILON))
+            parameter.grad.clamp_(-bound, bound)
+        optimizer.step()
         return finished((loss.detach(), samples))
 
     return thunk
