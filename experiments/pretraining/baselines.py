@@ -1,9 +1,9 @@
-"""What a model must beat: the entropy of tokens by themselves, and given the token before.
+"""Entropies that a model must beat: of single tokens, and of tokens given the one before.
 
     unigram   -log p(x_t)
     bigram    -log p(x_t | x_{t-1}),  p = (count(x_{t-1} x_t) + α p(x_t)) / (count(x_{t-1}) + α)
 
-in nats a token, on held-out rows. α is the best of ``ALPHAS`` on the same held-out rows, which
+in nats per token, on held-out rows. α is the best of ``ALPHAS`` on the same held-out rows, which
 favours the baseline.
 """
 
@@ -42,7 +42,7 @@ def entropies(
 
 
 def _pairs(rows: np.ndarray, is_token: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All (token before, token) whose second is one that is predicted."""
+    """All (token before, token) whose second is predicted."""
     first, second = rows[:, :-1].ravel(), rows[:, 1:].ravel()
     counts = is_token[second]
     return first[counts], second[counts]

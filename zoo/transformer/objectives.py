@@ -1,4 +1,4 @@
-"""What a Transformer is pretrained to predict: masked tokens, the next token, or a second half.
+"""Pretraining objectives: masked tokens, the next token, or the second part of a text.
 
     masked   each word is chosen with probability ``rate``; the tokens of chosen words are
              predicted; each is replaced by [MASK] (80 %), kept (10 %) or random (10 %)
