@@ -118,9 +118,9 @@ def bootstrap(statistic: Callable[..., Any], *columns: np.ndarray) -> tuple[floa
     return float(low), float(high)
 
 
-def perplexity(losses: np.ndarray, lengths: np.ndarray, axis: int = -1) -> Any:
+def perplexity(losses: np.ndarray, lengths: np.ndarray) -> float:
     """Perplexity exp(Σ loss / Σ length)."""
-    return np.exp(losses.sum(axis) / lengths.sum(axis))
+    return float(np.exp(losses.sum() / lengths.sum()))
 
 
 def ratio(wrong: np.ndarray, right: np.ndarray, lengths: np.ndarray, axis: int = -1) -> Any:
@@ -136,17 +136,14 @@ def label_perplexities(losses: np.ndarray, labels: np.ndarray, lengths: np.ndarr
         labels: ``[N]``.
         lengths: ``[N]``, tokens.
     """
-    rows, classes = np.arange(len(losses)), losses.shape[1] - 1
-    right = losses[rows, labels]
-    wrong = (losses[:, :-1].sum(axis=1) - right) / (classes - 1)
-    found = losses[:, :-1].argmin(axis=1) == labels
+    by_class, unconditional = losses[:, :-1], losses[:, -1]
+    right = by_class[np.arange(len(losses)), labels]
+    wrong = (by_class.sum(axis=1) - right) / (by_class.shape[1] - 1)
     return {
-        "right": float(perplexity(right, lengths)),
-        "right interval": bootstrap(perplexity, right, lengths),
-        "wrong": float(perplexity(wrong, lengths)),
-        "wrong interval": bootstrap(perplexity, wrong, lengths),
+        "right": perplexity(right, lengths),
+        "wrong": perplexity(wrong, lengths),
         "wrong / right": float(ratio(wrong, right, lengths)),
         "wrong / right interval": bootstrap(ratio, wrong, right, lengths),
-        "unconditional": float(perplexity(losses[:, -1], lengths)),
-        "classified": float(found.mean()),
+        "unconditional": perplexity(unconditional, lengths),
+        "classified": float((by_class.argmin(axis=1) == labels).mean()),
     }

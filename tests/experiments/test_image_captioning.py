@@ -210,14 +210,14 @@ def test_pictures_and_captions_are_brought_together(tmp_path):
     np.testing.assert_array_equal(rows[0]["targets"], [*long, end])
     short = [words["it"], 0, words["grey"], end]
     np.testing.assert_array_equal(rows[1]["targets"][:4], short)
-    # Cut captions do not learn an end that is none; whole ones do.
+    # Cut captions do not learn an end that is none; complete ones do.
     assert [row["length"] for row in rows] == [4, 4]
 
 
 def test_scores_by_hand():
     captions = [["a", "dog", "runs"], ["a", "a"]]
     references = [[["a", "dog", "runs", "fast"], ["the", "dog"]], [["a", "cat"], ["one", "cat"]]]
-    # 4 of 5 words (the second «a» does not count), 2 of 3 pairs, 1 of 2 triples: NLTK counts one
+    # 4 of 5 words (the second "a" does not count), 2 of 3 pairs, 1 of 2 triples: NLTK counts one
     # for a caption that is too short to have any. No caption is too short: of two references that
     # are as close in length, the shorter one counts.
     found = scores.bleu(captions, references)

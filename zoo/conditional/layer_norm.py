@@ -82,8 +82,9 @@ def conditional_layer_norm(
     """
     shapes(x=(x, "... D"), scale=(scale, "D"), bias=(bias, "D"))
     shapes(x=(x, "... D"), scale_kernel=(scale_kernel, "E D"), bias_kernel=(bias_kernel, "E D"))
-    c = aligned_conditions(x, condition, len(scale_kernel))
-    gain, shift = affine(scale, scale_kernel, c), affine(bias, bias_kernel, c)
+    c = align_conditions(x, condition, len(scale_kernel))
+    gain = affine(scale, scale_kernel, c)  # scale + c W_scale
+    shift = affine(bias, bias_kernel, c)  # bias + c W_bias
     return _modulate(x, gain, shift, epsilon=epsilon, centred=True)  # gain · n + shift
 
 
@@ -107,7 +108,7 @@ def conditional_rms_norm(
     Reference: https://kexue.fm/archives/7124; arXiv 1910.07467.
     """
     shapes(x=(x, "... D"), scale=(scale, "D"), scale_kernel=(scale_kernel, "E D"))
-    gain = affine(scale, scale_kernel, aligned_conditions(x, condition, len(scale_kernel)))
+    gain = affine(scale, scale_kernel, align_conditions(x, condition, len(scale_kernel)))
     return _modulate(x, gain, jnp.zeros_like(gain), epsilon=epsilon, centred=False)  # gain · n
 
 
@@ -138,8 +139,8 @@ def drop_condition(key: jax.Array, condition: jax.Array, *, rate: float) -> jax.
     return jnp.where(kept.reshape(-1, *(1,) * (condition.ndim - 1)), condition, 0)
 
 
-def aligned_conditions(x: jax.Array, condition: Condition | None, features: int) -> list[jax.Array]:
-    """The conditions with equally many axes, of size 1 where positions share one.
+def align_conditions(x: jax.Array, condition: Condition | None, features: int) -> list[jax.Array]:
+    """Gives all conditions the same number of axes, of size 1 where positions share one.
 
     Raises:
         TypeError: if x or a condition is missing or not floating-point.

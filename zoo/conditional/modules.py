@@ -14,7 +14,7 @@ from zoo._checks import choice, count, integers, number
 from zoo.conditional.layer_norm import (
     Condition,
     affine,
-    aligned_conditions,
+    align_conditions,
     conditional_layer_norm,
     conditional_rms_norm,
 )
@@ -71,7 +71,7 @@ class _ConditionalNorm(nnx.Module):
         condition = _AMBIENT.get(None) if condition is None else condition
         if self.hidden_features is None:
             return condition
-        c = aligned_conditions(x, condition, sum(self.condition_features))
+        c = align_conditions(x, condition, sum(self.condition_features))
         hidden = affine(jnp.zeros(self.hidden_features), self.hidden_kernel[...], c)[..., 0, :]
         return ACTIVATIONS[self.activation](hidden)
 
