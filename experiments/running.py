@@ -108,13 +108,20 @@ def open_mesh(config: RunConfig) -> Mesh:
     return make_mesh(**dataclasses.asdict(config.mesh))
 
 
-def train(experiment: Experiment, mesh: Mesh, folder: pathlib.Path, loop: LoopConfig) -> TrainState:
+def train(
+    experiment: Experiment,
+    mesh: Mesh,
+    folder: pathlib.Path,
+    loop: LoopConfig,
+    step: Callable[..., Any] | None = None,
+) -> TrainState:
     """Draws the parameters, compiles the step and fits, with checkpoints and a log in the folder.
 
-    A run that was stopped continues from its last checkpoint.
+    A run that was stopped continues from its last checkpoint. ``step`` is that of an experiment
+    which differs in seed and batches alone: several seeds then share one compilation.
     """
     state = experiment.initial_state(mesh)
-    step = experiment.train_step(state.shardings)
+    step = experiment.train_step(state.shardings) if step is None else step
     with (
         Checkpointer(folder / "checkpoints", keep=loop.keep_checkpoints) as checkpointer,
         MetricsLog(folder / "metrics.jsonl") as log,

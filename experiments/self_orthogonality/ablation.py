@@ -42,24 +42,17 @@ SETTINGS: dict[Setting, tuple[float, float, float]] = {
 
 
 def run(config: AblationConfig) -> list[dict[str, Any]]:
-    """Minimises the loss in every setting; a row of angles before and after for each."""
+    """Minimises the loss in every setting; statistics of the angles before and after for each."""
+    key, shared_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
+    filters = jax.random.normal(key, (config.entries, config.filters))
+    direction = jax.random.normal(shared_key, (config.entries, 1))
     rows = []
     for setting, source in SETTINGS.items():
-        key, shared_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
-        filters = jax.random.normal(key, (config.entries, config.filters))
-        direction = jax.random.normal(shared_key, (config.entries, 1))
         # Of length around 1, for which a sharpness of 10 tells signs.
         start = (filters + setting.shared * direction) / config.entries**0.5
-        end = _minimise(
-            step_key,
-            start,
-            jnp.asarray(setting.weights),
-            batch_size=setting.batch_size,
-            positive=setting.inputs == "positive",
-            center=setting.center,
-            num_steps=config.num_steps,
-            learning_rate=config.learning_rate,
-        )
+        # Settings that differ in the start and the weights alone share one compiled program.
+        program = setting._replace(name="", shared=0.0, weights=())
+        end = _minimise(config, program, step_key, start, jnp.asarray(setting.weights))
         rows.append(
             {
                 "setting": setting.name,
@@ -77,32 +70,30 @@ def statistics(degrees: jax.Array) -> tuple[float, float, float]:
     return float(values.mean()), float(values.std()), float(np.abs(values - 90).max())
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("batch_size", "positive", "center", "num_steps", "learning_rate"),
-)
+def as_text(row: dict[str, Any]) -> dict[str, str]:
+    """A row of the table with its three numbers in one column."""
+    columns = {k: " / ".join(f"{x:.2f}" for x in row[k]) for k in ("before", "after", "source")}
+    return {"setting": row["setting"], **columns}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _minimise(
+    config: AblationConfig,
+    setting: Setting,
     key: jax.Array,
     filters: jax.Array,
     weights: jax.Array,
-    *,
-    batch_size: int,
-    positive: bool,
-    center: bool,
-    num_steps: int,
-    learning_rate: float,
 ) -> jax.Array:
-    optimizer = optax.adam(learning_rate)
+    optimizer = optax.adam(config.learning_rate)
 
     def loss(filters: jax.Array, key: jax.Array) -> jax.Array:
-        x = jax.random.normal(key, (batch_size, len(filters)))
-        x = jnp.abs(x) if positive else x
+        x = jax.random.normal(key, (setting.batch_size, len(filters)))
         return self_orthogonality(
-            x @ filters,
+            (jnp.abs(x) if setting.inputs == "positive" else x) @ filters,
             mean_weight=weights[0],
             square_weight=weights[1],
             reduction="mean",
-            center=center,
+            center=setting.center,
         )
 
     def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
@@ -110,5 +101,5 @@ def _minimise(
         updates, state = optimizer.update(jax.grad(loss)(filters, key), state)
         return (optax.apply_updates(filters, updates), state), None
 
-    keys = jax.random.split(key, num_steps)
+    keys = jax.random.split(key, config.num_steps)
     return jax.lax.scan(step, (filters, optimizer.init(filters)), keys)[0][0]

@@ -1,6 +1,6 @@
 """Settings of the comparison of penalties on filters.
 
-Source: Zhang, Ma, Wu, Wang, «Self-Orthogonality Module», arXiv 2001.01275, as read by
+Source: Zhang, Ma, Wu, Wang, "Self-Orthogonality Module", arXiv 2001.01275, as read by
 https://kexue.fm/archives/7169.
 
     small          the default: the builtin digits, minutes on two CPU cores
@@ -11,25 +11,12 @@ https://kexue.fm/archives/7169.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
-from experiments.command_line import (
-    DistributedConfig,
-    LoopConfig,
-    MeshConfig,
-    at_least,
-    in_unit_interval,
-)
+from experiments.command_line import LoopConfig, RunConfig, at_least, in_unit_interval
 
 Method = Literal["none", "weight_decay", "soft", "off_diagonal", "spectral", "self_orthogonality"]
-METHODS: tuple[Method, ...] = (
-    "none",
-    "weight_decay",
-    "soft",
-    "off_diagonal",
-    "spectral",
-    "self_orthogonality",
-)
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +28,10 @@ class DataConfig:
     train_size: int | None = None
     """Images to train on; all there are if None."""
     test_size: int | None = 500
-    """Images drawn from the whole set to test on; None: the set has a test split of its own."""
+    """Images drawn from the full set to test on; None: the set has a test split of its own."""
 
     def __post_init__(self) -> None:
-        for name in ("train_size", "test_size"):
-            if getattr(self, name) is not None:
-                at_least(1, f"data.{name}", getattr(self, name))
+        at_least(1, self, "train_size", "test_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +45,7 @@ class ModelConfig:
     dense_features: int = 64
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            at_least(1, f"model.{field.name}", getattr(self, field.name))
+        at_least(1, self, "first_features", "second_features", "dense_features")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +63,12 @@ class PenaltyConfig:
     reduction: Literal["sum", "mean"] = "mean"
     """sum is the published form, whose size grows with the square of the width."""
     center: bool = False
-    """Take the mean response off before its sign is judged."""
+    """Subtract the mean response before its sign is taken."""
     stop_input_gradient: bool = False
     """Let self-orthogonality move its own filters only, not those of the layers below."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.type is float:
-                at_least(0, f"penalty.{field.name}", getattr(self, field.name))
+        at_least(0, self, *(f.name for f in dataclasses.fields(self) if f.type is float))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +85,11 @@ class TrainingConfig:
     gradient_clip: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            at_least(1, f"training.{name}", getattr(self, name))
-        for name in ("methods", "batch_norm", "seeds"):
-            at_least(1, f"number of training.{name}", len(getattr(self, name)))
-        at_least(0, "training.learning_rate", self.learning_rate)
-        at_least(0, "training.gradient_clip", self.gradient_clip)
-        in_unit_interval("training.momentum", self.momentum)
+        at_least(1, self, "epochs", "batch_size")
+        at_least(0, self, "learning_rate", "gradient_clip")
+        in_unit_interval(self, "momentum")
+        if not (self.methods and self.batch_norm and self.seeds):
+            raise ValueError("training.methods, batch_norm and seeds must not be empty")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,36 +104,35 @@ class AblationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(0, "ablation.num_steps", self.num_steps)
-        for name in ("entries", "filters"):
-            at_least(2, f"ablation.{name}", getattr(self, name))
+        at_least(0, self, "num_steps")
+        at_least(2, self, "entries", "filters")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Penalties on filters."""
+class Fields:
+    """What comes out depends on these alone."""
 
-    workdir: str = "runs/self_orthogonality"
-    """Folder of the run; the same command continues it."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     penalty: PenaltyConfig = PenaltyConfig()
     training: TrainingConfig = TrainingConfig()
     ablation: AblationConfig = AblationConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig, Fields):
+    """Penalties on filters."""
+
     loop: LoopConfig = LoopConfig(log_every=10, checkpoint_every=10_000, keep_checkpoints=1)
-    mesh: MeshConfig = MeshConfig()
-    distributed: DistributedConfig = DistributedConfig()
 
 
 PRESETS = {
     "small": Config(),
     "fashion_mnist": Config(
-        workdir="runs/self_orthogonality_fashion_mnist",
         data=DataConfig(uri="file:$ZOO_DATA/fashion_mnist", train_size=6000, test_size=None),
         training=TrainingConfig(epochs=5),
     ),
     "smoke": Config(
-        workdir="runs/self_orthogonality_smoke",
         data=DataConfig(train_size=768),
         model=ModelConfig(first_features=8, second_features=8, dense_features=16),
         training=TrainingConfig(
@@ -162,7 +141,6 @@ PRESETS = {
         ablation=AblationConfig(num_steps=100, entries=16, filters=8, learning_rate=2e-2),
     ),
     "paper": Config(
-        workdir="runs/self_orthogonality_paper",
         data=DataConfig(uri="tfds:cifar10", test_size=None),
         model=ModelConfig(first_features=64, second_features=128, dense_features=256),
         penalty=PenaltyConfig(reduction="sum"),

@@ -21,18 +21,17 @@ TITLES = {
 NORMS = {False: "no batch norm", True: "batch norm"}
 
 
+Pair = tuple[str, bool]  # method, batch norm
+
+
 def _figure(size: tuple[float, float]) -> Any:
     return extras.require("matplotlib.figure", "plot").Figure(size, layout="constrained")
 
 
-def draw_angles(
-    angles: Mapping[tuple[str, bool], Mapping[str, np.ndarray]], entries: Mapping[str, int]
-) -> Any:
-    """Histograms of the angles after training: a row a method, a column a layer; chance in black.
+def draw_angles(angles: Mapping[Pair, Mapping[str, np.ndarray]], entries: Mapping[str, int]) -> Any:
+    """Histograms of the angles of all seeds: a row per method, a column per layer; chance in black.
 
-    Args:
-        angles: (method, batch norm) -> layer -> degrees of all seeds.
-        entries: layer -> number of entries of a filter.
+    ``entries`` are the numbers of entries of a filter by layer.
     """
     methods = list(dict.fromkeys(method for method, _ in angles))
     figure = _figure((9, 1.0 + 1.25 * len(methods)))
@@ -42,43 +41,29 @@ def draw_angles(
         everything = np.concatenate([own[layer] for own in angles.values()])
         reach = max(3.5 * chance, np.quantile(np.abs(everything - 90), 0.995))
         edges = np.linspace(90 - reach, 90 + reach, 41)
-        grid_line = np.linspace(edges[0], edges[-1], 301, dtype=np.float32)
-        density = np.asarray(random_angle_density(grid_line, dimension=entries[layer]))
+        fine = np.linspace(edges[0], edges[-1], 301, dtype=np.float32)
+        density = np.asarray(random_angle_density(fine, dimension=entries[layer]))
         for row, method in enumerate(methods):
             axes = grid[row, column]
-            for batch_norm, color in ((False, "tab:orange"), (True, "tab:blue")):
-                if (method, batch_norm) in angles:
-                    values = angles[method, batch_norm][layer]
-                    axes.hist(
-                        values,
-                        edges,
-                        density=True,
-                        histtype="step",
-                        color=color,
-                        label=NORMS[batch_norm],
-                    )
-            axes.plot(grid_line, density, color="black", linewidth=1, label="random filters")
-            axes.set_yticks([])
-            axes.set_xlim(edges[0], edges[-1])
+            for norm, color in ((False, "tab:orange"), (True, "tab:blue")):
+                if (method, norm) in angles:
+                    style = {"histtype": "step", "color": color, "label": NORMS[norm]}
+                    axes.hist(angles[method, norm][layer], edges, density=True, **style)
+            axes.plot(fine, density, color="black", linewidth=1, label="random filters")
+            axes.set(yticks=[], xlim=(edges[0], edges[-1]))
             axes.spines[["left", "top", "right"]].set_visible(False)
-            if column == 0:
-                axes.set_ylabel(
-                    TITLES[method].replace("-", "-\n"), rotation=0, ha="right", va="center"
-                )
         grid[0, column].set_title(f"{layer} layer, {entries[layer]} entries")
         grid[-1, column].set_xlabel("angle between two filters, degrees")
+    for row, method in enumerate(methods):
+        title = TITLES[method].replace("-", "-\n")
+        grid[row, 0].set_ylabel(title, rotation=0, ha="right", va="center")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def draw_curves(curves: Mapping[tuple[str, bool], np.ndarray], steps: Sequence[int]) -> Any:
-    """Cross-entropy while training, the mean over the seeds.
-
-    Args:
-        curves: (method, batch norm) -> cross-entropy ``[seeds, steps]``.
-        steps: where it was read.
-    """
+def draw_curves(curves: Mapping[Pair, np.ndarray], steps: Sequence[int]) -> Any:
+    """Cross-entropy ``[seeds, steps]`` while training, the mean over the seeds."""
     norms = list(dict.fromkeys(norm for _, norm in curves))
     figure = _figure((4.5 * len(norms), 3.5))
     grid = figure.subplots(1, len(norms), squeeze=False, sharey=True)[0]
@@ -92,9 +77,17 @@ def draw_curves(curves: Mapping[tuple[str, bool], np.ndarray], steps: Sequence[i
     return figure
 
 
-def save(workdir: pathlib.Path, figures: Mapping[str, Any]) -> list[pathlib.Path]:
-    """Writes each figure as a PNG; returns the paths."""
-    paths = [workdir / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
+def save(
+    workdir: pathlib.Path,
+    angles: Mapping[Pair, Mapping[str, np.ndarray]],
+    entries: Mapping[str, int],
+    curves: Mapping[Pair, np.ndarray],
+    steps: Sequence[int],
+) -> list[pathlib.Path]:
+    """Draws both as PNGs and gives their paths."""
+    paths = [workdir / "angles.png", workdir / "curves.png"]
+    for path, figure in zip(
+        paths, (draw_angles(angles, entries), draw_curves(curves, steps)), strict=True
+    ):
         figure.savefig(path, dpi=110)
     return paths

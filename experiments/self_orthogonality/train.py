@@ -1,7 +1,7 @@
 """Trains the network with every penalty, with and without batch normalisation, for every seed."""
 
 import dataclasses
-import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -11,33 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
+from jax.sharding import Mesh
 
 from experiments.command_line import MAY_CHANGE
-from experiments.running import fit_in, open_mesh
+from experiments.running import Experiment, finish, is_main_process, on_host, open_mesh, train
 from experiments.self_orthogonality import ablation, figures
 from experiments.self_orthogonality.config import Config, DataConfig, Method
 from experiments.self_orthogonality.model import LAYERS, Classifier
+from zoo._paths import matches
 from zoo.data import Pipeline, image_arrays, open_source
-from zoo.orthogonal import (
-    add_orthogonality_penalty,
-    filter_angles,
-    self_orthogonality,
-    sign_correlation,
-)
+from zoo.orthogonal import add_orthogonality_penalty, filter_angles, self_orthogonality
 from zoo.orthogonal.angles import random_angle_std
-from zoo.training import (
-    Functional,
-    LossOutput,
-    TrainState,
-    functional_with_state,
-    init_state,
-    make_train_step,
-    open_workdir,
-    results_table,
-    write_summary,
-)
+from zoo.training import LossOutput, TrainState, functional, open_workdir, results_table
+from zoo.training.state import get_model_state
 
 EVALUATION_ROWS = 500
+HIDDEN_KERNELS = rf"^({'|'.join(LAYERS)})/kernel$"
 
 
 class Images(NamedTuple):
@@ -47,69 +37,58 @@ class Images(NamedTuple):
     test: tuple[np.ndarray, np.ndarray]
 
 
+class Network(NamedTuple):
+    """One of the networks that are compared."""
+
+    method: Method
+    batch_norm: bool
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The folder."""
+        return f"{self.method}-{'batch_norm' if self.batch_norm else 'bias'}-{self.seed}"
+
+
 class Outcome(NamedTuple):
     """What one trained network is judged by."""
 
-    accuracy: float  # on the test images
+    records: list[dict[str, float]]  # of its training; the last one is of the test images
     angles: dict[str, np.ndarray]  # by layer, degrees
-    correlation: dict[str, float]  # by layer, root mean square of V over the pairs, test images
 
 
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
-    mesh = open_mesh(config.mesh, config.distributed)
+    mesh = open_mesh(config)
     images = load(config.data)
+    networks = all_networks(config)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
-    training = config.training
-    source = [{"image": image, "label": label} for image, label in zip(*images.train, strict=True)]
-    num_steps = training.epochs * -(-len(source) // training.batch_size)
-    if jax.process_index() == 0:
-        print(
-            f"{config.data.uri}: {len(source):,} images to train on, {len(images.test[1]):,} to "
-            f"test; {num_steps:,} steps for each of "
-            f"{len(training.methods) * len(training.batch_norm) * len(training.seeds)} networks"
-        )
-    outcomes: dict[tuple[str, bool], list[Outcome]] = {}
-    for batch_norm in training.batch_norm:
-        parts = functional_with_state(functools.partial(make_network, config, images, batch_norm))
-        judge = jax.jit(functools.partial(predict, parts))
-        for method in training.methods:
-            optimizer = make_optimizer(config, method, num_steps)
-            step = None
-            for seed in training.seeds:
-                state = init_state(
-                    parts.init_parameters,
-                    optimizer,
-                    key=jax.random.key(seed),
-                    mesh=mesh,
-                    init_model_state=parts.init_model_state,
-                )
-                if step is None:  # compiled once for all seeds
-                    loss = make_loss(config, method, parts)
-                    step = make_train_step(loss, optimizer, shardings=state.shardings)
-                batches = Pipeline(source, batch_size=training.batch_size, seed=seed)
-                folder = workdir / run_name(method, batch_norm, seed)
-                state = fit_in(
-                    folder,
-                    config.loop,
-                    step,
-                    state,
-                    batches,
-                    num_steps=num_steps,
-                    mesh=mesh,
-                )
-                outcome = evaluate(judge, state, images)
-                outcomes.setdefault((method, batch_norm), []).append(outcome)
-                if jax.process_index() == 0:
-                    print(f"{folder.name}: test accuracy {outcome.accuracy:.2%}", flush=True)
+    if is_main_process():
+        sizes = f"{len(images.train[1]):,} images to train on, {len(images.test[1]):,} to test"
+        print(f"{config.data.uri}: {sizes}; {len(networks)} networks")
+    outcomes: dict[tuple[Method, bool], list[Outcome]] = {}
+    for network in networks:
+        experiment = build(config, mesh, images, network)
+        if network.seed == config.training.seeds[0]:  # all seeds share one compiled step
+            step = experiment.train_step(experiment.abstract_state(mesh).shardings)
+        state = train(experiment, mesh, workdir / network.name, config.loop, step=step)
+        kernels = on_host({layer: state.parameters[layer]["kernel"] for layer in LAYERS})
+        if is_main_process():
+            angles = {layer: np.asarray(filter_angles(kernels[layer])) for layer in LAYERS}
+            outcome = Outcome(read_records(workdir / network.name), angles)
+            outcomes.setdefault(network[:2], []).append(outcome)
+            print(f"{network.name}: {outcome.records[-1]['accuracy']:.2%} correct", flush=True)
     ablated = ablation.run(config.ablation) if config.ablation.num_steps else []
-    if jax.process_index() == 0:
-        report(workdir, config, outcomes, ablated, entries_of(parts))
+    if is_main_process():
+        entries = {layer: k.size // k.shape[-1] for layer, k in kernels.items()}
+        report(workdir, config, outcomes, ablated, entries)
 
 
-def run_name(method: str, batch_norm: bool, seed: int) -> str:
-    """The folder of one network."""
-    return f"{method}-{'batch_norm' if batch_norm else 'bias'}-{seed}"
+def all_networks(config: Config) -> list[Network]:
+    """Every method, with and without batch normalisation, for every seed."""
+    training = config.training
+    pairs = itertools.product(training.batch_norm, training.methods, training.seeds)
+    return [Network(method, batch_norm, seed) for batch_norm, method, seed in pairs]
 
 
 def load(data: DataConfig) -> Images:
@@ -133,31 +112,58 @@ def load(data: DataConfig) -> Images:
     return Images(*(((x - mean) / deviation, labels) for x, labels in (train, test)))
 
 
-def make_network(config: Config, images: Images, batch_norm: bool, rngs: Any) -> Classifier:
-    """The network for these images."""
+def build(
+    config: Config, mesh: Mesh, images: Images | None = None, network: Network | None = None
+) -> Experiment:
+    """Model, loss, optimiser, batches and evaluation of one network, the first if None.
+
+    ``images`` are ``load(config.data)`` if None.
+    """
+    images = load(config.data) if images is None else images
+    network = all_networks(config)[0] if network is None else network
     pictures, labels = images.train
-    return Classifier(
-        pictures.shape[1:],
-        int(labels.max()) + 1,
-        **dataclasses.asdict(config.model),
-        batch_norm=batch_norm,
-        rngs=rngs,
+
+    def make_network(rngs: nnx.Rngs) -> Classifier:
+        return Classifier(
+            pictures.shape[1:],
+            int(labels.max()) + 1,
+            **dataclasses.asdict(config.model),
+            batch_norm=network.batch_norm,
+            rngs=rngs,
+        )
+
+    init, merge = functional(make_network)
+    batches = Pipeline(
+        [{"image": image, "label": label} for image, label in zip(pictures, labels, strict=True)],
+        batch_size=config.training.batch_size,
+        seed=network.seed,
+    )
+    num_steps = config.training.epochs * batches.batches_per_epoch
+    return Experiment(
+        init=init,
+        merge=merge,
+        loss=make_loss(merge, config, network.method),
+        optimizer=make_optimizer(config, network.method, num_steps),
+        batches=batches,
+        num_steps=num_steps,
+        seed=network.seed,
+        evaluate=make_evaluate(merge, images),
+        rate_unit="images",
+        init_model_state=lambda key: get_model_state(make_network(nnx.Rngs(key))),
     )
 
 
 def make_optimizer(config: Config, method: Method, num_steps: int) -> optax.GradientTransformation:
     """Momentum and cosine decay; penalties on the kernels alone are added to the gradient."""
     training, penalty = config.training, config.penalty
-    hidden_kernels = functools.partial(
-        jax.tree_util.tree_map_with_path,
-        lambda path, _: path[0].key in LAYERS and path[-1].key == "kernel",
-    )
+
+    def mask(parameters: Any) -> Any:
+        return matches(parameters, HIDDEN_KERNELS)
+
     if method == "weight_decay":
-        added = optax.add_decayed_weights(penalty.weight_decay, mask=hidden_kernels)
+        added = optax.add_decayed_weights(penalty.weight_decay, mask=mask)
     elif method in ("soft", "off_diagonal", "spectral"):
-        added = add_orthogonality_penalty(
-            getattr(penalty, method), kind=method, mask=hidden_kernels
-        )
+        added = add_orthogonality_penalty(getattr(penalty, method), kind=method, mask=mask)
     else:
         added = optax.identity()
     schedule = optax.cosine_decay_schedule(training.learning_rate, num_steps)
@@ -165,7 +171,7 @@ def make_optimizer(config: Config, method: Method, num_steps: int) -> optax.Grad
     return optax.chain(added, clip, optax.sgd(schedule, training.momentum))
 
 
-def make_loss(config: Config, method: Method, parts: Functional) -> Callable[..., LossOutput]:
+def make_loss(merge: Callable[..., Classifier], config: Config, method: Method) -> Callable:
     """Cross-entropy, and self-orthogonality of every hidden layer where that is the method."""
     penalty = config.penalty
 
@@ -173,12 +179,11 @@ def make_loss(config: Config, method: Method, parts: Functional) -> Callable[...
         parameters: Any, batch: Any, *, key: jax.Array, carry: Any, model_state: Any = ()
     ) -> LossOutput:
         del carry
-        model = parts.rebuild(parameters, key, model_state=model_state)
+        model = merge(parameters, key, model_state=model_state)
         logits, responses = model(batch["image"], stop_input_gradient=penalty.stop_input_gradient)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         weight = jnp.sum(batch["valid"])
-        cross_entropy = jnp.sum(jnp.where(batch["valid"], losses, 0))
-        total = cross_entropy
+        total = cross_entropy = jnp.sum(jnp.where(batch["valid"], losses, 0))
         if method == "self_orthogonality":
             each = [
                 self_orthogonality(
@@ -191,135 +196,92 @@ def make_loss(config: Config, method: Method, parts: Functional) -> Callable[...
                 )
                 for own in responses.values()
             ]
-            total = total + weight * penalty.self_orthogonality * sum(each)
+            total += weight * penalty.self_orthogonality * sum(each)
         return LossOutput(
             total=total,
             weight=weight,
             metrics={"cross_entropy": (cross_entropy, weight)},
-            model_state=parts.model_state(model),
+            model_state=get_model_state(model),
         )
 
     return loss_fn
 
 
-def predict(
-    parts: Functional, parameters: Any, model_state: Any, images: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Classes, and V of every layer, of some images in evaluation mode."""
-    logits, responses = parts.rebuild(parameters, model_state=model_state)(images)
-    return jnp.argmax(logits, axis=-1), jax.tree.map(sign_correlation, responses)
-
-
-def evaluate(judge: Callable[..., Any], state: TrainState, images: Images) -> Outcome:
-    """Judges a trained network on the test images."""
+def make_evaluate(merge: Callable[..., Classifier], images: Images) -> Callable:
+    """Accuracy on the test images, and by layer the root mean square of V over the pairs."""
     pictures, labels = images.test
-    correct, squares = 0, {layer: [] for layer in LAYERS}
-    for start in range(0, len(labels), EVALUATION_ROWS):
-        rows = slice(start, start + EVALUATION_ROWS)
-        classes, correlations = judge(state.parameters, state.model_state, pictures[rows])
-        correct += int(np.sum(np.asarray(classes) == labels[rows]))
-        for layer, matrix in correlations.items():
-            pairs = np.asarray(matrix)[np.triu_indices(len(matrix), 1)]
-            squares[layer].append(np.mean(pairs**2))
-    kernels = {layer: state.parameters[layer]["kernel"] for layer in LAYERS}
-    return Outcome(
-        accuracy=correct / len(labels),
-        angles={layer: np.asarray(filter_angles(kernel)) for layer, kernel in kernels.items()},
-        correlation={layer: float(np.sqrt(np.mean(each))) for layer, each in squares.items()},
-    )
+    starts = range(0, len(labels), EVALUATION_ROWS)
+
+    @jax.jit
+    def judge(parameters: Any, model_state: Any, pictures: jax.Array, labels: jax.Array) -> tuple:
+        logits, responses = merge(parameters, model_state=model_state)(pictures)
+        squares = {
+            layer: self_orthogonality(y, mean_weight=0.0, reduction="mean")
+            for layer, y in responses.items()
+        }
+        return jnp.sum(jnp.argmax(logits, axis=-1) == labels), squares
+
+    def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        chunks = ((part[i : i + EVALUATION_ROWS] for part in (pictures, labels)) for i in starts)
+        judged = [judge(state.parameters, state.model_state, *chunk) for chunk in chunks]
+        correct, squares = zip(*jax.device_get(judged), strict=True)
+        rms = {layer: float(np.sqrt(np.mean([s[layer] for s in squares]))) for layer in LAYERS}
+        return state, {"accuracy": float(sum(correct) / len(labels)), **rms}
+
+    return evaluate
 
 
-def entries_of(parts: Functional) -> dict[str, int]:
-    """The number of entries of a filter, by layer."""
-    shapes = jax.eval_shape(parts.init_parameters, jax.random.key(0))
-    kernels = {layer: shapes[layer]["kernel"] for layer in LAYERS}
-    return {layer: kernel.size // kernel.shape[-1] for layer, kernel in kernels.items()}
-
-
-def read_curves(
-    workdir: pathlib.Path, config: Config
-) -> tuple[dict[tuple[str, bool], np.ndarray], list[int]]:
-    """Cross-entropy ``[seeds, steps]`` of every method from the records of its runs."""
-    training, curves, steps = config.training, {}, []
-    for method in training.methods:
-        for batch_norm in training.batch_norm:
-            runs = []
-            for seed in training.seeds:
-                path = workdir / run_name(method, batch_norm, seed) / "metrics.jsonl"
-                records = [json.loads(line) for line in path.read_text().splitlines()]
-                steps = [record["step"] for record in records]
-                runs.append([record["cross_entropy"] for record in records])
-            curves[method, batch_norm] = np.array(runs)
-    return curves, steps
+def read_records(folder: pathlib.Path) -> list[dict[str, float]]:
+    """What a network's training and evaluation logged."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def report(
     workdir: pathlib.Path,
     config: Config,
-    outcomes: dict[tuple[str, bool], list[Outcome]],
+    outcomes: dict[tuple[Method, bool], list[Outcome]],
     ablated: list[dict[str, Any]],
     entries: dict[str, int],
 ) -> None:
     """Tables, pictures and summary."""
-    chance = {layer: random_angle_std(entries[layer]) for layer in LAYERS}
-    scores: list[dict[str, Any]] = []
+    chance = {layer: random_angle_std(size) for layer, size in entries.items()}
+    scores: list[dict[str, str]] = []
     rows = [{"angles": "random filters"} | {k: f"90.0 ± {chance[k]:.1f}" for k in LAYERS}]
-    angles = {}
-    for (method, batch_norm), runs in outcomes.items():
+    angles, curves, networks = {}, {}, {}
+    for (method, batch_norm), group in outcomes.items():
         name = f"{figures.TITLES[method]}, {figures.NORMS[batch_norm]}"
-        accuracies = 100 * np.array([outcome.accuracy for outcome in runs])
-        spread = accuracies.std(ddof=1) if len(runs) > 1 else 0.0
-        own = {layer: np.concatenate([run.angles[layer] for run in runs]) for layer in LAYERS}
-        angles[method, batch_norm] = own
-        rms = {layer: np.mean([run.correlation[layer] for run in runs]) for layer in LAYERS}
+        last = [outcome.records[-1] for outcome in group]
+        accuracies = 100 * np.array([record["accuracy"] for record in last])
+        spread = accuracies.std(ddof=1) if len(group) > 1 else 0.0
         scores.append(
             {"penalty": name, "accuracy, %": f"{accuracies.mean():.2f} ± {spread:.2f}"}
-            | {f"V, {layer}": f"{value:.3f}" for layer, value in rms.items()}
+            | {f"V, {k}": f"{np.mean([record[k] for record in last]):.3f}" for k in LAYERS}
         )
+        own = {k: np.concatenate([outcome.angles[k] for outcome in group]) for k in LAYERS}
         rows.append(
             {"angles": name} | {k: f"{v.mean():.1f} ± {v.std():.1f}" for k, v in own.items()}
         )
+        angles[method, batch_norm] = own
+        curves[method, batch_norm] = np.array(
+            [[record["cross_entropy"] for record in o.records[:-1]] for o in group]
+        )
+        for seed, outcome in zip(config.training.seeds, group, strict=True):
+            networks[Network(method, batch_norm, seed).name] = {
+                "accuracy": outcome.records[-1]["accuracy"],
+                "angles": {k: ablation.statistics(v) for k, v in outcome.angles.items()},
+                "correlation": {layer: outcome.records[-1][layer] for layer in LAYERS},
+            }
     title = "Test images: accuracy, mean ± std over the seeds; root mean square of V by layer"
     results_table(scores, title=title)
     results_table(rows, title="Angles between filters, degrees: mean ± std over the pairs")
-    ablation_rows = [
-        {
-            "setting": row["setting"],
-            **{
-                name: " / ".join(f"{value:.2f}" for value in row[name])
-                for name in ("before", "after", "source")
-            },
-        }
-        for row in ablated
-    ]
     if ablated:
-        results_table(
-            ablation_rows,
-            title=f"The loss alone, {config.ablation.num_steps} steps: mean / std / largest "
-            "deviation from 90 of the angles",
-        )
-    curves, steps = read_curves(workdir, config)
-    pictures = figures.save(
+        steps = config.ablation.num_steps
+        title = f"The loss alone, {steps} steps: mean / std / largest deviation from 90"
+        results_table([ablation.as_text(row) for row in ablated], title=title)
+    steps = [record["step"] for record in group[0].records[:-1]]
+    pictures = figures.save(workdir, angles, entries, curves, steps)
+    finish(
         workdir,
-        {
-            "angles": figures.draw_angles(angles, entries),
-            "curves": figures.draw_curves(curves, steps),
-        },
+        {"networks": networks, "random_angle_std": chance, "ablation": ablated},
+        pictures,
     )
-    summary = {
-        "networks": {
-            run_name(method, batch_norm, seed): {
-                "accuracy": outcome.accuracy,
-                "angles": {k: ablation.statistics(v) for k, v in outcome.angles.items()},
-                "correlation": outcome.correlation,
-            }
-            for (method, batch_norm), runs in outcomes.items()
-            for seed, outcome in zip(config.training.seeds, runs, strict=True)
-        },
-        "random_angle_std": chance,
-        "ablation": ablated,
-        "jax": jax.__version__,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
-    path = write_summary(workdir, summary)
-    print("written:", ", ".join(str(item) for item in (*pictures, path)))

@@ -1,6 +1,7 @@
 """How far F1 over a batch is below F1 over everything: in value, and in its gradient."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,30 +25,30 @@ def bias_table(config: BiasConfig, key: jax.Array, *, remembered_examples: int) 
     logits = config.offset + config.separation * labels + config.noise * noise
     labels = labels.astype(jnp.int32)
 
-    def probabilities(parameters: jax.Array, logits: jax.Array) -> jax.Array:
+    def predict(parameters: jax.Array, logits: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(parameters[0] * logits + parameters[1])
 
+    @jax.value_and_grad
     def f1(parameters: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return smooth_f1(probabilities(parameters, logits), labels)
+        return smooth_f1(predict(parameters, logits), labels)
 
     start = jnp.array([1.0, 0.0])
-    whole, slope = jax.jit(jax.value_and_grad(f1))(start, logits, labels)
+    f1_of_all, slope = jax.jit(f1)(start, logits, labels)
 
     @functools.partial(jax.jit, static_argnums=0)
     def of_batches(size: int, logits: jax.Array, labels: jax.Array) -> tuple:
         batches = logits.reshape(-1, size), labels.reshape(-1, size)
-        values, slopes = jax.vmap(lambda *batch: jax.value_and_grad(f1)(start, *batch))(*batches)
+        values, slopes = jax.vmap(lambda *batch: f1(start, *batch))(*batches)
+        decay = max(0.0, 1 - size / remembered_examples)
 
-        def step(state: tuple, batch: tuple) -> tuple:
-            def value(parameters: jax.Array) -> tuple:
-                decay = max(0.0, 1 - size / remembered_examples)
-                new, f1 = streaming_f1(
-                    state, probabilities(parameters, batch[0]), batch[1], decay=decay
-                )
-                return f1, new
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def stream(parameters: jax.Array, state: Any, logits: jax.Array, labels: jax.Array) -> Any:
+            state, f1 = streaming_f1(state, predict(parameters, logits), labels, decay=decay)
+            return f1, state
 
-            (f1, new), slope = jax.value_and_grad(value, has_aux=True)(start)
-            return new, (f1, slope)
+        def step(state: Any, batch: tuple) -> tuple:
+            (f1, state), slope = stream(start, state, *batch)
+            return state, (f1, slope)
 
         _, (streamed, streamed_slopes) = jax.lax.scan(step, streaming_f1_init(), batches)
         warm = len(streamed) // 8  # the first batches fill the state
@@ -66,7 +67,7 @@ def bias_table(config: BiasConfig, key: jax.Array, *, remembered_examples: int) 
                 "batch size": size,
                 "mean of batch F1": float(value),
                 "mean of streaming F1": float(streamed),
-                "F1 of all": float(whole),
+                "F1 of all": float(f1_of_all),
                 "gradient error, batch": _relative_error(batch_slope, slope),
                 "gradient error, streaming": _relative_error(streamed_slope, slope),
             }

@@ -20,13 +20,13 @@ class DataConfig:
     """builtin:digits, or file:PATH of an .npz archive or a folder of idx files, or tfds:NAME."""
     positive_class: int = 8
     positive_share: float = 0.05
-    """Positives are dropped until they have this share, in training and test rows alike."""
+    """Positives are dropped until they have this share, in training and test alike."""
     max_examples: int = 10_000
     """Examples drawn for each seed before that."""
     test_share: float = 0.4
 
     def __post_init__(self) -> None:
-        at_least(10, "data.max_examples", self.max_examples)
+        at_least(10, self, "max_examples")
         for name in ("positive_share", "test_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be in (0, 1), got {getattr(self, name)}")
@@ -51,11 +51,9 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(2, "training.num_seeds", self.num_seeds)
-        for name in ("pretraining_steps", "steps", "remembered_examples"):
-            at_least(1, f"training.{name}", getattr(self, name))
-        at_least(0, "training.hidden_features", self.hidden_features)
-        at_least(0, "training.learning_rate", self.learning_rate)
+        at_least(2, self, "num_seeds")
+        at_least(1, self, "pretraining_steps", "steps", "remembered_examples")
+        at_least(0, self, "hidden_features", "learning_rate")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ValueError(f"training.batch_sizes must be positive, got {self.batch_sizes}")
 
@@ -82,24 +80,22 @@ class BiasConfig:
 class Config:
     """Smooth metrics as objectives."""
 
-    workdir: str = "runs/smooth_metrics"
-    """Folder of the run; the same command continues it."""
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     bias: BiasConfig = BiasConfig()
+    workdir: str = ""
+    """Folder of the run; the same command continues it."""
 
 
 PRESETS = {
     "small": Config(),
     "smoke": Config(
-        workdir="runs/smooth_metrics_smoke",
         training=TrainingConfig(
             batch_sizes=(16, 256), num_seeds=4, pretraining_steps=200, steps=200, learning_rate=1e-2
         ),
         bias=BiasConfig(rows=1 << 16),
     ),
     "fashion_mnist": Config(
-        workdir="runs/smooth_metrics_fashion_mnist",
         data=DataConfig(uri="file:$ZOO_DATA/fashion_mnist", positive_class=6),
         training=TrainingConfig(num_seeds=5, learning_rate=1e-3),
     ),

@@ -6,7 +6,7 @@ import numpy as np
 
 from zoo import extras
 
-COLOURS = ("tab:gray", "black", "tab:green", "tab:orange", "tab:blue")
+COLORS = ("tab:gray", "black", "tab:green", "tab:orange", "tab:blue")
 
 
 def draw(records: list[dict[str, Any]], bias: list[dict[str, float]]) -> Any:
@@ -17,34 +17,24 @@ def draw(records: list[dict[str, Any]], bias: list[dict[str, float]]) -> Any:
     records = sorted(records, key=lambda record: record["batch_size"])
     sizes = np.array([record["batch_size"] for record in records], float)
     names = list(records[0]["scores"])
-    for number, (name, colour) in enumerate(zip(names, COLOURS, strict=True)):
+    for number, (name, color) in enumerate(zip(names, COLORS, strict=True)):
         values = np.array([record["scores"][name]["f1"] for record in records])
         errors = values.std(axis=1, ddof=1) / values.shape[1] ** 0.5
         beside = sizes * 1.04 ** (number - (len(names) - 1) / 2)  # bars would hide each other
         style = "--" if "tuned" in name else "-"
-        trained.errorbar(
-            beside,
-            values.mean(axis=1),
-            errors,
-            fmt="o" + style,
-            color=colour,
-            label=name,
-            capsize=2,
-        )
-    trained.set(xlabel="batch size", ylabel="F1 of the test rows", xscale="log")
+        look = {"fmt": "o" + style, "color": color, "label": name, "capsize": 2}
+        trained.errorbar(beside, values.mean(axis=1), errors, **look)
+    trained.set(xlabel="batch size", ylabel="F1 of the test set", xscale="log")
     trained.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
     trained.minorticks_off()
     trained.legend(fontsize="small")
     trained.set_title("trained on", loc="left", fontsize="medium")
 
     sizes = np.array([row["batch size"] for row in bias], float)
-    for column, colour in (
-        ("mean of batch F1", "tab:orange"),
-        ("mean of streaming F1", "tab:blue"),
-    ):
+    for column, color in (("mean of batch F1", "tab:orange"), ("mean of streaming F1", "tab:blue")):
         values = [row[column] for row in bias]
-        measured.plot(sizes, values, "o-", color=colour, label=column)
-    measured.axhline(bias[0]["F1 of all"], color="black", linestyle="--", label="F1 of all rows")
+        measured.plot(sizes, values, "o-", color=color, label=column)
+    measured.axhline(bias[0]["F1 of all"], color="black", linestyle="--", label="F1 of all samples")
     measured.set(xlabel="batch size", ylabel="smooth F1", xscale="log", ylim=(0, None))
     measured.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
     measured.minorticks_off()

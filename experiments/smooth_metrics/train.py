@@ -1,4 +1,4 @@
-"""Trains one model a seed, objective and batch size, all seeds in one program; tests and draws."""
+"""Trains one model per seed, objective and batch size, all seeds in one program."""
 
 import functools
 import itertools
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.running import finish
 from experiments.smooth_metrics import figures
 from experiments.smooth_metrics.bias import bias_table
-from experiments.smooth_metrics.config import Config, DataConfig, TrainingConfig
-from zoo.data import open_source
-from zoo.data.images import image_arrays
+from experiments.smooth_metrics.config import Config
+from zoo.data import image_arrays, open_source
 from zoo.smooth import smooth_accuracy, smooth_f1
 from zoo.smooth.streaming import streaming_f1, streaming_f1_init
-from zoo.training import MetricsLog, open_workdir, results_table, write_summary
+from zoo.training import MetricsLog, open_workdir, results_table
 
 CROSS_ENTROPY = "cross entropy"
 TUNED = "cross entropy, threshold tuned"
@@ -30,7 +30,7 @@ METHODS = (CROSS_ENTROPY, TUNED, ACCURACY, BATCH_F1, STREAMING_F1)
 
 
 class Split(NamedTuple):
-    """One row a seed; the same numbers of rows for all."""
+    """The same numbers of samples for every seed."""
 
     train_x: np.ndarray  # [S, N, D]
     train_t: np.ndarray  # [S, N], 0 or 1
@@ -38,39 +38,42 @@ class Split(NamedTuple):
     test_t: np.ndarray
 
 
+class Learner(NamedTuple):
+    """One objective with its optimiser."""
+
+    init: Callable[[jax.Array], Any]  # key -> parameters
+    loss: Callable[..., tuple[jax.Array, Any]]  # (parameters, x, targets, state) -> loss, state
+    optimizer: optax.GradientTransformation
+
+
 def run(config: Config) -> None:
     """Runs the experiment; skips what an earlier run in the same folder has finished."""
+    training = config.training
     workdir = open_workdir(config.workdir, config, ignore=("workdir",))
-    split = load(config.data, config.training)
-    done = finished(workdir / "metrics.jsonl")
-    share = split.train_t.mean()
+    split = load(config)
+    learners = build(config, split)
+    done = read_records(workdir / "metrics.jsonl")
     print(
         f"{config.data.uri}: {split.train_x.shape[1]:,} training and {split.test_x.shape[1]:,} "
-        f"test rows a seed, {share:.1%} positive, {config.training.num_seeds} seeds"
+        f"test samples per seed, {split.train_t.mean():.1%} positive, {training.num_seeds} seeds"
     )
     with MetricsLog(workdir / "metrics.jsonl", resume_step=len(done)) as log:
-        for size in config.training.batch_sizes:
-            if size in {record["batch_size"] for record in done}:
-                continue
-            scores = train_all(split, size, config.training)
+        for size in training.batch_sizes[len(done) :]:
+            parameters = train_all(learners, split, size, config)
+            scores = test_all(parameters, split)
             done.append({"batch_size": size, "scores": scores})
             log.write(len(done), done[-1])
             f1 = ", ".join(f"{name} {np.mean(s['f1']):.3f}" for name, s in scores.items())
             print(f"batch size {size}: test F1 {f1}", flush=True)
-    bias = bias_table(
-        config.bias,
-        jax.random.key(config.training.seed),
-        remembered_examples=config.training.remembered_examples,
-    )
+    key = jax.random.key(training.seed)
+    bias = bias_table(config.bias, key, remembered_examples=training.remembered_examples)
     report(workdir, done, bias)
 
 
-def finished(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
     """The records of an earlier run; a batch size is recorded when all of it is done."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
+    records: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
             records.append(json.loads(line))
         except ValueError:  # cut off by a crash
@@ -78,35 +81,58 @@ def finished(path: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def load(data: DataConfig, training: TrainingConfig) -> Split:
-    """Draws each seed's rows, thins out the positives, and cuts training from test rows."""
+def load(config: Config) -> Split:
+    """Draws each seed's samples, thins out the positives, and separates training from test."""
+    data, training = config.data, config.training
     images, labels = image_arrays(open_source(data.uri))
     x = images.reshape(len(images), -1).astype(np.float32)
     x = (x - x.mean()) / x.std()
-    is_positive = labels == data.positive_class
-    if not is_positive.any() or is_positive.all():
+    positive = labels == data.positive_class
+    if not positive.any() or positive.all():
         raise ValueError(
             f"data.positive_class must be one of the labels of {data.uri}, got "
             f"{data.positive_class}"
         )
+    num_negatives = int(min(data.max_examples, len(x)) * (1 - positive.mean()))
+    num_positives = round(num_negatives * data.positive_share / (1 - data.positive_share))
     parts = []
     for seed in range(training.num_seeds):
         generator = np.random.default_rng([training.seed, seed])
         order = generator.permutation(len(x))
-        negatives, positives = order[~is_positive[order]], order[is_positive[order]]
-        fewest = int(min(data.max_examples, len(x)) * (1 - is_positive.mean()))
-        negatives = negatives[:fewest]
-        wanted = round(len(negatives) * data.positive_share / (1 - data.positive_share))
-        positives = positives[:wanted]
-        pieces = [_cut(negatives, data.test_share), _cut(positives, data.test_share)]
-        train, test = (generator.permutation(np.concatenate(p)) for p in zip(*pieces, strict=True))
-        parts.append((x[train], is_positive[train], x[test], is_positive[test]))
+        train, test = [], []
+        for of_class, count in ((~positive, num_negatives), (positive, num_positives)):
+            rows = order[of_class[order]][:count]
+            cut = round(len(rows) * data.test_share)
+            train.append(rows[cut:])
+            test.append(rows[:cut])
+        train, test = (generator.permutation(np.concatenate(rows)) for rows in (train, test))
+        parts.append((x[train], positive[train], x[test], positive[test]))
     return Split(*(np.stack(part).astype(np.float32) for part in zip(*parts, strict=True)))
 
 
-def _cut(rows: np.ndarray, test_share: float) -> tuple[np.ndarray, np.ndarray]:
-    size = round(len(rows) * test_share)
-    return rows[size:], rows[:size]
+def build(config: Config, split: Split | None = None) -> dict[str, Learner]:
+    """A learner for each objective; ``split`` is ``load(config)`` if None."""
+    split = load(config) if split is None else split
+    training, features = config.training, split.train_x.shape[-1]
+
+    def init(key: jax.Array) -> list[dict[str, jax.Array]]:
+        return init_parameters(key, features, training.hidden_features)
+
+    def loss(name: str, parameters: Any, x: jax.Array, t: jax.Array, state: Any) -> tuple:
+        logits = predict(parameters, x)
+        p = jax.nn.sigmoid(logits)
+        if name == CROSS_ENTROPY:
+            return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, t)), state
+        if name == STREAMING_F1:
+            decay = max(0.0, 1 - len(t) / training.remembered_examples)
+            state, f1 = streaming_f1(state, p, t, decay=decay)
+            return -f1, state
+        metric = smooth_accuracy if name == ACCURACY else smooth_f1
+        return -metric(p, t), state
+
+    optimizer = optax.adam(training.learning_rate)
+    names = (CROSS_ENTROPY, ACCURACY, BATCH_F1, STREAMING_F1)
+    return {name: Learner(init, functools.partial(loss, name), optimizer) for name in names}
 
 
 def init_parameters(key: jax.Array, features: int, hidden: int) -> list[dict[str, jax.Array]]:
@@ -129,103 +155,81 @@ def predict(parameters: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
     return x[:, 0]
 
 
-def objective(name: str, decay: float) -> Callable[..., tuple[jax.Array, Any]]:
-    """``(logits, targets, state) -> (loss, state)``."""
-
-    def loss(logits: jax.Array, targets: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        if name == CROSS_ENTROPY:
-            return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets)), state
-        p = jax.nn.sigmoid(logits)
-        if name == ACCURACY:
-            return -smooth_accuracy(p, targets), state
-        if name == BATCH_F1:
-            return -smooth_f1(p, targets), state
-        state, f1 = streaming_f1(state, p, targets, decay=decay)
-        return -f1, state
-
-    return loss
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def train(
-    name: str,
+    learner: Learner,
     batch_size: int,
     num_steps: int,
-    learning_rate: float,
-    decay: float,
-    key: jax.Array,
+    keys: jax.Array,
     parameters: Any,
     x: jax.Array,
     targets: jax.Array,
 ) -> Any:
-    """Adam on one objective, for all seeds: every argument from ``key`` on has a seed axis."""
-    optimizer = optax.adam(learning_rate)
-    loss = objective(name, decay)
+    """The trained parameters; every argument from ``keys`` on has a seed axis."""
 
     def one_seed(key: jax.Array, parameters: Any, x: jax.Array, targets: jax.Array) -> Any:
         def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
             parameters, optimizer_state, state = carry
             rows = jax.random.randint(key, (batch_size,), 0, len(x))
-            gradient, state = jax.grad(
-                lambda p: loss(predict(p, x[rows]), targets[rows], state), has_aux=True
-            )(parameters)
-            updates, optimizer_state = optimizer.update(gradient, optimizer_state)
+            gradient, state = jax.grad(learner.loss, has_aux=True)(
+                parameters, x[rows], targets[rows], state
+            )
+            updates, optimizer_state = learner.optimizer.update(gradient, optimizer_state)
             return (optax.apply_updates(parameters, updates), optimizer_state, state), None
 
-        carry = parameters, optimizer.init(parameters), streaming_f1_init()
+        carry = parameters, learner.optimizer.init(parameters), streaming_f1_init()
         return jax.lax.scan(step, carry, jax.random.split(key, num_steps))[0][0]
 
-    return jax.vmap(one_seed)(key, parameters, x, targets)
+    return jax.vmap(one_seed)(keys, parameters, x, targets)
 
 
-def train_all(split: Split, batch_size: int, training: TrainingConfig) -> dict[str, Any]:
-    """Method -> test scores, one a seed."""
+def train_all(
+    learners: dict[str, Learner], split: Split, batch_size: int, config: Config
+) -> dict[str, Any]:
+    """Objective -> parameters with a seed axis; cross entropy comes before the two F1."""
+    training = config.training
     keys = jax.random.split(jax.random.key(training.seed), (3, training.num_seeds))
-    features = split.train_x.shape[-1]
-    start = jax.vmap(lambda key: init_parameters(key, features, training.hidden_features))(keys[0])
-    x, targets = jnp.asarray(split.train_x), jnp.asarray(split.train_t)
-    decay = max(0.0, 1 - batch_size / training.remembered_examples)
+    start = jax.vmap(learners[CROSS_ENTROPY].init)(keys[0])
+    before, after = training.pretraining_steps, training.steps
 
-    def fit(name: str, steps: int, keys: jax.Array, parameters: Any) -> Any:
-        return train(
-            name, batch_size, steps, training.learning_rate, decay, keys, parameters, x, targets
-        )
+    def fit(name: str, num_steps: int, keys: jax.Array, parameters: Any) -> Any:
+        data = jnp.asarray(split.train_x), jnp.asarray(split.train_t)
+        return train(learners[name], batch_size, num_steps, keys, parameters, *data)
 
-    pretrained = fit(CROSS_ENTROPY, training.pretraining_steps, keys[1], start)
-    trained = {
-        name: fit(name, training.steps, keys[2], pretrained)
-        for name in (CROSS_ENTROPY, BATCH_F1, STREAMING_F1)
+    pretrained = fit(CROSS_ENTROPY, before, keys[1], start)
+    continued = (CROSS_ENTROPY, BATCH_F1, STREAMING_F1)
+    return {name: fit(name, after, keys[2], pretrained) for name in continued} | {
+        ACCURACY: fit(ACCURACY, before + after, keys[1], start)
     }
-    both = training.pretraining_steps + training.steps
-    trained[ACCURACY] = fit(ACCURACY, both, keys[1], start)
-    logits = jax.jit(jax.vmap(predict))
+
+
+def test_all(parameters: dict[str, Any], split: Split) -> dict[str, Any]:
+    """Method -> test scores, one per seed."""
+    logits, f1 = jax.jit(jax.vmap(predict)), jax.vmap(smooth_f1)
     scores = {}
     for name in METHODS:
-        parameters = trained[CROSS_ENTROPY if name == TUNED else name]
-        train_z, test_z = (np.asarray(logits(parameters, s)) for s in (x, split.test_x))
+        own = parameters[CROSS_ENTROPY if name == TUNED else name]
+        train_z, test_z = (np.asarray(logits(own, x)) for x in (split.train_x, split.test_x))
         threshold = np.zeros(len(test_z))
         if name == TUNED:
             pairs = zip(train_z, split.train_t, strict=True)
             threshold = np.array([best_threshold(z, t) for z, t in pairs])
         chosen = test_z > threshold[:, None]
         scores[name] = {
-            "f1": [f1_of(c, t) for c, t in zip(chosen, split.test_t, strict=True)],
+            "f1": [exact_f1(c, t) for c, t in zip(chosen, split.test_t, strict=True)],
             "accuracy": np.mean(chosen == split.test_t, axis=1).tolist(),
-            "smooth_f1": [
-                float(smooth_f1(jax.nn.sigmoid(z), t))
-                for z, t in zip(jnp.asarray(test_z), jnp.asarray(split.test_t), strict=True)
-            ],
+            "smooth_f1": f1(jax.nn.sigmoid(test_z), split.test_t).tolist(),
         }
     return scores
 
 
-def f1_of(chosen: np.ndarray, targets: np.ndarray) -> float:
-    """Exact F1; 0 if nothing is chosen."""
+def exact_f1(chosen: np.ndarray, targets: np.ndarray) -> float:
+    """0 if nothing is chosen."""
     return float(2 * np.sum(chosen * targets) / max(np.sum(chosen) + np.sum(targets), 1))
 
 
 def best_threshold(logits: np.ndarray, targets: np.ndarray) -> float:
-    """The logit above which F1 on these rows is the largest."""
+    """The logit above which F1 on these samples is the largest."""
     order = np.argsort(-logits)
     hits = np.cumsum(targets[order])
     f1 = 2 * hits / (np.arange(1, len(order) + 1) + targets.sum())
@@ -236,29 +240,18 @@ def best_threshold(logits: np.ndarray, targets: np.ndarray) -> float:
 
 def report(workdir: pathlib.Path, records: list[dict[str, Any]], bias: list[dict]) -> None:
     """Tables, picture and summary."""
-    rows = []
-    for record in sorted(records, key=lambda record: record["batch_size"]):
-        for name, scores in record["scores"].items():
-            rows.append(
-                {"batch size": record["batch_size"], "objective": name}
-                | {
-                    metric: f"{np.mean(values):.3f} ± {standard_error(values):.3f}"
-                    for metric, values in scores.items()
-                }
-            )
+
+    def mean_and_error(values: list[float]) -> str:
+        return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.3f}"
+
+    rows = [
+        {"batch size": record["batch_size"], "objective": name}
+        | {metric: mean_and_error(values) for metric, values in scores.items()}
+        for record in records
+        for name, scores in record["scores"].items()
+    ]
     results_table(rows, title="Test scores at threshold 1/2, mean ± standard error over seeds")
     results_table(bias, title="F1 of one simulated scorer")
-    picture = figures.draw(records, bias)
-    picture.savefig(workdir / "f1.png", dpi=100)
-    summary = {
-        "scores": {str(record["batch_size"]): record["scores"] for record in records},
-        "bias": bias,
-        "jax": jax.__version__,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
-    print("written:", workdir / "f1.png", write_summary(workdir, summary))
-
-
-def standard_error(values: list[float]) -> float:
-    """Of the mean over the seeds."""
-    return float(np.std(values, ddof=1) / len(values) ** 0.5)
+    figures.draw(records, bias).savefig(workdir / "f1.png", dpi=100)
+    scores = {str(record["batch_size"]): record["scores"] for record in records}
+    finish(workdir, {"scores": scores, "bias": bias}, [workdir / "f1.png"])

@@ -8,44 +8,18 @@ import pytest
 
 from experiments import command_line
 from experiments.smooth_metrics import train
-from experiments.smooth_metrics.config import PRESETS
-from experiments.smooth_metrics.train import run
+from experiments.smooth_metrics.config import PRESETS, Config, TrainingConfig
 
 EXPECTED = pathlib.Path(__file__).parents[2] / "experiments/smooth_metrics/expected.json"
 
 
 def main(*flags):
-    command_line.main(run, PRESETS, None, ["--preset=smoke", *map(str, flags)])
+    command_line.main(train.run, PRESETS, None, ["--preset=smoke", *map(str, flags)])
 
 
-def test_smoke_reaches_what_it_must_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
-    class Killed(Exception):
-        pass
-
-    whole = train.train_all
-
-    def killed_at_the_second_size(split, size, training):
-        if size == 256:
-            raise Killed
-        return whole(split, size, training)
-
-    monkeypatch.setattr(train, "train_all", killed_at_the_second_size)
-    with pytest.raises(Killed):
-        main("--workdir", tmp_path)
-    assert not (tmp_path / "summary.json").exists()
-    first = (tmp_path / "metrics.jsonl").read_text()
-
-    sizes = []
-
-    def recorded(split, size, training):
-        sizes.append(size)
-        return whole(split, size, training)
-
-    monkeypatch.setattr(train, "train_all", recorded)
+@pytest.mark.slow
+def test_smoke_reaches_what_it_must(tmp_path, capsys):
     main("--workdir", tmp_path)
-    assert sizes == [256]  # what was finished was not done again
-    assert (tmp_path / "metrics.jsonl").read_text().startswith(first)
-
     expected = json.loads(EXPECTED.read_text())
     summary = json.loads((tmp_path / "summary.json").read_text())
     smallest = summary["bias"][0]
@@ -64,6 +38,31 @@ def test_smoke_reaches_what_it_must_and_goes_on_where_it_stopped(tmp_path, capsy
         assert np.mean(scores["smooth accuracy"]["f1"]) <= most
     assert (tmp_path / "f1.png").read_bytes().startswith(b"\x89PNG")
     assert "smooth accuracy" in capsys.readouterr().out
+
+
+def test_a_stopped_run_goes_on_with_the_next_batch_size(tmp_path, monkeypatch):
+    config = Config(
+        workdir=str(tmp_path), training=TrainingConfig(batch_sizes=(8, 16), num_seeds=2)
+    )
+    sizes = []
+
+    def untrained(learners, split, size, config):
+        sizes.append(size)
+        if sizes == [8, 16]:
+            raise KeyboardInterrupt
+        model = [{"kernel": np.zeros((2, split.train_x.shape[-1], 1)), "bias": np.ones((2, 1))}]
+        return dict.fromkeys(learners, model)
+
+    columns = ("batch size", "mean of batch F1", "mean of streaming F1", "F1 of all")
+    monkeypatch.setattr(train, "train_all", untrained)
+    monkeypatch.setattr(train, "bias_table", lambda *_, **__: [dict.fromkeys(columns, 1.0)])
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config)
+    first = (tmp_path / "metrics.jsonl").read_text()
+    train.run(config)
+    assert sizes == [8, 16, 16]  # what was finished was not done again
+    assert (tmp_path / "metrics.jsonl").read_text().startswith(first)
+    assert set(json.loads((tmp_path / "summary.json").read_text())["scores"]) == {"8", "16"}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,7 @@ def test_tuned_threshold_is_the_best_of_all():
     targets = (generator.random(50) < 0.3).astype(float)
     logits = generator.normal(size=50) + targets
     threshold = train.best_threshold(logits, targets)
-    found = train.f1_of(logits > threshold, targets)
+    found = train.exact_f1(logits > threshold, targets)
     cuts = [-np.inf, *np.sort(logits)]
-    assert found == pytest.approx(max(train.f1_of(logits > cut, targets) for cut in cuts))
-    assert train.f1_of(np.zeros(3), np.zeros(3)) == 0
+    assert found == pytest.approx(max(train.exact_f1(logits > cut, targets) for cut in cuts))
+    assert train.exact_f1(np.zeros(3), np.zeros(3)) == 0
