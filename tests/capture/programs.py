@@ -41,15 +41,6 @@ def vmap(x, tap):
     return y, {"h": h}
 
 
-def gradient(x, tap):
-    def loss(x):
-        h = tap(jnp.sin(x), "h")
-        return jnp.sum(jnp.tanh(h)), h
-
-    slope, h = jax.grad(loss, has_aux=True)(x)
-    return slope, {"h": h}
-
-
 def scan(x, tap):
     def step(carry, x):
         h = tap(jnp.sin(carry + x), "h")
@@ -247,7 +238,7 @@ def absent(x):
 PAIRS = {
     function.__name__: function
     for function in (
-        *(plain, nested_jit, vmap, gradient, scan, scan_in_scan, while_loop, condition_of_while),
+        *(plain, nested_jit, vmap, scan, scan_in_scan, while_loop, condition_of_while),
         *(branches, switch_in_scan, remat, gradient_of_remat, gradient_of_scan),
         *(custom_jvp, custom_vjp, shard_map, scan_in_shard_map, control_flow_in_shard_map),
     )

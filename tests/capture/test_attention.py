@@ -1,5 +1,7 @@
 """The attention matrix of models without annotations."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.battery import quick_jit
 from tests.capture.test_capture import assert_same
 from zoo.capture import capture
 
@@ -23,17 +26,26 @@ def is_attention(equation):
 
 
 def random(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+X = random(7, B, T, D)
+MASK = np.broadcast_to((np.arange(T) < np.array([[5], [3]]))[:, None, None], (B, 1, T, T))
+
+
+@functools.cache
+def nnx_layer():
+    return nnx.jit(lambda: nnx.MultiHeadAttention(HEADS, D, decode=False, rngs=nnx.Rngs(0)))()
 
 
 def nnx_attention():
-    layer = nnx.MultiHeadAttention(HEADS, D, decode=False, rngs=nnx.Rngs(0))
+    layer = nnx_layer()
     return lambda x, mask: layer(x, mask=mask)
 
 
 def linen_attention():
     layer = nn.MultiHeadDotProductAttention(HEADS)
-    variables = layer.init(jax.random.key(0), jnp.zeros((B, T, D)))
+    variables = quick_jit(layer.init)(jax.random.key(0), X)
     return lambda x, mask: layer.apply(variables, x, mask=mask)
 
 
@@ -60,33 +72,29 @@ def bert_attention():
 MODELS = {"nnx": nnx_attention, "linen": linen_attention, "bert": bert_attention}
 
 
-def masked_input():
-    lengths = jnp.array([5, 3])
-    mask = jnp.arange(T)[None] < lengths[:, None]
-    return random(7, B, T, D), jnp.broadcast_to(mask[:, None, None, :], (B, 1, T, T))
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_sum_to_one_masked_columns_are_zero_and_the_output_stays(name):
-    model, arguments = MODELS[name](), masked_input()
-    output, values = jax.jit(capture(model, where=is_attention))(*arguments)
-    assert_same(output, jax.jit(model)(*arguments))
+    model = MODELS[name]()
+    output, values = jax.jit(capture(model, where=is_attention))(X, MASK)
+    assert_same(output, jax.jit(model)(X, MASK))
     (attention,) = values.values()
     attention = attention.reshape(B, HEADS, T, T)
     np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-6)
     assert (attention[1, :, :, 3:] == 0).all()
     assert (attention[0] > 0).all()
-    eager_output, _ = capture(model, where=is_attention)(*arguments)
-    assert_same(eager_output, model(*arguments))
 
 
 def test_attention_times_values_is_the_output_of_the_layer():
-    layer = nnx.MultiHeadAttention(HEADS, D, decode=False, rngs=nnx.Rngs(0))
-    x, mask = masked_input()
-    output, values = capture(lambda x: layer(x, mask=mask), where=is_attention)(x)
-    (attention,) = values.values()
-    context = jnp.einsum("bhts,bshd->bthd", attention.reshape(B, HEADS, T, T), layer.value(x))
-    np.testing.assert_allclose(layer.out(context), output, atol=1e-5)
+    layer = nnx_layer()
+
+    @quick_jit
+    def both(x):
+        output, values = capture(lambda x: layer(x, mask=MASK), where=is_attention)(x)
+        (attention,) = values.values()
+        attention = attention.reshape(B, HEADS, T, T)
+        return output, layer.out(jnp.einsum("bhts,bshd->bthd", attention, layer.value(x)))
+
+    np.testing.assert_allclose(*both(X), atol=1e-5)
 
 
 def test_scopes_of_linen_name_the_layers_of_a_model():
@@ -97,9 +105,8 @@ def test_scopes_of_linen_name_the_layers_of_a_model():
                 x = x + nn.MultiHeadDotProductAttention(HEADS)(x)
             return x
 
-    x = random(7, B, T, D)
-    variables = Encoder().init(jax.random.key(0), x)
-    _, values = capture(Encoder().apply, where=is_attention)(variables, x)
+    variables = jax.eval_shape(Encoder().init, jax.random.key(0), X)
+    _, values = jax.eval_shape(capture(Encoder().apply, where=is_attention), variables, X)
     layers = [f"Encoder/MultiHeadDotProductAttention_{i}/div" for i in range(2)]
     assert list(values) == layers
 
