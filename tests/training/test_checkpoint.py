@@ -52,6 +52,12 @@ def saved(tmp_path_factory, state):
     return folder
 
 
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of the saved folder, to be damaged."""
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
 def at(state, step):
     place = state.step.sharding
     return state._replace(step=jax.device_put(jnp.int32(step), place))
@@ -157,7 +163,6 @@ def truncate(path):
 
 
 DAMAGE = {
-    "data deleted": lambda folder: shutil.rmtree(folder / "loop" / "d"),
     "data truncated": lambda folder: truncate(
         max(files(folder, "parameters/**/d/*"), key=lambda path: path.stat().st_size)
     ),
@@ -172,9 +177,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damaged_newest_is_reported_and_the_one_before_is_used(saved, tmp_path, state, damage):
-    folder = tmp_path / "copy"
-    shutil.copytree(saved, folder)
+def test_damaged_newest_is_reported_and_the_one_before_is_used(folder, state, damage):
     damage(folder / "6")
     with Checkpointer(folder) as checkpointer:
         with pytest.warns(UserWarning, match=r"/6 is damaged and passed over: .*\w+"):
@@ -208,10 +211,8 @@ def test_flipped_bit_in_the_data_is_found_wherever_it_is(saved, tmp_path, state)
     assert found
 
 
-def test_changed_value_is_found_by_its_checksum(saved, tmp_path, state):
-    """A whole checkpoint whose numbers are not those described."""
-    folder = tmp_path / "copy"
-    shutil.copytree(saved, folder)
+def test_changed_value_is_found_by_its_checksum(folder, tmp_path, state):
+    """A complete checkpoint whose numbers are not those described."""
     other = jax.tree.map(lambda leaf: leaf, at(state, 6))
     kernel = other.parameters["layer"]["kernel"]
     changed = jax.device_put(kernel.at[1, 2].add(1e-6), kernel.sharding)
@@ -225,9 +226,7 @@ def test_changed_value_is_found_by_its_checksum(saved, tmp_path, state):
             assert checkpointer.restore(abstract_on(1))[1]["batch"] == 4
 
 
-def test_all_damaged_lists_each(saved, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(saved, folder)
+def test_all_damaged_lists_each(folder):
     for step in (2, 4, 6):
         (folder / str(step) / "manifest" / "data.json").unlink()
     message = r"(?s)every.*step 6: .*step 4: .*step 2: .*remove"
@@ -254,9 +253,7 @@ def test_another_model_is_an_error_and_not_damage(saved):
         checkpointer.restore(other)
 
 
-def test_leftovers_of_a_killed_save_are_ignored_and_removed_by_the_next(saved, tmp_path, state):
-    folder = tmp_path / "copy"
-    shutil.copytree(saved, folder)
+def test_leftovers_of_a_killed_save_are_ignored_and_removed_by_the_next(folder, state):
     leftover = folder / "6.orbax-checkpoint-tmp"
     (folder / "6").rename(leftover)
     (leftover / "loop").rename(leftover / "loop.orbax-checkpoint-tmp")

@@ -19,14 +19,18 @@ class Tracing:
 
     def __init__(self):
         self.traces = 0
-        self.state = program.new_state(MESH).abstract
-        self.step = make_train_step(
-            self.loss_fn, program.OPTIMIZER, shardings=program.new_state(MESH).shardings
-        )
+        places = program.new_state(MESH).shardings
+        self.step = make_train_step(self.loss_fn, program.OPTIMIZER, shardings=places)
 
     def loss_fn(self, *arguments, **keywords):
         self.traces += 1
         return program.loss_fn(*arguments, **keywords)
+
+    def fit(self, batches=None, *, step=None, num_steps=12, **options):
+        """A run from a new state, without a folder of its own."""
+        batches = program.Batches() if batches is None else batches
+        state = program.new_state(MESH)
+        return fit(step or self.step, state, batches, num_steps=num_steps, mesh=MESH, **options)
 
 
 @pytest.fixture(scope="module")
@@ -163,18 +167,16 @@ class Poisoned(program.Batches):
 
 def test_refused_steps_are_logged_and_too_many_end_the_run(tmp_path, tracing, capsys):
     path = tmp_path / "metrics.jsonl"
+    loop = Loop(log_every=4, max_nonfinite_steps=3)
     with MetricsLog(path) as log:
-        options = {"num_steps": 12, "mesh": MESH, "log": log}
-        loop = Loop(log_every=4, max_nonfinite_steps=3)
-        state = fit(tracing.step, program.new_state(MESH), Poisoned({1, 2}), loop=loop, **options)
+        state = tracing.fit(Poisoned({1, 2}), loop=loop, log=log)
         assert np.isfinite(state.parameters["layer"]["kernel"]).all()
         records = [json.loads(line) for line in path.read_text().splitlines()]
         assert [record["nonfinite_steps"] for record in records] == [2, 0, 0]
         assert all(record["loss"] > 0 for record in records)
         assert "(2 steps refused: not finite)" in capsys.readouterr().out
-        bad = Poisoned({4, 6, 7, 8, 9})
         with pytest.raises(FloatingPointError, match=r"step 9: .*3 steps in a row.*loss was \d"):
-            fit(tracing.step, program.new_state(MESH), bad, loop=loop, **options)
+            tracing.fit(Poisoned({4, 6, 7, 8, 9}), loop=loop, log=log)
 
 
 def test_records_are_means_and_evaluation_has_its_cadence(tmp_path, tracing):
@@ -193,16 +195,8 @@ def test_records_are_means_and_evaluation_has_its_cadence(tmp_path, tracing):
 
     with MetricsLog(path) as log:
         log.write(3, {"loss": 0})  # of an earlier try that left no checkpoint
-        fit(
-            recording,
-            program.new_state(MESH),
-            program.Batches(),
-            num_steps=5,
-            mesh=MESH,
-            log=log,
-            loop=Loop(log_every=2, evaluate_every=3, progress=False),
-            evaluate=evaluate,
-        )
+        loop = Loop(log_every=2, evaluate_every=3, progress=False)
+        tracing.fit(step=recording, num_steps=5, log=log, loop=loop, evaluate=evaluate)
     records = [json.loads(line) for line in path.read_text().splitlines()]
     losses = [(record["step"], record["loss"]) for record in records if "loss" in record]
     assert losses == [
@@ -223,14 +217,8 @@ def test_end_of_the_batches_ends_the_run_and_is_saved(tmp_path, tracing, capsys)
             raise StopIteration
 
     with Checkpointer(tmp_path) as checkpointer:
-        state = fit(
-            tracing.step,
-            program.new_state(MESH),
-            program.Batches(before=before),
-            num_steps=10,
-            mesh=MESH,
-            checkpointer=checkpointer,
-        )
+        batches = program.Batches(before=before)
+        state = tracing.fit(batches, num_steps=10, checkpointer=checkpointer)
         assert state.step == 3
         assert checkpointer.steps() == [3]
         assert "step 3/10  loss" in capsys.readouterr().out
@@ -248,29 +236,21 @@ def test_a_failing_source_is_heard_and_leaves_the_last_checkpoint(tmp_path, trac
 
 
 def test_bad_arguments_are_explained(tmp_path, tracing):
-    state = program.new_state(MESH)
     with pytest.raises(ValueError, match="log_every must be at least 1, got 0"):
-        fit(tracing.step, state, program.Batches(), num_steps=3, mesh=MESH, loop=Loop(0))
+        tracing.fit(loop=Loop(log_every=0))
     with pytest.raises(TypeError, match=r"must be an iterator, got list: use iter"):
-        fit(tracing.step, state, [program.make_batch(0)], num_steps=3, mesh=MESH)
+        tracing.fit([program.make_batch(0)])
     with (
         Checkpointer(tmp_path) as checkpointer,
         pytest.raises(TypeError, match=r"get_state and set_state, got list_iterator"),
     ):
-        fit(tracing.step, state, iter([]), num_steps=3, mesh=MESH, checkpointer=checkpointer)
+        tracing.fit(iter([]), checkpointer=checkpointer)
 
 
 def test_bar_on_a_terminal_shows_loss_and_rate(tracing, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    fit(
-        tracing.step,
-        program.new_state(MESH),
-        program.Batches(),
-        num_steps=4,
-        mesh=MESH,
-        loop=Loop(log_every=2, rate_unit="words"),
-    )
+    tracing.fit(num_steps=4, loop=Loop(log_every=2, rate_unit="words"))
     text = capsys.readouterr().out
     assert "4/4" in text
     assert "words/s" in text
