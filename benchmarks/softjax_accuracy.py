@@ -19,81 +19,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo import smooth
-from zoo.extras import require
+from benchmarks.cases.smooth import OPERATORS, softjax, softjax_rank, softjax_top_k
+from zoo.smooth import soft_rank, soft_top_k
 
 Function = Callable[[jax.Array, float], jax.Array]
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 INPUTS = {"near": (1.0, 0.1), "far": (3000.0, 1.0)}  # factor, temperature
-ITEMS = 1000
+ITEMS, K = 1000, 10
 
 
-def operators(sj: Any) -> dict[str, tuple[Function, Function]]:
+def operators() -> dict[str, tuple[Function, Function]]:
     """Name -> (ours, softjax's), each of x and the temperature."""
-
-    def our_top_k(method: Any, x: jax.Array, t: float) -> jax.Array:
-        return smooth.soft_top_k(x, 10, temperature=t, method=method)
-
-    def softjax_top_k(method: str, x: jax.Array, t: float) -> jax.Array:
-        _, indices = sj.top_k(x, 10, softness=t, method=method, standardize=False)
-        return jnp.sum(indices, axis=-2)
-
-    def softjax_rank(method: str, x: jax.Array, t: float) -> jax.Array:
-        return sj.rank(x, axis=-1, softness=t, method=method, standardize=False)
-
-    along = {"axis": -1, "standardize": False}
-    table: dict[str, tuple[Function, Function]] = {
-        "max": (
-            lambda x, t: smooth.smooth_max(x, temperature=t),
-            lambda x, t: sj.max(x, softness=t, **along),
-        ),
-        "min": (
-            lambda x, t: smooth.smooth_min(x, temperature=t),
-            lambda x, t: sj.min(x, softness=t, **along),
-        ),
-        "one-hot of argmax": (
-            lambda x, t: smooth.soft_one_hot(x, temperature=t),
-            lambda x, t: sj.argmax(x, softness=t, **along),
-        ),
-        "abs": (
-            lambda x, t: smooth.smooth_abs(x, temperature=t),
-            lambda x, t: sj.abs(x, softness=t),
-        ),
-        "sign": (
-            lambda x, t: smooth.smooth_sign(x, temperature=t),
-            lambda x, t: sj.sign(x, softness=t / 2),
-        ),
-        "step": (
-            lambda x, t: smooth.smooth_step(x, temperature=t),
-            lambda x, t: sj.heaviside(x, softness=t),
-        ),
-        "ReLU": (
-            lambda x, t: smooth.smooth_relu(x, temperature=t),
-            lambda x, t: sj.relu(x, softness=t),
-        ),
-        "round": (
-            lambda x, t: smooth.smooth_round(x, temperature=t),
-            lambda x, t: sj.round(x, softness=t),
-        ),
+    table = {
+        name: (own.ours, functools.partial(own.softjax, softjax()))
+        for name, own in OPERATORS.items()
+        if own.softjax is not None
     }
     for method in ("fast_soft_sort", "softsort"):
         table[f"rank, {method}"] = (
-            lambda x, t: smooth.soft_rank(x, temperature=t),
-            functools.partial(softjax_rank, method),
+            lambda x, t: soft_rank(x, temperature=t),
+            lambda x, t, method=method: softjax_rank(method, x, t),
         )
-    for ours in ("clipped", "threshold", "sigmoid", "gradient"):
-        table[f"top 10, {ours}, softsort"] = (
-            functools.partial(
-                lambda m, x, t: smooth.soft_top_k(x, 10, temperature=t, method=m), ours
-            ),
-            functools.partial(softjax_top_k, "softsort"),
+    for method in ("clipped", "threshold", "sigmoid", "gradient"):
+        table[f"top {K}, {method}, softsort"] = (
+            lambda x, t, method=method: soft_top_k(x, K, temperature=t, method=method),
+            lambda x, t: softjax_top_k("softsort", x, k=K, t=t),
         )
     return table
 
 
-def errors(
-    function: Function, x: np.ndarray, temperature: float, dtype: Any
-) -> tuple[float, float]:
+def errors(function: Function, x: np.ndarray, temperature: float, dtype: Any) -> list[float]:
     """Of the value and of the gradient."""
     rounded = np.asarray(x, dtype)
 
@@ -113,26 +68,21 @@ def errors(
     ]
 
 
-def shown(error: float) -> str:
-    return "0" if error < 1e-12 else f"{error:.0e}"
-
-
 def main() -> None:
     x = np.random.default_rng(0).normal(size=ITEMS)
+    names = [f"{jnp.dtype(dtype).name}: zoo | softjax" for dtype in DTYPES]
     for distance, (factor, temperature) in INPUTS.items():
-        names = [jnp.dtype(dtype).name for dtype in DTYPES]
-        print(
-            f"\n{distance}: |x| up to {np.abs(x).max() * factor:.3g}, temperature {temperature}\n"
-        )
-        print("| operator | " + " | ".join(f"{n}: zoo | softjax" for n in names) + " |")
+        largest = np.abs(x).max() * factor
+        print(f"\n{distance}: |x| up to {largest:.3g}, temperature {temperature}\n")
+        print(f"| operator | {' | '.join(names)} |")
         print("| --- |" + " ---: |" * 2 * len(names))
-        for name, pair in operators(require("softjax", "bench")).items():
+        for name, pair in operators().items():
             cells = []
             for dtype in DTYPES:
                 for function in pair:
                     try:
-                        value, gradient = errors(function, factor * x, temperature, dtype)
-                        cells.append(f"{shown(value)} / {shown(gradient)}")
+                        both = errors(function, factor * x, temperature, dtype)
+                        cells.append(" / ".join("0" if e < 1e-12 else f"{e:.0e}" for e in both))
                     except Exception as error:  # a library that refuses the type: say so
                         cells.append(type(error).__name__)
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)

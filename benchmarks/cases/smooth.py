@@ -7,7 +7,7 @@ numbers compared too (its ranks, maximum and top-k are other functions).
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,10 @@ from jax import lax
 from benchmarks.case import Case, Floor, Program
 from zoo import smooth
 from zoo.extras import require
+from zoo.smooth.streaming import streaming_f1, streaming_f1_init
 
 Function = Callable[..., jax.Array]
-TEMPERATURE = 0.1
+T = 0.1  # temperature
 
 
 def softjax() -> Any:
@@ -30,14 +31,14 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def forward(make: Callable[[], Function], *, rows: int, items: int, **options: int) -> Program:
-    """``make`` imports what the program needs and returns x -> y."""
-    return functools.partial(make(), **options), (normal(0, rows, items),)
+def forward(function: Function, *, rows: int, items: int, **options: int) -> Program:
+    function, x = functools.partial(function, **options), normal(0, rows, items)
+    jax.eval_shape(function, x)  # here a library that is absent is noticed
+    return function, (x,)
 
 
-def gradient(make: Callable[[], Function], *, rows: int, items: int, **options: int) -> Program:
-    function = functools.partial(make(), **options)
-    x = normal(0, rows, items)
+def gradient(function: Function, **size: int) -> Program:
+    function, (x,) = forward(function, **size)
     weights = normal(1, *jax.eval_shape(function, x).shape)
 
     def loss(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -46,295 +47,222 @@ def gradient(make: Callable[[], Function], *, rows: int, items: int, **options: 
     return jax.value_and_grad(loss), (x, weights)
 
 
-def entries(rows: int, items: int, **_: int) -> int:
-    return rows * items
-
-
-def at_temperature(function: Function, **options: Any) -> Callable[[], Function]:
-    return lambda: functools.partial(function, temperature=TEMPERATURE, **options)
-
-
-def by_softjax(call: Callable[..., jax.Array]) -> Callable[[], Function]:
-    """``call(softjax, x, **options)`` as a program."""
-
-    def make() -> Function:
-        return functools.partial(call, softjax())
-
-    return make
+def metric(shaped: bool, function: Function, *, rows: int, items: int) -> Program:
+    """A metric of fixed labels: one per row, or with ``shaped`` one per entry."""
+    x = 1 / (1 + np.exp(-normal(0, rows, items)))
+    shape, largest = ((rows, items), 2) if shaped else ((rows,), items)
+    labels = np.random.default_rng(1).integers(0, largest, shape).astype(np.int32)
+    return jax.value_and_grad(lambda x, t: jnp.sum(function(x, t))), (x, labels)
 
 
 def case(
     name: str,
-    ours: Callable[[], Function],
-    rivals: dict[str, Callable[[], Function]],
+    ours: Function,
+    rivals: dict[str, Function],
     *,
     build: Callable[..., Program] = gradient,
+    work: tuple[int, int] = (10, 3),
     **options: Any,
 ) -> Case:
-    """A case of a function of one array; every entry costs an exponential and some sums."""
-    operations, arrays = (10, 3) if build is gradient else (5, 2)
+    """A case of a function of one array; ``work``: operations per entry, arrays that move."""
+    operations, arrays = (5, 2) if build is forward else work
     return Case(
-        name=f"smooth.{name}" + (" gradient" if build is gradient else ""),
+        name=f"smooth.{name}" + ("" if build is forward else " gradient"),
         build=functools.partial(build, ours),
-        rivals={rival: functools.partial(build, make) for rival, make in rivals.items()},
-        count=entries,
+        rivals={rival: functools.partial(build, function) for rival, function in rivals.items()},
+        count=lambda rows, items, **_: rows * items,
         unit="entries",
         floor=lambda rows, items, **_: Floor(operations * rows * items, 4 * arrays * rows * items),
         **options,
     )
 
 
-# Top-k: the least any method must do is to weigh every entry.
+# Elementwise and along one axis.
 
-TOP_K_SIZES = {
-    "few": {"rows": 1, "items": 10_000, "k": 10},
-    "many": {"rows": 1, "items": 10_000, "k": 100},
-    "experts": {"rows": 4096, "items": 64, "k": 8},
+
+class Operator(NamedTuple):
+    """One operator, with the usual JAX formula and softjax's."""
+
+    ours: Function  # of x and the temperature
+    naive: Function | None = None  # of the same
+    softjax: Function | None = None  # of the library, x and the temperature
+    same: bool = True  # softjax's formula is ours
+
+
+ALONG = {"axis": -1, "standardize": False}
+OPERATORS = {
+    "smooth_max": Operator(
+        lambda x, t: smooth.smooth_max(x, temperature=t),
+        lambda x, t: t * jax.nn.logsumexp(x / t, axis=-1),
+        lambda sj, x, t: sj.max(x, softness=t, **ALONG),
+        same=False,
+    ),
+    "smooth_min": Operator(
+        lambda x, t: smooth.smooth_min(x, temperature=t),
+        lambda x, t: -t * jax.nn.logsumexp(-x / t, axis=-1),
+        lambda sj, x, t: sj.min(x, softness=t, **ALONG),
+        same=False,
+    ),
+    "smooth_abs": Operator(
+        lambda x, t: smooth.smooth_abs(x, temperature=t),
+        lambda x, t: t * jnp.logaddexp(x / t, -x / t),
+        lambda sj, x, t: sj.abs(x, softness=t),
+        same=False,
+    ),
+    "smooth_sign": Operator(
+        lambda x, t: smooth.smooth_sign(x, temperature=t),
+        lambda x, t: jnp.tanh(x / t),
+        lambda sj, x, t: sj.sign(x, softness=t / 2),
+    ),
+    "smooth_step": Operator(
+        lambda x, t: smooth.smooth_step(x, temperature=t),
+        lambda x, t: jax.nn.sigmoid(x / t),
+        lambda sj, x, t: sj.heaviside(x, softness=t),
+    ),
+    "smooth_relu logistic": Operator(
+        lambda x, t: smooth.smooth_relu(x, temperature=t),
+        lambda x, t: t * jax.nn.softplus(x / t),
+        lambda sj, x, t: sj.relu(x, softness=t),
+    ),
+    "smooth_relu gaussian": Operator(
+        lambda x, t: smooth.smooth_relu(x, temperature=t, kernel="gaussian"),
+        lambda x, t: x * jax.scipy.special.ndtr(x / t) + t * jax.scipy.stats.norm.pdf(x / t),
+    ),
+    "smooth_relu square": Operator(
+        lambda x, t: smooth.smooth_relu(x, temperature=t, kernel="square"),
+        lambda x, t: t * jax.nn.squareplus(x / t, 4 * np.log(2) ** 2),
+    ),
+    "smooth_floor": Operator(lambda x, t: smooth.smooth_floor(x, temperature=t)),
+    "smooth_round": Operator(
+        lambda x, t: smooth.smooth_round(x, temperature=t),
+        softjax=lambda sj, x, t: sj.round(x, softness=t),
+    ),
+    "soft_one_hot": Operator(
+        lambda x, t: smooth.soft_one_hot(x, temperature=t),
+        lambda x, t: jax.nn.softmax(x / t, axis=-1),
+        lambda sj, x, t: sj.argmax(x, softness=t, **ALONG),
+    ),
+    "smooth_argmax": Operator(
+        lambda x, t: smooth.smooth_argmax(x, temperature=t),
+        lambda x, t: jax.nn.softmax(x / t, axis=-1) @ jnp.arange(x.shape[-1], dtype=x.dtype),
+    ),
+    "straight_through": Operator(
+        lambda x, t: smooth.straight_through(jnp.sign(x), jnp.tanh(x)),
+        lambda x, t: jnp.tanh(x) + lax.stop_gradient(jnp.sign(x) - jnp.tanh(x)),
+    ),
+    "harden": Operator(
+        lambda x, t: smooth.harden(jnp.sign(x), jnp.tanh(x), 0.5),
+        lambda x, t: jnp.tanh(x) + lax.stop_gradient(0.5 * (jnp.sign(x) - jnp.tanh(x))),
+    ),
 }
 
 
+def operator_case(name: str, operator: Operator) -> Case:
+    rivals, equal = {}, []
+    if operator.naive is not None:
+        rivals["naive JAX"] = functools.partial(operator.naive, t=T)
+        equal.append("naive JAX")
+    if operator.softjax is not None:
+        rivals["softjax"] = lambda x: operator.softjax(softjax(), x, T)
+        equal += ["softjax"] * operator.same
+    sizes = {"narrow": {"rows": 4096, "items": 64}, "wide": {"rows": 1024, "items": 16_384}}
+    ours = functools.partial(operator.ours, t=T)
+    return case(name, ours, rivals, sizes=sizes, small=("narrow",), equal=tuple(equal))
+
+
+# Top-k and ranks. The least any method must do is to weigh every entry.
+
+
 def log_space_top_k(x: jax.Array, *, k: int) -> jax.Array:
-    """The subset law by its recursion in logarithms, one step an item, differentiated."""
+    """The distribution of subsets by its recursion in logarithms, one step per item."""
 
     def log_sum(x: jax.Array) -> jax.Array:
         def step(sums: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
-            shifted = jnp.concatenate([jnp.full(1, -1e30), sums[:-1]])
-            return jnp.logaddexp(sums, shifted + value), None
+            before = jnp.concatenate([jnp.full(1, -1e30), sums[:-1]])
+            return jnp.logaddexp(sums, before + value), None
 
         start = jnp.full(k + 1, -1e30).at[0].set(0)
         return lax.scan(step, start, x)[0][-1]
 
-    return jax.vmap(jax.grad(log_sum))(x / TEMPERATURE)
+    return jax.vmap(jax.grad(log_sum))(x / T)
 
 
-def softjax_top_k(method: str) -> Callable[[], Function]:
-    def call(library: Any, x: jax.Array, *, k: int) -> jax.Array:
-        _, indices = library.top_k(x, k, softness=TEMPERATURE, method=method, standardize=False)
-        return jnp.sum(indices, axis=-2)
-
-    return by_softjax(call)
+def softjax_top_k(method: str, x: jax.Array, *, k: int, t: float = T) -> jax.Array:
+    _, indices = softjax().top_k(x, k, softness=t, method=method, standardize=False)
+    return jnp.sum(indices, axis=-2)
 
 
 def top_k_case(method: str, build: Callable[..., Program]) -> Case:
-    rivals = {name: softjax_top_k(name) for name in ("softsort", "neuralsort")}
-    rivals = {f"softjax {name}": make for name, make in rivals.items()}
+    names = ("softsort", "neuralsort")
+    rivals = {f"softjax {name}": functools.partial(softjax_top_k, name) for name in names}
     equal = ()
     if method == "gradient":
         # Compared on the short rows: on the long ones its float32 is off by 4e-4.
-        rivals["recursion in logarithms"] = lambda: log_space_top_k
+        rivals["recursion in logarithms"] = log_space_top_k
         equal = ("recursion in logarithms",)
     return case(
         f"soft_top_k {method}",
-        at_temperature(smooth.soft_top_k, method=method),
+        functools.partial(smooth.soft_top_k, temperature=T, method=method),
         rivals,
         build=build,
-        sizes=TOP_K_SIZES,
+        sizes={
+            "few": {"rows": 1, "items": 10_000, "k": 10},
+            "many": {"rows": 1, "items": 10_000, "k": 100},
+            "experts": {"rows": 4096, "items": 64, "k": 8},
+        },
         small=("experts", "few"),
         equal=equal,
     )
 
 
-# Ranks.
-
-RANK_SIZES = {
-    "short": {"rows": 1024, "items": 64},
-    "long": {"rows": 1, "items": 10_000},
-}
-
-
 def all_pairs_rank(x: jax.Array) -> jax.Array:
-    pairs = jax.nn.sigmoid((x[:, None, :] - x[:, :, None]) / TEMPERATURE)
+    pairs = jax.nn.sigmoid((x[:, None, :] - x[:, :, None]) / T)
     return 0.5 + jnp.sum(pairs, axis=-1)
 
 
-def softjax_rank(method: str) -> Callable[[], Function]:
-    return by_softjax(
-        lambda library, x: library.rank(
-            x, axis=-1, softness=TEMPERATURE, method=method, standardize=False
-        )
-    )
+def softjax_rank(method: str, x: jax.Array, t: float = T) -> jax.Array:
+    return softjax().rank(x, softness=t, method=method, **ALONG)
 
 
 def rank_case(build: Callable[..., Program]) -> Case:
     methods = ("fast_soft_sort", "softsort", "neuralsort")
+    rivals = {f"softjax {method}": functools.partial(softjax_rank, method) for method in methods}
     return case(
         "soft_rank",
-        at_temperature(smooth.soft_rank),
-        {
-            "all pairs": lambda: all_pairs_rank,
-            **{f"softjax {method}": softjax_rank(method) for method in methods},
-        },
+        functools.partial(smooth.soft_rank, temperature=T),
+        {"all pairs": all_pairs_rank, **rivals},
         build=build,
-        sizes=RANK_SIZES,
+        sizes={"short": {"rows": 1024, "items": 64}, "long": {"rows": 1, "items": 10_000}},
         small=("short", "long"),
         equal=("all pairs",),
     )
 
 
-# Elementwise and along one axis.
-
-SIZES = {"narrow": {"rows": 4096, "items": 64}, "wide": {"rows": 1024, "items": 16_384}}
-
-
-def plain(
-    name: str,
-    ours: Callable[[], Function],
-    *,
-    naive: Function | None = None,
-    rival: Callable[..., jax.Array] | None = None,
-    same: bool = True,
-) -> Case:
-    """Against the usual JAX formula and, ``same`` or not, softjax."""
-    rivals, equal = {}, []
-    if naive is not None:
-        rivals["naive JAX"] = lambda: naive
-        equal.append("naive JAX")
-    if rival is not None:
-        rivals["softjax"] = by_softjax(rival)
-        equal += ["softjax"] if same else []
-    return case(name, ours, rivals, sizes=SIZES, small=("narrow",), equal=tuple(equal))
-
-
-T = TEMPERATURE
-PLAIN = [
-    plain(
-        "smooth_max",
-        at_temperature(smooth.smooth_max),
-        naive=lambda x: T * jax.nn.logsumexp(x / T, axis=-1),
-        rival=lambda sj, x: sj.max(x, axis=-1, softness=T, standardize=False),
-        same=False,
-    ),
-    plain(
-        "smooth_min",
-        at_temperature(smooth.smooth_min),
-        naive=lambda x: -T * jax.nn.logsumexp(-x / T, axis=-1),
-        rival=lambda sj, x: sj.min(x, axis=-1, softness=T, standardize=False),
-        same=False,
-    ),
-    plain(
-        "smooth_abs",
-        at_temperature(smooth.smooth_abs),
-        naive=lambda x: T * jnp.logaddexp(x / T, -x / T),
-        rival=lambda sj, x: sj.abs(x, softness=T),
-        same=False,
-    ),
-    plain(
-        "smooth_sign",
-        at_temperature(smooth.smooth_sign),
-        naive=lambda x: jnp.tanh(x / T),
-        rival=lambda sj, x: sj.sign(x, softness=T / 2),
-    ),
-    plain(
-        "smooth_step",
-        at_temperature(smooth.smooth_step),
-        naive=lambda x: jax.nn.sigmoid(x / T),
-        rival=lambda sj, x: sj.heaviside(x, softness=T),
-    ),
-    plain(
-        "smooth_relu logistic",
-        at_temperature(smooth.smooth_relu),
-        naive=lambda x: T * jax.nn.softplus(x / T),
-        rival=lambda sj, x: sj.relu(x, softness=T),
-    ),
-    plain(
-        "smooth_relu gaussian",
-        at_temperature(smooth.smooth_relu, kernel="gaussian"),
-        naive=lambda x: x * jax.scipy.special.ndtr(x / T) + T * jax.scipy.stats.norm.pdf(x / T),
-    ),
-    plain(
-        "smooth_relu square",
-        at_temperature(smooth.smooth_relu, kernel="square"),
-        naive=lambda x: T * jax.nn.squareplus(x / T, 4 * np.log(2) ** 2),
-    ),
-    plain("smooth_floor", at_temperature(smooth.smooth_floor)),
-    plain(
-        "smooth_round",
-        at_temperature(smooth.smooth_round),
-        rival=lambda sj, x: sj.round(x, softness=T),
-    ),
-    plain(
-        "soft_one_hot",
-        at_temperature(smooth.soft_one_hot),
-        naive=lambda x: jax.nn.softmax(x / T, axis=-1),
-        rival=lambda sj, x: sj.argmax(x, axis=-1, softness=T, standardize=False),
-    ),
-    plain(
-        "smooth_argmax",
-        at_temperature(smooth.smooth_argmax),
-        naive=lambda x: jax.nn.softmax(x / T, axis=-1) @ jnp.arange(x.shape[-1], dtype=x.dtype),
-    ),
-    plain(
-        "straight_through",
-        lambda: lambda x: smooth.straight_through(jnp.sign(x), jnp.tanh(x)),
-        naive=lambda x: jnp.tanh(x) + lax.stop_gradient(jnp.sign(x) - jnp.tanh(x)),
-    ),
-    plain(
-        "harden",
-        lambda: lambda x: smooth.harden(jnp.sign(x), jnp.tanh(x), 0.5),
-        naive=lambda x: jnp.tanh(x) + lax.stop_gradient(0.5 * (jnp.sign(x) - jnp.tanh(x))),
-    ),
-]
-
-
 # Metrics: probabilities or scores of fixed labels.
 
 
-def metric(
-    name: str,
-    ours: Callable[..., jax.Array],
-    naive: Callable[..., jax.Array],
-    *,
-    sizes: dict[str, dict[str, int]],
-    shaped: bool = False,
-) -> Case:
-    """``ours(x, labels)`` with one label a row, or with ``shaped`` one an entry."""
+def naive_ratio(numerator: Callable[..., Any], denominator: Callable[..., Any]) -> Function:
+    """The mean over classes of a ratio of sums over the batch."""
 
-    def build(function: Callable[..., jax.Array], *, rows: int, items: int) -> Program:
-        x = 1 / (1 + np.exp(-normal(0, rows, items)))
-        shape, largest = ((rows, items), 2) if shaped else ((rows,), items)
-        labels = np.random.default_rng(1).integers(0, largest, shape).astype(np.int32)
-        return jax.value_and_grad(lambda x, t: jnp.sum(function(x, t))), (x, labels)
+    def function(p: jax.Array, t: jax.Array) -> jax.Array:
+        t = jax.nn.one_hot(t, p.shape[-1])
+        return jnp.mean(jnp.sum(numerator(p, t), axis=0) / jnp.sum(denominator(p, t), axis=0))
 
-    return Case(
-        name=f"smooth.{name} gradient",
-        build=functools.partial(build, ours),
-        rivals={"naive JAX": functools.partial(build, naive)},
-        sizes=sizes,
-        small=tuple(sizes)[:1],
-        equal=("naive JAX",),
-        count=entries,
-        unit="entries",
-        floor=lambda rows, items: Floor(6 * rows * items, 8 * rows * items),
-    )
+    return function
 
 
 def naive_accuracy(p: jax.Array, t: jax.Array) -> jax.Array:
     return jnp.mean(jnp.sum(p * jax.nn.one_hot(t, p.shape[-1]), axis=-1))
 
 
-def naive_f1(p: jax.Array, t: jax.Array) -> jax.Array:
-    t = jax.nn.one_hot(t, p.shape[-1])
-    return jnp.mean(2 * jnp.sum(t * p, axis=0) / jnp.sum(t + p, axis=0))
-
-
-def naive_precision(p: jax.Array, t: jax.Array) -> jax.Array:
-    t = jax.nn.one_hot(t, p.shape[-1])
-    return jnp.mean(jnp.sum(t * p, axis=0) / jnp.sum(p, axis=0))
-
-
-def naive_recall(p: jax.Array, t: jax.Array) -> jax.Array:
-    t = jax.nn.one_hot(t, p.shape[-1])
-    return jnp.mean(jnp.sum(t * p, axis=0) / jnp.sum(t, axis=0))
-
-
 def naive_auc(x: jax.Array, t: jax.Array) -> jax.Array:
     x, t = x[:, 0], t[:, 0].astype(x.dtype)
-    won = jax.nn.sigmoid((x[:, None] - x[None, :]) / TEMPERATURE)
+    won = jax.nn.sigmoid((x[:, None] - x[None, :]) / T)
     return t @ won @ (1 - t) / (jnp.sum(t) * jnp.sum(1 - t))
 
 
 def our_auc(x: jax.Array, t: jax.Array) -> jax.Array:
-    return smooth.smooth_auc(x[:, 0], t[:, 0], temperature=TEMPERATURE)
+    return smooth.smooth_auc(x[:, 0], t[:, 0], temperature=T)
 
 
 def naive_multilabel(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -345,34 +273,24 @@ def naive_multilabel(x: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def our_stream(p: jax.Array, t: jax.Array) -> jax.Array:
-    state = smooth.streaming_f1_init(p.shape[-1])
-    return smooth.streaming_f1(state, p, t, decay=0.0, average="macro")[1]
+    state = streaming_f1_init(p.shape[-1])
+    return streaming_f1(state, p, t, decay=0.0, average="macro")[1]
+
+
+def metric_case(name: str, ours: Function, naive: Function, *, shaped: bool = False) -> Case:
+    sizes = {"small": {"rows": 1024, "items": 100}, "large": {"rows": 65_536, "items": 1000}}
+    if name == "smooth_auc":
+        sizes = {"small": {"rows": 1024, "items": 1}, "large": {"rows": 10_000, "items": 1}}
+    build = functools.partial(metric, shaped)
+    options = {"sizes": sizes, "small": ("small",), "equal": ("naive JAX",)}
+    return case(name, ours, {"naive JAX": naive}, build=build, work=(6, 2), **options)
 
 
 macro = functools.partial(functools.partial, average="macro")
-METRIC_SIZES = {"small": {"rows": 1024, "items": 100}, "large": {"rows": 65_536, "items": 1000}}
-METRICS = [
-    metric("smooth_accuracy", smooth.smooth_accuracy, naive_accuracy, sizes=METRIC_SIZES),
-    metric("smooth_precision", macro(smooth.smooth_precision), naive_precision, sizes=METRIC_SIZES),
-    metric("smooth_recall", macro(smooth.smooth_recall), naive_recall, sizes=METRIC_SIZES),
-    metric("smooth_f1", macro(smooth.smooth_f1), naive_f1, sizes=METRIC_SIZES),
-    metric("streaming_f1", our_stream, naive_f1, sizes=METRIC_SIZES),
-    metric(
-        "multilabel_cross_entropy",
-        smooth.multilabel_cross_entropy,
-        naive_multilabel,
-        sizes=METRIC_SIZES,
-        shaped=True,
-    ),
-    metric(
-        "smooth_auc",
-        our_auc,
-        naive_auc,
-        sizes={"small": {"rows": 1024, "items": 1}, "large": {"rows": 10_000, "items": 1}},
-        shaped=True,
-    ),
-]
-
+naive_f1 = naive_ratio(lambda p, t: 2 * t * p, lambda p, t: t + p)
+naive_precision = naive_ratio(lambda p, t: t * p, lambda p, t: p)
+naive_recall = naive_ratio(lambda p, t: t * p, lambda p, t: t)
+loss = smooth.multilabel_cross_entropy
 CASES = [
     *(
         top_k_case(method, build)
@@ -380,6 +298,12 @@ CASES = [
         for build in (forward, gradient)
     ),
     *(rank_case(build) for build in (forward, gradient)),
-    *PLAIN,
-    *METRICS,
+    *(operator_case(name, operator) for name, operator in OPERATORS.items()),
+    metric_case("smooth_accuracy", smooth.smooth_accuracy, naive_accuracy),
+    metric_case("smooth_precision", macro(smooth.smooth_precision), naive_precision),
+    metric_case("smooth_recall", macro(smooth.smooth_recall), naive_recall),
+    metric_case("smooth_f1", macro(smooth.smooth_f1), naive_f1),
+    metric_case("streaming_f1", our_stream, naive_f1),
+    metric_case("multilabel_cross_entropy", loss, naive_multilabel, shaped=True),
+    metric_case("smooth_auc", our_auc, naive_auc, shaped=True),
 ]
