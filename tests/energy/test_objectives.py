@@ -118,20 +118,16 @@ def test_fixed_point_scales_with_the_effective_temperature():
 def test_kl_term_is_the_derivative_through_the_chain(differentiated):
     step, theta, start = 0.1, 0.8, jnp.array([[1.5], [-0.5]])
 
-    def energy(theta, x):
-        return theta * (x**4).sum(axis=-1) / 4
-
-    def loss(theta):
-        value, _ = sampler_kl_loss(
+    def loss(theta, differentiated_steps=differentiated):
+        return sampler_kl_loss(
             KEY,
-            energy,
+            lambda theta, x: theta * (x**4).sum(axis=-1) / 4,
             theta,
             start,
             make_sampler=lambda e: langevin(e, step_size=step, noise_scale=0.0),
             num_steps=2,
-            differentiated_steps=differentiated,
-        )
-        return value
+            differentiated_steps=differentiated_steps,
+        )[0]
 
     # x' = x - hθx³ and dx'/dθ = (1 - 3hθx²)·dx/dθ - hx³
     x0 = np.array([1.5, -0.5])
@@ -142,6 +138,8 @@ def test_kl_term_is_the_derivative_through_the_chain(differentiated):
     value, slope = quick_jit(jax.value_and_grad(loss))(theta)
     np.testing.assert_allclose(value, (theta * x2**4 / 4).mean(), rtol=1e-5)
     np.testing.assert_allclose(slope, (theta * x2**3 * second).mean(), rtol=1e-5)
+    with pytest.raises(ValueError, match="must be at least 1 and at most 2, got 3"):
+        loss(theta, differentiated_steps=3)
 
 
 def test_nearest_neighbor_entropy_and_its_gradient():
@@ -218,16 +216,3 @@ def test_bad_energies(loss):
 def test_softplus_needs_pairs():
     with pytest.raises(ValueError, match=r"where B is 2 in energy_data; got \[3\]"):
         softplus_contrastive_loss(jnp.zeros(2), jnp.zeros(3))
-
-
-def test_kl_term_refuses_more_steps_than_there_are():
-    with pytest.raises(ValueError, match="must be at least 1 and at most 2, got 3"):
-        sampler_kl_loss(
-            KEY,
-            lambda theta, x: x.sum(axis=-1),
-            0.0,
-            jnp.zeros((1, 1)),
-            make_sampler=lambda e: langevin(e, step_size=0.1),
-            num_steps=2,
-            differentiated_steps=3,
-        )

@@ -59,10 +59,9 @@ def test_fresh_rate_and_rows_of_a_draw():
     assert counts.min() > 50_000 / 4 - 5 * np.sqrt(50_000 * 3 / 16)
 
 
-def test_only_what_is_filled_is_drawn():
+def test_only_the_filled_part_is_drawn():
     buffer = replay_init(jnp.zeros(()), capacity=100)
-    empty = replay_draw(KEY, buffer, jnp.ones(64), fresh_rate=0.0)
-    assert bool(empty.is_new.all())
+    assert bool(replay_draw(KEY, buffer, jnp.ones(64), fresh_rate=0.0).is_new.all())
     buffer = replay_insert(KEY, buffer, jnp.full(3, 5.0))
     draw = replay_draw(KEY, buffer, jnp.ones(64), fresh_rate=0.0)
     np.testing.assert_array_equal(draw.samples, 5.0)
@@ -135,7 +134,6 @@ def test_size_is_named_before_anything_is_allocated():
 
 LABELLED = replay_init(jnp.zeros(2), capacity=2, labels=jnp.int32(0))
 PLAIN = replay_init(jnp.zeros(2), capacity=2)
-ROWS = jnp.zeros(1, int)
 BAD = {
     "no room": (lambda: replay_init(jnp.zeros(2), capacity=0), "capacity must be at least 1"),
     "integers stored": (
@@ -171,7 +169,7 @@ BAD = {
         "rows: expected them for policy 'in_place' only",
     ),
     "rows not wanted": (
-        lambda: replay_insert(KEY, PLAIN, jnp.zeros((1, 2)), rows=ROWS),
+        lambda: replay_insert(KEY, PLAIN, jnp.zeros((1, 2)), rows=jnp.zeros(1, int)),
         "rows: expected them for policy 'in_place' only",
     ),
 }

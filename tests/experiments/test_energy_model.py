@@ -29,7 +29,7 @@ MESH = make_mesh(devices=jax.devices()[:1])
 
 @pytest.mark.slow
 def test_smoke_reaches_what_it_must(tmp_path):
-    arguments = ["--preset=smoke", "--mesh.data=1", "--workdir", str(tmp_path)]
+    arguments = ["--preset=smoke", "--workdir", str(tmp_path)]
     command_line.main(run, PRESETS, None, arguments)
     expected = json.loads((ROOT / "experiments/energy_model/expected.json").read_text())
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -303,13 +303,8 @@ def _energies(plus: Any, minus: Any, *, paired: bool = False) -> tuple[jax.Array
 
 
 def _squares(plus: jax.Array, minus: jax.Array, l2: Any) -> jax.Array | float:
-    l2 = number(
-        "l2",
-        l2,
-        at_least=0,
-        advice="both squares are added; the minus sign printed in the article leaves the loss "
-        "without a lower bound",
-    )
+    advice = "both squares are added; the article's minus sign leaves the loss unbounded below"
+    l2 = number("l2", l2, at_least=0, advice=advice)
     if isinstance(l2, float) and l2 == 0:  # 0·∞, where the squares overflow, would be NaN
         return 0.0
     return l2 * ((plus**2).mean() + (minus**2).mean())
