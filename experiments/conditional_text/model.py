@@ -25,6 +25,8 @@ from zoo.data import Vocabulary
 from zoo.transformer import Transformer, TransformerConfig, load_bert
 from zoo.transformer.bert_weights import bert_config
 
+SIZES = ("features", "num_layers", "num_heads", "feedforward_features", "dropout")
+
 
 class Generator(nnx.Module):
     """A language model of K classes: logits of V tokens, given the previous ones and the class.
@@ -119,16 +121,12 @@ def transformer_config(
     labels = num_classes + 1
     return TransformerConfig(
         vocab_size=vocab_size + (labels if variant == "prefix" else 0),
-        features=model.features,
-        num_layers=model.num_layers,
-        num_heads=model.num_heads,
-        feedforward_features=model.feedforward_features,
+        **{name: getattr(model, name) for name in SIZES},
         max_positions=length,
         num_segments=labels if variant == "embedding" else 0,
         mask="causal",
         norm_position="pre",
         head="tied",
-        dropout=model.dropout,
     )
 
 

@@ -4,6 +4,7 @@ import io
 import pathlib
 import re
 import zipfile
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ from zoo.data import Vocabulary, build_vocabulary, open_source
 
 SPLITS = ("train", "held out")
 SENTIMENTS = ("negative", "positive")
-Labelled = list[tuple[str, str]]  # (text, name of its class)
+Labelled = list[tuple[str, str]]  # text, name of its class
+Row = tuple[bool, str, str]  # whether it is held out, text, name of its class
 
 # The plays in their order, each by its first line.
 PLAYS = {
@@ -39,42 +41,32 @@ class Pieces(NamedTuple):
     labels: np.ndarray  # int32 [N]
 
 
-class Rows(NamedTuple):
-    """Pieces side by side, those of a row all of one class."""
-
-    inputs: np.ndarray  # int32 [R, T]
-    targets: np.ndarray  # int32 [R, T]
-    pieces: np.ndarray  # int32 [R, T], number of the piece; -1 where there is none
-    labels: np.ndarray  # int32 [R]
-
-    def examples(self) -> list[dict[str, np.ndarray]]:
-        """One example per row, for a pipeline."""
-        return [dict(zip(self._fields, row, strict=True)) for row in zip(*self, strict=True)]
-
-
 def read(uri: str) -> dict[str, Labelled]:
     """Texts with the names of their classes, by split.
 
     Raises:
-        ValueError: if there is nothing to read, or fewer than two classes.
+        ValueError: if there are fewer than two classes, or splits without some of them.
     """
     scheme, _, rest = uri.partition(":")
     path = local_path(rest)
     if uri == "builtin:shakespeare":
-        texts = _plays()
+        rows = _plays()
     elif scheme == "file" and path.suffix == ".zip":
-        texts = _archive(path)
+        rows = _archive(path)
     elif scheme == "file" and (path / "train_pos.tsv.xz").exists():
-        texts = _imdb(path)
+        rows = _imdb(path)
     elif scheme == "file" and (path / "train.txt.gz").exists():
-        texts = _treebank(path)
+        rows = _treebank(path)
     else:
-        texts = _fields(uri)
-    classes, held_out = ({label for _, label in texts[split]} for split in SPLITS)
-    if len(classes) < 2 or held_out != classes:
+        rows = _fields(uri)
+    texts: dict[str, Labelled] = {split: [] for split in SPLITS}
+    for held_out, text, label in rows:
+        texts[SPLITS[held_out]].append((text, label))
+    classes, others = ({label for _, label in texts[split]} for split in SPLITS)
+    if len(classes) < 2 or others != classes:
         raise ValueError(
             f"data.uri must give two classes or more, with texts of each in training and held "
-            f"out, got {sorted(classes)} and {sorted(held_out)} from {uri}"
+            f"out, got {sorted(classes)} and {sorted(others)} from {uri}"
         )
     return texts
 
@@ -127,110 +119,92 @@ def some(pieces: Pieces, count: int) -> Pieces:
     return Pieces([pieces.ids[i] for i in chosen], pieces.labels[chosen])
 
 
-def pack(pieces: Pieces, vocabulary: Vocabulary, length: int) -> Rows:
-    """Fills rows of ``length``, the longest pieces first, each into the fullest row with room."""
+def pack(pieces: Pieces, vocabulary: Vocabulary, length: int) -> list[dict[str, np.ndarray]]:
+    """Packs pieces into rows of one class, the longest first, each into the fullest row with room.
+
+    Returns:
+        One example per row: ``inputs`` and ``targets`` int32 [T], ``pieces`` int32 [T] with the
+        number of the piece, -1 where there is none, and ``labels`` int32 [].
+    """
     sizes = np.array([len(ids) + 1 for ids in pieces.ids])
     rows: list[list[int]] = []
     for label in np.unique(pieces.labels):
         open_rows: list[list[int]] = [[] for _ in range(length + 1)]  # by room
         members = np.flatnonzero(pieces.labels == label)
-        for number in members[np.argsort(-sizes[members], kind="stable")]:
+        for number in members[np.argsort(-sizes[members], kind="stable")].tolist():
             size = int(sizes[number])
             room = next((r for r in range(size, length) if open_rows[r]), length)
             if room == length:
                 open_rows[room].append(len(rows))
                 rows.append([])
             row = open_rows[room].pop()
-            rows[row].append(int(number))
+            rows[row].append(number)
             open_rows[room - size].append(row)
     start, end = start_of(vocabulary), vocabulary.end
-    inputs = np.full((len(rows), length), end, np.int32)
-    packed = Rows(inputs, inputs.copy(), np.full_like(inputs, -1), np.zeros(len(rows), np.int32))
-    for r, row in enumerate(rows):
-        column = 0
-        packed.labels[r] = pieces.labels[row[0]]
-        for number in row:
-            place = slice(column, column + sizes[number])
-            packed.inputs[r, place] = [start, *pieces.ids[number]]
-            packed.targets[r, place] = [*pieces.ids[number], end]
-            packed.pieces[r, place] = number
+    examples = []
+    for numbers in rows:
+        columns, column = np.full((3, length), [[end], [end], [-1]], np.int32), 0
+        for number in numbers:
+            ids, size = pieces.ids[number], sizes[number]
+            place = slice(column, column + size)
+            columns[:, place] = [start, *ids], [*ids, end], [number] * size
             column = place.stop
-    return packed
+        example = dict(zip(("inputs", "targets", "pieces"), columns, strict=True))
+        examples.append(example | {"labels": pieces.labels[numbers[0]]})
+    return examples
 
 
-def _split(texts: Labelled, *, block: int = 1) -> dict[str, Labelled]:
-    """Every tenth block of texts is held out."""
-    split: dict[str, Labelled] = {name: [] for name in SPLITS}
-    for number, text in enumerate(texts):
-        split[SPLITS[(number // block) % 10 == 9]].append(text)
-    return split
-
-
-def _plays() -> dict[str, Labelled]:
+def _plays() -> Iterator[Row]:
     """Speeches without the names of their speakers; the class is the play."""
     lines = [example["text"] for example in open_source("builtin:shakespeare")]
-    plays, speeches = iter(PLAYS.items()), []
+    plays, number = iter(PLAYS.items()), 0
     play, following = "", next(plays)
     for speech in "\n".join(lines).split("\n\n"):
         words = speech.lstrip("\n").partition("\n")[2]  # after "NAME:"
         if following and words.startswith(following[1]):
             play, following = following[0], next(plays, None)
         if words:
-            speeches.append((words, play))
-    return _split(speeches, block=BLOCK)
+            yield (number // BLOCK) % 10 == 9, words, play
+            number += 1
 
 
-def _archive(path: pathlib.Path) -> dict[str, Labelled]:
+def _archive(path: pathlib.Path) -> Iterator[Row]:
     """Zip archive of rt-polarity (N.neg, N.pos) or of the Chinese reviews (N.SPLIT.data)."""
     with zipfile.ZipFile(path) as archive:
-        files = {
-            name: list(io.TextIOWrapper(archive.open(name), "utf-8", errors="replace"))
-            for name in sorted(archive.namelist())
-            if name.endswith((".pos", ".neg", ".data"))
-        }
-    if not files:
-        raise ValueError(f"expected *.pos and *.neg or *.data in {path}, got none of them")
-    texts: dict[str, Labelled] = {split: [] for split in SPLITS}
-    for name, lines in files.items():
-        if name.endswith(".data"):
-            rows = [line.rstrip("\n").rpartition("\t") for line in lines]
-            own = [(text, SENTIMENTS[int(label)]) for text, _, label in rows]
-            texts[SPLITS[".train." not in name]] += own
-        else:
-            own = [(line.strip(), SENTIMENTS[name.endswith(".pos")]) for line in lines]
-            for split, part in _split(own).items():
-                texts[split] += part
-    return texts
+        for name in sorted(archive.namelist()):
+            lines = io.TextIOWrapper(archive.open(name), "utf-8", errors="replace")
+            if name.endswith(".data"):
+                for line in lines:
+                    text, _, label = line.rstrip("\n").rpartition("\t")
+                    yield ".train." not in name, text, SENTIMENTS[int(label)]
+            elif name.endswith((".neg", ".pos")):
+                for number, line in enumerate(lines):
+                    yield number % 10 == 9, line.strip(), SENTIMENTS[name.endswith(".pos")]
 
 
-def _imdb(folder: pathlib.Path) -> dict[str, Labelled]:
-    texts: dict[str, Labelled] = {split: [] for split in SPLITS}
-    for split, part in zip(SPLITS, ("train", "test"), strict=True):
+def _imdb(folder: pathlib.Path) -> Iterator[Row]:
+    for part in ("train", "test"):
         for ending, name in (("neg", "negative"), ("pos", "positive")):
-            source = open_source(f"file:{folder}/{part}_{ending}.tsv.xz?columns=id,rating,text")
-            texts[split] += [(row["text"].replace("<br />", " "), name) for row in source]
-    return texts
+            uri = f"file:{folder}/{part}_{ending}.tsv.xz?columns=id,rating,text"
+            for row in open_source(uri):
+                yield part == "test", row["text"].replace("<br />", " "), name
 
 
-def _treebank(folder: pathlib.Path) -> dict[str, Labelled]:
+def _treebank(folder: pathlib.Path) -> Iterator[Row]:
     """SST-2: the sentences whose root is not neutral."""
-    texts: dict[str, Labelled] = {split: [] for split in SPLITS}
-    for part, split in (("train", SPLITS[0]), ("dev", SPLITS[1]), ("test", SPLITS[1])):
+    for part in ("train", "dev", "test"):
         for example in open_source(f"file:{folder}/{part}.txt.gz"):
             tree = example["text"]
             if tree and tree[1] != "2":
                 words = " ".join(re.findall(r"([^\s()]+)\)", tree))
-                texts[split].append((words.lower(), SENTIMENTS[tree[1] > "2"]))
-    return texts
+                yield part != "train", words.lower(), SENTIMENTS[tree[1] > "2"]
 
 
-def _fields(uri: str) -> dict[str, Labelled]:
+def _fields(uri: str) -> Iterator[Row]:
     """Any source with the fields text and label."""
-    texts: dict[str, Labelled] = {split: [] for split in SPLITS}
-    for part, split in (("train", SPLITS[0]), ("valid", SPLITS[1]), ("test", SPLITS[1])):
+    for part in ("train", "valid", "test"):
         for example in open_source(uri, split=part):
             if not {"text", "label"} <= example.keys():
                 got = f"{sorted(example)} from {uri}"
                 raise ValueError(f"data.uri must have the fields text and label, got {got}")
-            texts[split].append((str(example["text"]), str(example["label"])))
-    return texts
+            yield part != "train", str(example["text"]), str(example["label"])

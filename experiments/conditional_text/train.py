@@ -103,7 +103,7 @@ def build(
     variant = config.variants[0] if variant is None else variant
     training, num_classes = config.training, len(data.classes)
     rows = texts.pack(data.training, data.vocabulary, training.length)
-    batches = Pipeline(rows.examples(), batch_size=training.batch_size, seed=training.seed)
+    batches = Pipeline(rows, batch_size=training.batch_size, seed=training.seed)
     num_steps = max(1, round(training.epochs * batches.batches_per_epoch))
     init, merge = functional(
         lambda rngs: Generator(config, variant, num_classes, data.vocabulary, rngs=rngs)
@@ -160,7 +160,7 @@ def held_out_perplexities(
 
         return jax.lax.map(given, jnp.arange(num_labels))
 
-    rows = texts.pack(data.held_out, data.vocabulary, config.training.length).examples()
+    rows = texts.pack(data.held_out, data.vocabulary, config.training.length)
     everywhere = {"process_index": 0, "process_count": 1}  # each process scores all of them
     batches = Pipeline(rows, batch_size=size, seed=0, num_epochs=1, shuffle=False, **everywhere)
     losses = np.zeros((len(data.held_out.ids), num_labels))

@@ -14,6 +14,8 @@ from experiments.image_captioning.data import Vectors
 from zoo.conditional import ConditionalLayerNorm
 from zoo.transformer import Transformer, TransformerConfig
 
+SIZES = ("features", "num_layers", "num_heads", "feedforward_features", "dropout")
+
 
 class TrainedEncoder(nnx.Module):
     """An encoder with its scaling: before the first step it gives the vectors of the frozen one.
@@ -73,14 +75,10 @@ def transformer_config(config: Config, vocab_size: int) -> TransformerConfig:
     model = config.model
     return TransformerConfig(
         vocab_size=vocab_size,
-        features=model.features,
-        num_layers=model.num_layers,
-        num_heads=model.num_heads,
-        feedforward_features=model.feedforward_features,
+        **{name: getattr(model, name) for name in SIZES},
         max_positions=config.data.max_words + 1,
         num_segments=0,
         mask="causal",
         norm_position="pre",
         head="tied",
-        dropout=model.dropout,
     )

@@ -64,9 +64,9 @@ def test_pieces_end_at_a_stop_and_fill_rows_of_one_class():
     assert words == ["a b c .", "d e", "b a !", "c d e f", "g h", "a"]
     assert pieces.labels.tolist() == [0, 0, 1, 0, 0, 1]
     rows = texts.pack(pieces, vocabulary, length=8)
-    assert rows.labels.tolist() == [0, 0, 1]
+    assert [row["labels"].item() for row in rows] == [0, 0, 1]
     found = {}
-    for inputs, targets, numbers, label in zip(*rows, strict=True):
+    for inputs, targets, numbers, label in map(dict.values, rows):
         for number in set(numbers.tolist()) - {-1}:
             own = numbers == number
             assert np.ptp(np.flatnonzero(own)) == own.sum() - 1
