@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.ordered import nt_asgd, nt_asgd_parameters, observe_validation
+from zoo.ordered.nt_asgd import nt_asgd, nt_asgd_parameters, observe_validation
 
 observe = jax.jit(observe_validation)
 

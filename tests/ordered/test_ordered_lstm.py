@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.battery import quick_jit
 from zoo.ordered import OnLstm, OnLstmCarry, OnLstmParams, cumax, on_lstm, on_lstm_step
 from zoo.ordered._loop import _master_gates as gates_by_products
 from zoo.ordered.ordered_lstm import initial_carry, master_gates
@@ -43,8 +44,8 @@ def random_layer(key, *, inputs=5, features=8, chunk_size=2, scale=1.0):
 
 
 KINDS = ("chunk_size", "master_input")
-step = partial(jax.jit(on_lstm_step, static_argnames=KINDS), chunk_size=2)
-run = partial(jax.jit(on_lstm, static_argnames=(*KINDS, "reverse")), chunk_size=2)
+step = partial(quick_jit(on_lstm_step, static_argnames=KINDS), chunk_size=2)
+run = partial(quick_jit(on_lstm, static_argnames=(*KINDS, "reverse")), chunk_size=2)
 
 
 def test_golden_values_and_gradients(double_precision):
@@ -57,7 +58,7 @@ def test_golden_values_and_gradients(double_precision):
     close(depths.input, golden["depth_input"])
 
     def loss(params):
-        after, _ = step(params, carry, x)
+        after, _ = on_lstm_step(params, carry, x, chunk_size=2)
         return jnp.sum(after.hidden) + jnp.sum(after.cell**2)
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
@@ -101,38 +102,61 @@ def by_steps(params, xs, carry, mask, *, master_input, reverse):
     return hidden, last, depths
 
 
-@pytest.mark.parametrize(("master_input", "reverse"), [(gate, gate == "reverse") for gate in GATES])
-def test_the_loop_equals_a_scan_of_the_step(master_input, reverse, double_precision):
-    """Values, gradient, directional derivative and second derivative of the private fast form."""
-    params = random_layer(jax.random.key(0), scale=0.5)
-    params = params if master_input != "none" else OnLstmParams(*(p[..., 8:] for p in params))
+def by_loop(params, xs, carry, mask, **kinds):
+    output = on_lstm(params, xs, carry, chunk_size=2, mask=mask, **kinds)
+    return output.hidden, output.carry, output.depths
+
+
+@pytest.fixture
+def arguments(double_precision):
     keys = jax.random.split(jax.random.key(1), 3)
-    xs = jax.random.normal(keys[0], (6, 3, 5))
     carry = OnLstmCarry(jax.random.normal(keys[1], (3, 8)), jax.random.normal(keys[2], (3, 4, 2)))
+    params = random_layer(jax.random.key(0), scale=0.5)
     mask = jnp.arange(6)[:, None] < jnp.array([6, 4, 0])[None]
+    return params, jax.random.normal(keys[0], (6, 3, 5)), carry, mask
 
-    def by_loop(params, xs, carry, mask, **kinds):
-        output = on_lstm(params, xs, carry, chunk_size=2, mask=mask, **kinds)
-        return output.hidden, output.carry, output.depths
 
-    @partial(jax.jit, static_argnums=0)
-    def everything(function, params, xs, carry):
-        def loss(*arguments):
-            output = function(*arguments, mask, master_input=master_input, reverse=reverse)
-            leaves = jax.tree.leaves(output)
-            return sum(jnp.vdot(jnp.sin(jnp.arange(x.size)), x.ravel()) for x in leaves), output
+def loss(function, *arguments, **kinds):
+    output = function(*arguments, **kinds)
+    leaves = jax.tree.leaves(output)
+    return sum(jnp.vdot(jnp.sin(jnp.arange(x.size)), x.ravel()) for x in leaves), output
 
-        arguments = (params, xs, carry)
-        gradient, output = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*arguments)
+
+@pytest.mark.parametrize(("master_input", "reverse"), [(gate, gate == "reverse") for gate in GATES])
+def test_the_loop_equals_a_scan_of_the_step(master_input, reverse, arguments):
+    """Values, gradient and directional derivative of the private fast form."""
+    params, *rest, mask = arguments
+    params = params if master_input != "none" else OnLstmParams(*(p[..., 8:] for p in params))
+
+    @partial(quick_jit, static_argnums=0)
+    def everything(function, *arguments):
+        def scalar(*arguments):
+            return loss(function, *arguments, mask, master_input=master_input, reverse=reverse)
+
         tangents = jax.tree.map(jnp.cos, arguments)
-        scalar = lambda *arguments: loss(*arguments)[0]  # noqa: E731
-        slope = jax.jvp(scalar, arguments, tangents)[1]
-        curvature = jax.grad(lambda xs: jax.grad(scalar, 1)(params, xs, carry).sum())(xs)
-        return output, gradient, slope, curvature
+        slope = jax.jvp(scalar, arguments, tangents, has_aux=True)[1]
+        return jax.grad(scalar, argnums=(0, 1, 2), has_aux=True)(*arguments), slope
 
-    ours, plain = (everything(f, params, xs, carry) for f in (by_loop, by_steps))
+    ours, plain = (everything(function, params, *rest) for function in (by_loop, by_steps))
     for a, b in zip(*map(jax.tree.leaves, (ours, plain)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_second_derivative_of_the_loop(arguments):
+    params, xs, carry, mask = arguments
+
+    def gradient(xs):
+        function = lambda xs: loss(on_lstm, params, xs, carry, chunk_size=2, mask=mask)[0]  # noqa: E731
+        return jax.grad(function)(xs)
+
+    @quick_jit
+    def both(xs, direction):
+        return jax.jvp(gradient, (xs,), (direction,))
+
+    direction = jnp.cos(xs)
+    _, curvature = both(xs, direction)
+    ahead, behind = (both(xs + step * direction, direction)[0] for step in (1e-5, -1e-5))
+    np.testing.assert_allclose(curvature, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
 def test_a_sequence_can_be_cut():

@@ -140,8 +140,8 @@ def on_lstm_step(
     logits = _loop.dot(x, params.input_kernel)
     logits += _loop.dot(carry.hidden.astype(x.dtype), params.recurrent_kernel)
     logits += params.bias.astype(logits.dtype)[None]
-    by_level = logits[:, -4 * units :].reshape(len(x), -1, chunk_size)
-    output, candidate, input_, forget = jnp.split(by_level, 4, axis=1)  # [B, L, C] each
+    by_level = logits[:, -4 * units :].reshape(len(x), 4, units // chunk_size, chunk_size)
+    output, candidate, input_, forget = jnp.unstack(by_level, axis=1)  # [B, L, C] each
 
     f, i, o = jax.nn.sigmoid(forget), jax.nn.sigmoid(input_), jax.nn.sigmoid(output)
     candidate = jnp.tanh(candidate)

@@ -71,7 +71,7 @@ def parse_brackets(
     split = require("nltk.tokenize", "data").SExprTokenizer().tokenize
     trees, start, end = [], 0, 0
     try:
-        for block in map(str.strip, split(text)):
+        for block in filter(None, map(str.strip, split(text))):
             start = text.index(block, end)
             end = start + len(block)
             trees.append(_read_tree(nltk_tree.fromstring(block), tags))
