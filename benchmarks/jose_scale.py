@@ -1,10 +1,10 @@
-"""Words a second and memory of JoSE's step as the vocabulary and the number of documents grow.
+"""Words per second and memory of JoSE's step as the vocabulary and the number of documents grow.
 
     python -m benchmarks.jose_scale                       # every row
     python -m benchmarks.jose_scale 1000000 10000000      # one: words of the vocabulary, documents
 
-Documents of ten words after Zipf's law. The tables are whole; of the text only the chunks that are
-timed are drawn, the rest of it takes its memory and no more. Each row is a process of its own.
+Documents of ten words after Zipf's law. The tables are complete; of the text only the chunks that
+are timed are drawn, the rest of it only takes its memory. Each row is a process of its own.
 """
 
 import functools
@@ -15,15 +15,16 @@ import time
 
 import jax
 import numpy as np
-import optax
 
-from benchmarks.cases.jose_programs import chunk_sampler
-from zoo.spherical import trainer
+from zoo.spherical import riemannian_sgd, trainer
 from zoo.spherical.corpus import EncodedCorpus
+from zoo.spherical.options import JoseOptions
+from zoo.spherical.sampling import ChunkSampler
 from zoo.training import init_state, make_mesh, put_batch
 
 ROWS = ((10_000, 100_000), (100_000, 1_000_000), (1_000_000, 1_000_000), (1_000_000, 10_000_000))
-LENGTH, DIMENSION, WARM, TIMED = 10, 100, 20, 200  # words a document; chunks
+LENGTH, WARM, TIMED = 10, 20, 200  # words per document; chunks
+OPTIONS = JoseOptions(window=10, passes=1)
 
 
 def measure(vocabulary: int, documents: int) -> str:
@@ -34,26 +35,17 @@ def measure(vocabulary: int, documents: int) -> str:
     ids = np.zeros(words, np.int32)
     drawn = min(words, 4 * 1024 * (WARM + TIMED))  # subsampling drops some of them
     ids[:drawn] = np.random.default_rng(0).choice(vocabulary, drawn, p=shares)
-    chunks = chunk_sampler(
-        EncodedCorpus(ids, np.arange(0, words + 1, LENGTH)),
-        np.maximum(shares * words, 1).astype(np.int64),
-    )
+    corpus = EncodedCorpus(ids, np.arange(0, words + 1, LENGTH))
+    chunks = ChunkSampler(corpus, np.maximum(shares * words, 1).astype(np.int64), OPTIONS)
     tables = functools.partial(
         trainer.initial_tables,
         sizes={"words": vocabulary, "contexts": vocabulary, "documents": documents},
-        dimension=DIMENSION,
+        dimension=OPTIONS.dimension,
         shards=1,
     )
-    mesh = make_mesh()
-    state = init_state(
-        tables, optax.identity(), key=jax.random.key(0), mesh=mesh, rules=trainer.RULES
-    )
-    step = jax.jit(
-        functools.partial(
-            trainer.train_step, objective="two_hinges", margin=0.15, text_rows=chunks.text_rows
-        ),
-        donate_argnums=0,
-    )
+    mesh, optimizer = make_mesh(), riemannian_sgd(OPTIONS.learning_rate)
+    state = init_state(tables, optimizer, key=jax.random.key(0), mesh=mesh, rules=trainer.RULES)
+    step = trainer.compile_step(OPTIONS, chunks.text_rows)
     read, begin = 0.0, 0.0
     for number in range(WARM + TIMED):
         if number == WARM:
@@ -65,7 +57,7 @@ def measure(vocabulary: int, documents: int) -> str:
     jax.block_until_ready(state)
     rate = read / (time.perf_counter() - begin)
     chunks.close()
-    tables_bytes = 4 * DIMENSION * (2 * vocabulary + documents)
+    tables_bytes = 4 * OPTIONS.dimension * (2 * vocabulary + documents)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (
         f"| {vocabulary:,} | {documents:,} | {words:,} | {tables_bytes / 2**30:.2f} "
@@ -78,7 +70,7 @@ def main(arguments: list[str]) -> None:
     if arguments:
         print(measure(*map(int, arguments)), flush=True)
         return
-    print("| vocabulary | documents | words | tables, GiB | peak, GiB | words a second |")
+    print("| vocabulary | documents | words | tables, GiB | peak, GiB | words per second |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     for row in ROWS:
         subprocess.run([sys.executable, "-m", __spec__.name, *map(str, row)], check=True)

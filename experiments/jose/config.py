@@ -1,6 +1,6 @@
 """Settings of JoSE, spherical word and document embeddings.
 
-Paper: Yu Meng et al., «Spherical Text Embedding», arXiv 1911.01196.
+Paper: Yu Meng et al., "Spherical Text Embedding", arXiv 1911.01196.
 
     small   the default: passages of the builtin plays, about a minute on two CPU cores
     smoke   seconds, to see that everything works
@@ -12,7 +12,7 @@ Paper: Yu Meng et al., «Spherical Text Embedding», arXiv 1911.01196.
 import dataclasses
 from typing import Literal
 
-from experiments.command_line import LoopConfig, MeshConfig, at_least
+from experiments.command_line import DistributedConfig, LoopConfig, RunConfig, at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class DataConfig:
 
     uri: str = "builtin:shakespeare"
     """builtin:shakespeare, whose documents are passages, or file:PATH: .jsonl and .tsv with a
-    field text (and label, split: train or test), else a document a line."""
+    field text (and label, split: train or test), else a document per line."""
     words: Literal["letters", "whitespace"] = "letters"
     """letters: lower-cased words of a-z; whitespace: as the text has them."""
     min_count: int = 5
@@ -29,7 +29,7 @@ class DataConfig:
     """Folder with wordsim353/, MEN/ and SimLex-999/, if there is one."""
 
     def __post_init__(self) -> None:
-        at_least(1, "data.min_count", self.min_count)
+        at_least(1, self, "min_count")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,24 +75,30 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """JoSE."""
+class Fields:
+    """What comes out depends on these alone."""
 
-    workdir: str = "runs/jose"
-    """Folder of the run; the same command continues it."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig, Fields):
+    """JoSE."""
+
     loop: LoopConfig = LoopConfig(log_every=200, checkpoint_every=5000)
-    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        if self.distributed != DistributedConfig():
+            raise ValueError("distributed: JoSE runs in one process, on all of its devices")
 
 
 PRESETS = {
     # A small text needs more passes: after 40 all frequent words are still drawn to one side.
     "small": Config(training=TrainingConfig(passes=80, subsample=1e-4, shuffle=True)),
     "smoke": Config(
-        workdir="runs/jose_smoke",
         data=DataConfig(min_count=20),
         model=ModelConfig(dimension=32, window=5),
         training=TrainingConfig(passes=10, shuffle=True),
@@ -101,14 +107,12 @@ PRESETS = {
     ),
     # The authors' rate of 0.04 is the better one for three passes.
     "20news": Config(
-        workdir="runs/jose_20news",
         training=TrainingConfig(learning_rate=0.01),
         data=DataConfig(uri="file:$ZOO_DATA/20news_bydate/20news_bydate.jsonl.xz"),
         evaluation=EvaluationConfig(neighbours_of=("god", "hockey", "windows", "space")),
     ),
     # Words are what it is scored by: fewer of the frequent ones, which draw all others to one side.
     "imdb": Config(
-        workdir="runs/jose_imdb",
         training=TrainingConfig(subsample=1e-4),
         data=DataConfig(
             uri="file:$ZOO_DATA/imdb/{part}.tsv.xz?columns=id,rating,text",
@@ -117,7 +121,6 @@ PRESETS = {
         evaluation=EvaluationConfig(neighbours_of=("actor", "boring", "war", "music")),
     ),
     "paper": Config(
-        workdir="runs/jose_paper",
         data=DataConfig(uri="file:wiki.txt", words="whitespace", min_count=100),
     ),
 }

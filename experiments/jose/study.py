@@ -2,8 +2,8 @@
 
     python -m experiments.jose.study --preset 20news --training.passes 3
 
-Every row is one training, scored like the experiment's. What is done is in ``study.jsonl`` of the
-workdir: the same command goes on with the rest.
+Every row is one training, scored as in the experiment. Finished rows are in ``study.jsonl`` of the
+workdir: the same command continues with the rest.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from experiments import command_line
 from experiments.command_line import MAY_CHANGE
 from experiments.jose.config import PRESETS, Config
 from experiments.jose.documents import read_documents
-from experiments.jose.train import make_trainer, score
+from experiments.jose.train import build, score
+from experiments.running import open_mesh
 from zoo.training import open_workdir, results_table
 
 # Name -> fields that differ from the config.
@@ -38,6 +39,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def run(config: Config) -> None:
     """Trains and scores every change that has no row yet, then shows all."""
+    mesh = open_mesh(config)
     documents = read_documents(config.data.uri)
     if documents.labels is None:
         raise ValueError(
@@ -50,7 +52,7 @@ def run(config: Config) -> None:
     for name, changes in CHANGES.items():
         if name in [row["change"] for row in rows]:
             continue
-        trainer = make_trainer(changed(config, changes), documents.texts)
+        trainer = build(changed(config, changes), mesh, documents.texts)
         begin = time.perf_counter()
         vectors = trainer.fit().documents
         seconds = time.perf_counter() - begin
@@ -80,4 +82,6 @@ def changed(config: Config, changes: dict[str, Any]) -> Config:
 
 
 if __name__ == "__main__":
-    command_line.main(run, PRESETS, __doc__)
+    from experiments.jose import study  # under its own name, by which the folder is called
+
+    command_line.main(study.run, PRESETS, __doc__)

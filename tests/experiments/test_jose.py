@@ -13,6 +13,7 @@ from experiments.jose.config import PRESETS
 from experiments.jose.documents import read_documents
 from experiments.jose.train import run
 from zoo import spherical
+from zoo.spherical.embeddings import load_word2vec
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -32,8 +33,8 @@ def test_smoke_reaches_what_it_must(tmp_path, capsys):
     assert "test documents unseen" in summary["scores"]
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
     model = spherical.load_embeddings(tmp_path / "model.safetensors")
-    words, vectors = spherical.load_word2vec(tmp_path / "words.txt")
-    assert words == model.vocabulary.words
+    words, vectors = load_word2vec(tmp_path / "words.txt")
+    assert words == model.vocabulary.tokens
     np.testing.assert_array_equal(vectors, model.words)
     losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1]["loss"] < losses[0]["loss"]
@@ -85,9 +86,9 @@ def test_labelled_file(tmp_path):
     [
         (["--data.uri=ftp://x"], "must start with one of builtin:, file:, tfds:"),
         (["--data.min-count=0"], "data.min_count must be at least 1, got 0"),
-        (["--data.min-count=100000000"], "at least 2 words"),
-        (["--training.learning-rate=nan"], "learning_rate must be positive and finite, got nan"),
-        (["--model.window=0"], "window must be an integer of at least 1, got 0"),
+        (["--data.min-count=100000000"], "no token that occurs at least min_count=100000000"),
+        (["--training.learning-rate=nan"], "learning_rate must be one finite number > 0, got nan"),
+        (["--model.window=0"], "window must be at least 1 and at most 127, got 0"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, message, tmp_path, capsys):

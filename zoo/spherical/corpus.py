@@ -1,12 +1,11 @@
-"""A corpus of documents, one a line: its vocabulary, and its words as numbers on disk.
+"""A corpus of documents, one per line: its vocabulary, and its words as numbers on disk.
 
-Nothing holds the text. One pass counts the words, a second writes the numbers of the kept ones to a
-temporary file that is mapped into memory; training reads only that, so a text file that changes
-later does no harm, and one that changes between the two passes is refused. A line may have any
-length: it is read in pieces that are cut at white space.
+The text is never held in memory. One pass counts the words, a second writes the numbers of the kept
+ones to a temporary file that is mapped into memory; training reads only that, so a text file may
+change later, and one that changes between the two passes is refused. A line may have any length: it
+is read in pieces that are cut at white space.
 """
 
-import collections
 import gzip
 import lzma
 import os
@@ -18,26 +17,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zoo.data import Vocabulary, build_vocabulary
+
 Corpus = str | os.PathLike[str] | Iterable[str]
-Tokenizer = Callable[[str], list[str]]
+Tokenizer = Callable[[str], Iterable[str]]
 
 _PIECE = 1 << 20  # bytes of text in one piece
 _BLANKS = b" \t\r\v\f"
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
-_OTHERS = re.compile("[^a-z]+")
-
-
-class JoseVocabulary(NamedTuple):
-    """The words of a model, the most frequent first."""
-
-    words: tuple[str, ...]  # V of them; the row of a word is its place here
-    counts: np.ndarray  # int64 [V], occurrences in the corpus
+_NOT_LETTERS = re.compile("[^a-z]+")
 
 
 class EncodedCorpus(NamedTuple):
-    """Documents as numbers of words; rarer words are left out."""
+    """Documents as numbers of words; words that are not in the vocabulary are left out."""
 
-    ids: np.ndarray  # int32 [N], words of all documents in a row
+    ids: np.ndarray  # int32 [N], words of all documents, one after the other
     starts: np.ndarray  # int64 [documents + 1], where each document begins and the last one ends
 
     @property
@@ -47,7 +41,7 @@ class EncodedCorpus(NamedTuple):
 
 
 def letters(text: str) -> list[str]:
-    """Lower-cased words of the letters a-z; everything else parts them.
+    """Lower-cased words of the letters a-z; everything else separates them.
 
     Args:
         text: any text.
@@ -58,72 +52,81 @@ def letters(text: str) -> list[str]:
     >>> letters("Don't PANIC, 42!")
     ['don', 't', 'panic']
     """
-    return _OTHERS.sub(" ", text.lower()).split()
+    return _NOT_LETTERS.sub(" ", text.lower()).split()
 
 
-def build_vocabulary(
+def read_corpus(
     corpus: Corpus, *, min_count: int = 5, tokenizer: Tokenizer = str.split
-) -> JoseVocabulary:
-    """Counts the words of a corpus in one pass.
+) -> tuple[Vocabulary, EncodedCorpus]:
+    """Counts the words of a corpus, then encodes it.
 
     Args:
-        corpus: path of a UTF-8 file with a document a line (``.gz`` and ``.xz`` too), or an
-            iterable of documents.
+        corpus: path of a UTF-8 file with a document per line (``.gz`` and ``.xz`` too), or an
+            iterable of documents that can be read twice.
         min_count: rarer words are left out.
-        tokenizer: text -> words; a document may come in several pieces.
+        tokenizer: text -> words; a long document comes in several pieces.
 
     Returns:
-        The words by falling count, equally frequent ones in alphabetical order.
+        The vocabulary, by falling count, equally frequent words in alphabetical order, without
+        special tokens; and the documents.
 
     Raises:
-        ValueError: if fewer than two words are left (a hinge needs a word and another one), or the
-            text is not UTF-8.
+        ValueError: if fewer than two words are left (a hinge needs a word and another one), the
+            text is not UTF-8, or the file changes while it is read.
+        TypeError: if the corpus is an iterator or holds something other than strings.
 
-    >>> build_vocabulary(["b a b", "a b c"], min_count=2).words
-    ('b', 'a')
+    >>> vocabulary, encoded = read_corpus(["b a b", "", "a b c"], min_count=2)
+    >>> vocabulary.tokens, encoded.ids.tolist(), encoded.starts.tolist()
+    (('b', 'a'), [0, 1, 0, 1, 0], [0, 3, 3, 5])
     """
-    if min_count < 1:
-        raise ValueError(f"min_count must be at least 1, got {min_count}")
-    counts: collections.Counter[str] = collections.Counter()
-    for text, _ in _pieces(corpus):
-        counts.update(tokenizer(text))
-    words = sorted((w for w in counts if counts[w] >= min_count), key=lambda w: (-counts[w], w))
-    if len(words) < 2:
+    before = _fingerprint(corpus)
+    texts = (text for text, _ in _pieces(corpus))
+    # A split with a name can be saved.
+    split: Any = "whitespace" if tokenizer is str.split else tokenizer
+    vocabulary = build_vocabulary(texts, split=split, min_count=min_count, special=())
+    if len(vocabulary) < 2:
         raise ValueError(
-            f"the vocabulary must have at least 2 words, got {len(words)} of the "
-            f"{len(counts)} in the corpus that occur at least min_count={min_count} times; "
-            "lower min_count, or give more text"
+            f"the vocabulary must have at least 2 words, got 1 that occurs at least {min_count=} "
+            "times; lower min_count, or give more text"
         )
-    return JoseVocabulary(tuple(words), np.array([counts[w] for w in words], np.int64))
+    encoded = encode_corpus(corpus, vocabulary, tokenizer=tokenizer)
+    counted = int(np.asarray(vocabulary.counts).sum())
+    if _fingerprint(corpus) != before or len(encoded.ids) != counted:
+        raise ValueError(
+            f"the corpus {corpus if before else ''} changed while it was read: {counted} words of "
+            f"the vocabulary in the first pass, {len(encoded.ids)} in the second; train on a copy "
+            "that nobody writes to"
+        )
+    return vocabulary, encoded
 
 
 def encode_corpus(
-    corpus: Corpus, vocabulary: JoseVocabulary, *, tokenizer: Tokenizer = str.split
+    corpus: Corpus, vocabulary: Vocabulary, *, tokenizer: Tokenizer = str.split
 ) -> EncodedCorpus:
     """Writes the numbers of a corpus's words to a temporary file and maps it.
 
     Args:
-        corpus: as in :func:`build_vocabulary`.
+        corpus: as in :func:`read_corpus`.
         vocabulary: its words.
-        tokenizer: as in :func:`build_vocabulary`.
+        tokenizer: as in :func:`read_corpus`.
 
     Returns:
         The documents, also those without any word of the vocabulary.
 
     Raises:
         ValueError: if the text is not UTF-8.
+        TypeError: as in :func:`read_corpus`.
 
-    >>> corpus = ["b a x b", "", "a"]
-    >>> encoded = encode_corpus(corpus, build_vocabulary(["a b"], min_count=1))
+    >>> vocabulary = Vocabulary(("a", "b"), "whitespace", special=())
+    >>> encoded = encode_corpus(["b a x b", "", "a"], vocabulary)
     >>> encoded.ids.tolist(), encoded.starts.tolist(), encoded.skipped
     ([1, 0, 1, 0], [0, 3, 3, 4], 1)
     """
-    number = {word: row for row, word in enumerate(vocabulary.words)}
     starts, total = [0], 0
     with tempfile.TemporaryFile() as file:  # mapped pages outlive the closed file
         for text, ends in _pieces(corpus):
-            found = [number[word] for word in tokenizer(text) if word in number]
-            file.write(np.array(found, np.int32).tobytes())
+            found = vocabulary.ids_of(tokenizer(text))
+            file.write(found.tobytes())
             total += len(found)
             if ends:
                 starts.append(total)
@@ -132,8 +135,8 @@ def encode_corpus(
     return EncodedCorpus(ids, np.array(starts, np.int64))
 
 
-def fingerprint(corpus: Corpus) -> tuple[int, ...] | None:
-    """What tells that a file was changed; None for other corpora."""
+def _fingerprint(corpus: Corpus) -> tuple[int, ...] | None:
+    """What shows that a file was changed; None for other corpora."""
     if not isinstance(corpus, str | os.PathLike):
         return None
     status = os.stat(corpus)

@@ -9,12 +9,13 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from zoo import extras
-from zoo.spherical.corpus import JoseVocabulary
+from zoo._files import replace_file
+from zoo.data import Vocabulary
 
 
 class JoseEmbeddings(NamedTuple):
@@ -23,7 +24,7 @@ class JoseEmbeddings(NamedTuple):
     words: np.ndarray  # float32 [V, D] as centers: the word vectors
     contexts: np.ndarray  # float32 [V, D] as neighbours
     documents: np.ndarray  # float32 [documents, D]; zero for those without a known word
-    vocabulary: JoseVocabulary
+    vocabulary: Vocabulary  # V words by falling count, without special tokens
 
     def word(self, word: str) -> np.ndarray:
         """The vector of a word, ``[D]``; KeyError if it is not in the vocabulary."""
@@ -50,11 +51,8 @@ class JoseEmbeddings(NamedTuple):
         minus = [self._row(w) for w in negative]
         query = self.words[plus].sum(axis=0) - self.words[minus].sum(axis=0)
         nearest = _nearest(self.words, query, count + len(plus) + len(minus))
-        asked = {*plus, *minus}
-        found = [
-            (self.vocabulary.words[row], cosine) for row, cosine in nearest if row not in asked
-        ]
-        return found[:count]
+        tokens, asked = self.vocabulary.tokens, {*plus, *minus}
+        return [(tokens[row], cosine) for row, cosine in nearest if row not in asked][:count]
 
     def similar_documents(
         self, query: str | np.ndarray, *, count: int = 10
@@ -73,18 +71,16 @@ class JoseEmbeddings(NamedTuple):
             KeyError: if no word is in the vocabulary.
         """
         if isinstance(query, str):
-            known = set(self.vocabulary.words)
-            rows = [self._row(word) for word in query.split() if word in known]
-            if not rows:
+            rows = self.vocabulary.ids_of(query.split())
+            if not len(rows):
                 raise KeyError(f"no word of {query!r} is in the vocabulary")
             return _nearest(self.documents, self.words[rows].sum(axis=0), count)
         return _nearest(self.documents, query, count)
 
     def _row(self, word: str) -> int:
-        try:
-            return self.vocabulary.words.index(word)
-        except ValueError:
-            raise KeyError(f"{word!r} is not in the vocabulary of this model") from None
+        if word not in self.vocabulary.ids:
+            raise KeyError(f"{word!r} is not in the vocabulary of this model")
+        return self.vocabulary.ids[word]
 
 
 def save_word2vec(
@@ -113,11 +109,11 @@ def save_word2vec(
         raise ValueError(f"vectors must be [{len(words)}, D], one per word, got {vectors.shape}")
     if bad := [word for word in words if not word or word.split() != [word]]:
         raise ValueError(f"words must be without white space, got {bad[0]!r}")
-    with open(path, "wb") as file:
-        file.write(b"%d %d\n" % vectors.shape)
-        for word, vector in zip(words, vectors, strict=True):
-            numbers = vector.tobytes() if binary else " ".join(f"{x:.9g}" for x in vector).encode()
-            file.write(word.encode() + b" " + numbers + b"\n")
+    lines = [b"%d %d" % vectors.shape]
+    for word, vector in zip(words, vectors, strict=True):
+        numbers = vector.tobytes() if binary else " ".join(f"{x:.9g}" for x in vector).encode()
+        lines.append(word.encode() + b" " + numbers)
+    replace_file(path, b"\n".join([*lines, b""]))
 
 
 def load_word2vec(
@@ -157,14 +153,14 @@ def load_word2vec(
                 raise ValueError(f"{rest[:20]!r} follows the last one")
         except (ValueError, EOFError) as error:
             raise ValueError(
-                f"{path} is not a whole word2vec file with binary={binary}: row {len(words)}: "
+                f"{path} is not a complete word2vec file with binary={binary}: row {len(words)}: "
                 f"{error}; try binary={not binary}, or fetch it again"
             ) from error
     return tuple(words), np.array(rows, np.float32).reshape(count, size)
 
 
 def save_embeddings(path: str | os.PathLike[str], embeddings: JoseEmbeddings) -> None:
-    """Writes all three tables and the vocabulary to a safetensors file.
+    """Writes all three tables and the words with their counts to a safetensors file.
 
     Needs the extra ``data`` (safetensors).
 
@@ -174,19 +170,19 @@ def save_embeddings(path: str | os.PathLike[str], embeddings: JoseEmbeddings) ->
 
     >>> import tempfile
     >>> table = np.eye(2, dtype=np.float32)
-    >>> vocabulary = JoseVocabulary(("a", "b"), np.array([2, 1]))
+    >>> vocabulary = Vocabulary(("a", "b"), "whitespace", special=(), counts=np.array([2, 1]))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_embeddings(folder + "/m", JoseEmbeddings(table, table, table, vocabulary))
-    ...     load_embeddings(folder + "/m").vocabulary.words
+    ...     load_embeddings(folder + "/m").vocabulary.tokens
     ('a', 'b')
     """
-    tables = {"words": embeddings.words, "contexts": embeddings.contexts}
-    tables |= {"documents": embeddings.documents, "counts": embeddings.vocabulary.counts}
-    extras.require("safetensors.numpy", "data").save_file(
-        {name: np.ascontiguousarray(table) for name, table in tables.items()},
-        os.fspath(path),
-        metadata={"vocabulary": json.dumps(embeddings.vocabulary.words)},
+    *tables, vocabulary = embeddings
+    named = dict(zip(embeddings._fields, tables, strict=False)) | {"counts": vocabulary.counts}
+    content = extras.require("safetensors.numpy", "data").save(
+        {name: np.ascontiguousarray(table) for name, table in named.items()},
+        metadata={"vocabulary": json.dumps(vocabulary.tokens)},
     )
+    replace_file(path, content)
 
 
 def load_embeddings(path: str | os.PathLike[str]) -> JoseEmbeddings:
@@ -198,7 +194,7 @@ def load_embeddings(path: str | os.PathLike[str]) -> JoseEmbeddings:
         path: of the file.
 
     Returns:
-        The model.
+        The model; its vocabulary splits texts at white space.
 
     Raises:
         ValueError: if the file is damaged or holds something else.
@@ -214,7 +210,7 @@ def load_embeddings(path: str | os.PathLike[str]) -> JoseEmbeddings:
         tables = extras.require("safetensors.numpy", "data").load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         words = tuple(json.loads(header["__metadata__"]["vocabulary"]))
-        vocabulary = JoseVocabulary(words, tables.pop("counts"))
+        vocabulary = Vocabulary(words, "whitespace", special=(), counts=tables.pop("counts"))
         return JoseEmbeddings(**tables, vocabulary=vocabulary)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a file of save_embeddings: {error}") from error
@@ -226,10 +222,10 @@ def _nearest(table: np.ndarray, query: np.ndarray, count: int) -> list[tuple[int
     return [(int(row), float(cosines[row])) for row in best]
 
 
-def _binary_word(file: object) -> str:
+def _binary_word(file: IO[bytes]) -> str:
     """The bytes up to the next blank; the line break of the row before may be in front."""
     word = bytearray()
-    while (byte := file.read(1)) != b" ":  # type: ignore[attr-defined]
+    while (byte := file.read(1)) != b" ":
         if not byte:
             raise EOFError("the file ends within a word")
         word += byte

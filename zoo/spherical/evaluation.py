@@ -1,4 +1,4 @@
-"""What embeddings are worth: word similarity, document clustering, nearest neighbours, a map.
+"""What embeddings are worth: word similarity, document clustering, nearest neighbours.
 
 Word similarity is Spearman's correlation of cosines with human scores; clusters of k-means (also
 with cosines) are compared with known classes by mutual information, its normalised form, the
@@ -9,7 +9,7 @@ Source: the evaluations of arXiv 1911.01196, section 5. Needs the extra ``data``
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,23 +42,24 @@ def word_similarity(
     >>> word_similarity(model, [("Sun", "moon", 9.0), ("sun", "ox", 1.0)]).coverage
     0.5
     """
-    number = {word: row for row, word in enumerate(embeddings.vocabulary.words)}
+    ids = embeddings.vocabulary.ids
     pairs = [(first.lower(), second.lower(), float(score)) for first, second, score in pairs]
-    known = [(number[a], number[b], score) for a, b, score in pairs if a in number and b in number]
+    known = [(ids[a], ids[b], score) for a, b, score in pairs if a in ids and b in ids]
+    coverage = len(known) / max(len(pairs), 1)
     if len(known) < 2:
-        return WordSimilarity(float("nan"), len(known), len(known) / max(len(pairs), 1))
+        return WordSimilarity(float("nan"), len(known), coverage)
     first, second, scores = map(np.array, zip(*known, strict=True))
     cosines = np.sum(embeddings.words[first] * embeddings.words[second], axis=1)
     spearman = extras.require("scipy.stats", "data").spearmanr(cosines, scores).statistic
-    return WordSimilarity(float(spearman), len(known), len(known) / len(pairs))
+    return WordSimilarity(float(spearman), len(known), coverage)
 
 
 def read_word_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str, float]]:
     r"""Reads WordSim-353, MEN or SimLex-999 as they are distributed.
 
     Args:
-        path: two words and a score a line, separated by commas, tabs or blanks; a first line of
-            names; SimLex's columns are told by their names.
+        path: two words and a score per line, separated by commas, tabs or blanks; perhaps a first
+            line of names, by which SimLex's column is found.
 
     Returns:
         Two words and a score each.
@@ -76,15 +77,16 @@ def read_word_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str, float]
     with open(path, encoding="utf-8") as file:
         lines = [line for line in file.read().splitlines() if line.strip()]
     separator = next((mark for mark in "\t," if mark in lines[0]), None) if lines else None
-    rows = [line.split(separator) for line in lines]
-    column = 2
-    if rows and not _is_number(rows[0][min(2, len(rows[0]) - 1)]):
-        column = rows[0].index("SimLex999") if "SimLex999" in rows[0] else 2
-        rows, lines = rows[1:], lines[1:]
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) <= column or not _is_number(row[column]):
-            raise ValueError(f"{path}: expected two words and a score, got {line!r}")
-    return [(row[0], row[1], float(row[column])) for row in rows]
+    pairs, column = [], 2
+    for number, line in enumerate(lines):
+        row = line.split(separator)
+        try:
+            pairs.append((row[0], row[1], float(row[column])))
+        except (ValueError, IndexError):
+            if number:
+                raise ValueError(f"{path}: expected two words and a score, got {line!r}") from None
+            column = row.index("SimLex999") if "SimLex999" in row else 2
+    return pairs
 
 
 def cluster_documents(
@@ -95,7 +97,7 @@ def cluster_documents(
     runs: int = 10,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Clusters by k-means, one cluster a class, and compares with the classes.
+    """Clusters by k-means, as many clusters as classes, and compares with the classes.
 
     Args:
         vectors: ``[documents, D]``.
@@ -116,8 +118,7 @@ def cluster_documents(
     if len(labels) != len(vectors):
         raise ValueError(f"labels must be one per vector: {len(vectors)}, got {len(labels)}")
     metrics = extras.require("sklearn.metrics", "data")
-    classes = len(np.unique(labels))
-    rows = []
+    classes, rows = len(np.unique(labels)), []
     for run in range(runs):
         if spherical:
             found = _spherical_k_means(vectors, classes, np.random.default_rng([seed, run]))
@@ -126,16 +127,13 @@ def cluster_documents(
             means = cluster.KMeans(classes, n_init=1, random_state=seed + run)
             found = means.fit(vectors).labels_
         table = metrics.cluster.contingency_matrix(labels, found)
-        rows.append(
-            {
-                "mutual_information": metrics.mutual_info_score(labels, found),
-                "normalized_mutual_information": metrics.normalized_mutual_info_score(
-                    labels, found
-                ),
-                "adjusted_rand": metrics.adjusted_rand_score(labels, found),
-                "purity": table.max(axis=0).sum() / len(labels),
-            }
-        )
+        scores = {
+            "mutual_information": metrics.mutual_info_score(labels, found),
+            "normalized_mutual_information": metrics.normalized_mutual_info_score(labels, found),
+            "adjusted_rand": metrics.adjusted_rand_score(labels, found),
+            "purity": table.max(axis=0).sum() / len(labels),
+        }
+        rows.append(scores)
     columns = {name: [float(row[name]) for row in rows] for name in rows[0]}
     return {name: (float(np.mean(c)), float(np.std(c))) for name, c in columns.items()}
 
@@ -166,67 +164,16 @@ def classify_documents(
     model = extras.require("sklearn.neighbors", "data").KNeighborsClassifier(neighbours)
     found = model.fit(train_vectors, train_labels).predict(test_vectors)
     score = extras.require("sklearn.metrics", "data").f1_score
-    return {f"{kind}_f1": float(score(test_labels, found, average=kind)) for kind in _AVERAGES}
-
-
-def draw_map(
-    vectors: np.ndarray,
-    labels: Sequence[str],
-    *,
-    colors: Sequence[int] | None = None,
-    annotate: bool = False,
-    title: str = "",
-    seed: int = 0,
-) -> Any:
-    """Draws vectors in the plane, by t-SNE with cosine distances.
-
-    Needs the extra ``plot`` too.
-
-    Args:
-        vectors: ``[N, D]``, N > 3.
-        labels: of each point; with ``annotate`` written beside it, else in the legend.
-        colors: a number of each point, such as its class; None: one color.
-        annotate: write the labels.
-        title: above the map.
-        seed: of t-SNE.
-
-    Returns:
-        A matplotlib figure.
-
-    >>> figure = draw_map(np.random.default_rng(0).normal(size=(9, 4)), list("abcdefghi"))
-    """
-    figure = extras.require("matplotlib.figure", "plot").Figure((8, 7), layout="constrained")
-    manifold = extras.require("sklearn.manifold", "data")
-    perplexity = min(30.0, (len(vectors) - 1) / 3)
-    # On unit vectors the squared distance is 2 - 2 cos.
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-    points = manifold.TSNE(2, perplexity=perplexity, random_state=seed).fit_transform(unit)
-    axes = figure.subplots()
-    colors = [0] * len(vectors) if colors is None else colors
-    order = dict.fromkeys(zip(colors, [""] * len(labels) if annotate else labels, strict=True))
-    for place, (color, label) in enumerate(sorted(order)):
-        chosen = [
-            i for i in range(len(points)) if colors[i] == color and (annotate or labels[i] == label)
-        ]
-        mark = {"s": 9, "marker": "os^v"[place // 10 % 4], "color": f"C{place % 10}"}
-        axes.scatter(*points[chosen].T, label=label or None, linewidths=0, **mark)
-    if annotate:
-        for point, label in zip(points, labels, strict=True):
-            axes.annotate(label, point, (2, 2), textcoords="offset points", fontsize=7)
-    elif len(order) > 1:
-        axes.legend(fontsize=7, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set(xticks=[], yticks=[], title=title)
-    return figure
-
-
-_AVERAGES = ("macro", "micro")
+    averages = ("macro", "micro")
+    return {f"{kind}_f1": float(score(test_labels, found, average=kind)) for kind in averages}
 
 
 def _spherical_k_means(
     vectors: np.ndarray, count: int, random: np.random.Generator, rounds: int = 100
 ) -> np.ndarray:
+    """The cluster of each vector; scikit-learn has no k-means with cosines."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-    # Starts as k-means++: far points are likelier.
+    # Starts as k-means++: distant points are more likely.
     centers = unit[[random.integers(len(unit))]]
     while len(centers) < count:
         gaps = np.maximum(1 - (unit @ centers.T).max(axis=1), 0).astype(float) + 1e-12
@@ -241,11 +188,3 @@ def _spherical_k_means(
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         centers = np.where(lengths > 0, sums / np.maximum(lengths, 1e-30), centers)
     return found
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -10,21 +10,67 @@
 The angle is not taken from the arc cosine of x·y, which loses half of the digits where x and y are
 nearly parallel or antipodal, and has no slope there. Transport along the geodesic is a reflection:
 for v ⟂ x the usual v - (y·v) (x + y) / (1 + x·y) is the same vector, since |x + y|² = 2 (1 + x·y).
-Between antipodes every direction is shortest; the one along the coordinate in which x is smallest
-is taken, everywhere the same one.
+Between antipodes every direction is shortest; the one along the smallest coordinate of x is taken.
 
-Source: Gary Bécigneul, Octavian-Eugen Ganea, «Riemannian Adaptive Optimization Methods», 2019,
+Every function computes in at least float32, returns the common dtype of its arguments, and raises
+TypeError for an argument that is not a floating-point array and ValueError for vectors that differ
+in size.
+
+Source: Gary Bécigneul, Octavian-Eugen Ganea, "Riemannian Adaptive Optimization Methods", 2019,
 arXiv 1810.00760; for the sphere https://kexue.fm/archives/11196.
 """
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from zoo import _checks
 
-def normalize(x: ArrayLike) -> jax.Array:
+Result = TypeVar("Result")
+
+
+def widen(function: str, **arrays: ArrayLike) -> tuple[Any, list[jax.Array]]:
+    """Checks vectors of one size; gives their common dtype, and them in at least float32."""
+    named = {f"{function}: {name}": x for name, x in arrays.items()}
+    values = {name: _checks.floating(name, x) for name, x in named.items()}
+    _checks.shapes(**{name: (x, "... D") for name, x in values.items()})
+    dtype = jnp.result_type(*values.values())
+    return dtype, [x.astype(_checks.accumulator(dtype)) for x in values.values()]
+
+
+def on_vectors(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Checks the arguments that are not keyword-only, widens them, and narrows the result."""
+    signature = inspect.signature(function)
+    names = [name for name, p in signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
+
+    @functools.wraps(function)
+    def checked(*args: Any, **options: Any) -> Result:
+        bound = signature.bind(*args, **options).arguments
+        dtype, vectors = widen(function.__name__, **{name: bound.pop(name) for name in names})
+        return jax.tree.map(lambda x: x.astype(dtype), function(*vectors, **bound))
+
+    return checked
+
+
+def dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Inner product x·y, ``[..., 1]``."""
+    return jnp.sum(x * y, axis=-1, keepdims=True)
+
+
+def norm(x: jax.Array) -> jax.Array:
+    """|x|, ``[..., 1]``, without overflow inside; zero slope at zero."""
+    scaled, scale = _scaled(x)
+    square = dot(scaled, scaled)
+    return jnp.where(square > 0, scale * jnp.sqrt(jnp.where(square > 0, square, 1)), square)
+
+
+@on_vectors
+def normalize(x: jax.Array) -> jax.Array:
     """The unit vector of each vector, ``x / |x|``.
 
     Args:
@@ -32,20 +78,18 @@ def normalize(x: ArrayLike) -> jax.Array:
             zero gradient.
 
     Returns:
-        ``[..., D]`` in the dtype of ``x``, computed in at least float32.
-
-    Raises:
-        TypeError: if ``x`` is not a floating-point array.
-        ValueError: if ``x`` is a scalar.
+        ``[..., D]``.
 
     >>> print(normalize(jnp.array([3.0, 4.0])))
     [0.6 0.8]
     """
-    dtype, (x,) = widen("normalize", x=x)
-    return unit(x).astype(dtype)
+    scaled, _ = _scaled(x)
+    square = dot(scaled, scaled)
+    return jnp.where(square == 0, 0, scaled / jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
-def tangent_projection(x: ArrayLike, v: ArrayLike) -> jax.Array:
+@on_vectors
+def tangent_projection(x: jax.Array, v: jax.Array) -> jax.Array:
     """The part of v that is tangent to the sphere at x, ``v - (x·v) x``.
 
     Args:
@@ -55,18 +99,14 @@ def tangent_projection(x: ArrayLike, v: ArrayLike) -> jax.Array:
     Returns:
         ``[..., D]``, orthogonal to x.
 
-    Raises:
-        TypeError: if an argument is not a floating-point array.
-        ValueError: if the vectors have different sizes.
-
     >>> print(tangent_projection(jnp.array([1.0, 0.0]), jnp.array([5.0, 2.0])))
     [0. 2.]
     """
-    dtype, (x, v) = widen("tangent_projection", x=x, v=v)
-    return project(x, v).astype(dtype)
+    return v - dot(x, v) * x
 
 
-def retract(x: ArrayLike, v: ArrayLike) -> jax.Array:
+@on_vectors
+def retract(x: jax.Array, v: jax.Array) -> jax.Array:
     """Moves x by v and back to the sphere, ``(x + v) / |x + v|``.
 
     For a tangent v it agrees with :func:`exponential_map` up to O(|v|³).
@@ -78,18 +118,14 @@ def retract(x: ArrayLike, v: ArrayLike) -> jax.Array:
     Returns:
         Unit vectors ``[..., D]``; zero where ``x + v`` is.
 
-    Raises:
-        TypeError: if an argument is not a floating-point array.
-        ValueError: if the vectors have different sizes.
-
     >>> print(retract(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])))
     [0.707 0.707]
     """
-    dtype, (x, v) = widen("retract", x=x, v=v)
-    return unit(x + v).astype(dtype)
+    return normalize(x + v)
 
 
-def exponential_map(x: ArrayLike, v: ArrayLike) -> jax.Array:
+@on_vectors
+def exponential_map(x: jax.Array, v: jax.Array) -> jax.Array:
     """Walks from x along the geodesic that leaves with velocity v, for one unit of time.
 
     exp_x(v) = cos|v| x + sin|v| v/|v|.
@@ -99,21 +135,20 @@ def exponential_map(x: ArrayLike, v: ArrayLike) -> jax.Array:
         v: tangent vectors at x, ``[..., D]``.
 
     Returns:
-        Unit vectors ``[..., D]``, in the dtype of the arguments.
-
-    Raises:
-        TypeError: if an argument is not a floating-point array.
-        ValueError: if the vectors have different sizes.
+        Unit vectors ``[..., D]``.
 
     >>> quarter_turn = jnp.array([0.0, jnp.pi / 2])
     >>> print(exponential_map(jnp.array([1.0, 0.0]), quarter_turn).round(4))
     [-0.  1.]
     """
-    dtype, (x, v) = widen("exponential_map", x=x, v=v)
-    return exponential(x, v).astype(dtype)
+    length = norm(v)
+    # Not jnp.sinc, which jax.shard_map refuses in JAX 0.12.
+    ratio = jnp.where(length == 0, 1, jnp.sin(length) / jnp.where(length == 0, 1, length))
+    return jnp.cos(length) * x + ratio * v
 
 
-def logarithmic_map(x: ArrayLike, y: ArrayLike) -> jax.Array:
+@on_vectors
+def logarithmic_map(x: jax.Array, y: jax.Array) -> jax.Array:
     """The tangent vector at x whose geodesic reaches y: the inverse of :func:`exponential_map`.
 
     Args:
@@ -124,26 +159,21 @@ def logarithmic_map(x: ArrayLike, y: ArrayLike) -> jax.Array:
         Tangent vectors at x, ``[..., D]``, of length θ ≤ π; zero for y = x. For y = -x one of the
         shortest ways (see the module).
 
-    Raises:
-        TypeError: if an argument is not a floating-point array.
-        ValueError: if the vectors have different sizes.
-
     >>> print(logarithmic_map(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])))
     [0.    1.571]
     """
-    dtype, (x, y) = widen("logarithmic_map", x=x, y=y)
-    angle = distance(x, y)
+    angle = geodesic_distance(x, y)[..., None]
     # The same tangent from either end; of the shorter difference no digits are lost.
-    u = project(x, jnp.where(angle < 2, y - x, y + x))
+    u = tangent_projection(x, jnp.where(angle < 2, y - x, y + x))
     sine = norm(u)
     direction = u / jnp.where(sine > 0, sine, 1)
     near = (sine == 0) & (angle < 1)
     # Where both vectors coincide θ/|u| tends to 1, and so does the slope.
-    v = jnp.where(near, u, angle * jnp.where(sine > 0, direction, _some_tangent(x)))
-    return v.astype(dtype)
+    return jnp.where(near, u, angle * jnp.where(sine > 0, direction, _some_tangent(x)))
 
 
-def geodesic_distance(x: ArrayLike, y: ArrayLike) -> jax.Array:
+@on_vectors
+def geodesic_distance(x: jax.Array, y: jax.Array) -> jax.Array:
     """The angle between unit vectors, ``2 atan2(|x - y|, |x + y|)``.
 
     Args:
@@ -154,18 +184,16 @@ def geodesic_distance(x: ArrayLike, y: ArrayLike) -> jax.Array:
         ``[...]`` in radians, from 0 to π, exact to rounding also near both ends. The gradient
         is zero for y = ±x, where the distance has a corner.
 
-    Raises:
-        TypeError: if an argument is not a floating-point array.
-        ValueError: if the vectors have different sizes.
-
     >>> print(geodesic_distance(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])))
     1.5707964
     """
-    dtype, (x, y) = widen("geodesic_distance", x=x, y=y)
-    return distance(x, y)[..., 0].astype(dtype)
+    apart, together = norm(x - y), norm(x + y)
+    undefined = (apart == 0) & (together == 0)  # two zero vectors
+    return 2 * jnp.arctan2(apart, jnp.where(undefined, 1, together))[..., 0]
 
 
-def parallel_transport(x: ArrayLike, y: ArrayLike, v: ArrayLike) -> jax.Array:
+@on_vectors
+def parallel_transport(x: jax.Array, y: jax.Array, v: jax.Array) -> jax.Array:
     """Carries a tangent vector from x to y along the geodesic, without turning it.
 
     v - 2 (w·v) w with w = (x + y) / |x + y|. It keeps lengths and angles.
@@ -178,16 +206,13 @@ def parallel_transport(x: ArrayLike, y: ArrayLike, v: ArrayLike) -> jax.Array:
     Returns:
         Tangent vectors at y, ``[..., D]``.
 
-    Raises:
-        TypeError: if an argument is not a floating-point array.
-        ValueError: if the vectors have different sizes.
-
     >>> x, y = jnp.eye(2)
     >>> print(parallel_transport(x, y, y))
     [-1.  0.]
     """
-    dtype, (x, y, v) = widen("parallel_transport", x=x, y=y, v=v)
-    return transport(x, y, v).astype(dtype)
+    antipodal = jnp.all(x + y == 0, axis=-1, keepdims=True)
+    middle = jnp.where(antipodal, _some_tangent(x), normalize(x + y))
+    return v - 2 * dot(middle, v) * middle
 
 
 def random_uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = float) -> jax.Array:
@@ -211,80 +236,11 @@ def random_uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = floa
     shape = tuple(shape)
     if not shape or shape[-1] < 1:
         raise ValueError(f"random_uniform: shape must end with D ≥ 1 coordinates, got {shape}")
-    dtype = jax.dtypes.canonicalize_dtype(dtype)
-    return normalize(jax.random.normal(key, shape, dtype))
-
-
-# The same on arrays that are checked and wide already; scalars keep their axis.
-
-
-def widen(function: str, **arrays: ArrayLike) -> tuple[jnp.dtype, tuple[jax.Array, ...]]:
-    """Checks arrays of vectors; gives their common dtype, and them in at least float32."""
-    values = {name: jnp.asarray(value) for name, value in arrays.items()}
-    for name, value in values.items():
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise TypeError(
-                f"{function}: {name} must be a floating-point array, got {value.dtype}; "
-                f"convert it first, for example {name}.astype(jnp.float32)"
-            )
-        if value.ndim == 0:
-            raise ValueError(f"{function}: {name} must be vectors [..., D], got a scalar")
-    sizes = {name: value.shape[-1] for name, value in values.items()}
-    if len(set(sizes.values())) > 1:
-        shapes = ", ".join(f"{name} {value.shape}" for name, value in values.items())
-        raise ValueError(
-            f"{function}: {' and '.join(sizes)} must be vectors [..., D] of one size D, "
-            f"got {shapes}"
-        )
-    dtype = jnp.result_type(*values.values())
-    wide = jnp.promote_types(dtype, jnp.float32)
-    return dtype, tuple(value.astype(wide) for value in values.values())
-
-
-def norm(x: jax.Array) -> jax.Array:
-    """``[..., 1]``, without overflow inside; zero slope at zero."""
-    scaled, scale = _scaled(x)
-    square = jnp.sum(scaled * scaled, axis=-1, keepdims=True)
-    return jnp.where(square > 0, scale * jnp.sqrt(jnp.where(square > 0, square, 1)), square)
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """X / |x|, zero for zero."""
-    scaled, _ = _scaled(x)
-    square = jnp.sum(scaled * scaled, axis=-1, keepdims=True)
-    return jnp.where(square == 0, 0, scaled / jnp.sqrt(jnp.where(square == 0, 1, square)))
-
-
-def project(x: jax.Array, v: jax.Array) -> jax.Array:
-    """The tangent part of v at x."""
-    return v - jnp.sum(x * v, axis=-1, keepdims=True) * x
-
-
-def exponential(x: jax.Array, v: jax.Array) -> jax.Array:
-    """cos|v| x + sin|v| v/|v|."""
-    length = norm(v)
-    # Not jnp.sinc, which jax.shard_map refuses in JAX 0.12.
-    ratio = jnp.where(length == 0, 1, jnp.sin(length) / jnp.where(length == 0, 1, length))
-    return jnp.cos(length) * x + ratio * v
-
-
-def distance(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The angle, ``[..., 1]``."""
-    apart, together = norm(x - y), norm(x + y)
-    nothing = (apart == 0) & (together == 0)  # two zero vectors
-    return 2 * jnp.arctan2(apart, jnp.where(nothing, 1, together))
-
-
-def transport(x: jax.Array, y: jax.Array, v: jax.Array) -> jax.Array:
-    """Reflects v at the plane between x and y."""
-    middle = unit(x + y)
-    antipodal = jnp.all(x + y == 0, axis=-1, keepdims=True)
-    middle = jnp.where(antipodal, _some_tangent(x), middle)
-    return v - 2 * jnp.sum(middle * v, axis=-1, keepdims=True) * middle
+    return normalize(jax.random.normal(key, shape, jax.dtypes.canonicalize_dtype(dtype)))
 
 
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """X over its largest coordinate, and that: squares neither overflow nor vanish."""
+    """Divides by the largest coordinate, and gives it: squares neither overflow nor vanish."""
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0)
     scale = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
     return x / scale, scale
@@ -293,4 +249,4 @@ def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _some_tangent(x: jax.Array) -> jax.Array:
     """A unit tangent at x: the axis of its smallest coordinate, made orthogonal to x."""
     axis = jax.nn.one_hot(jnp.argmin(jnp.abs(x), axis=-1), x.shape[-1], dtype=x.dtype)
-    return unit(project(x, axis))
+    return normalize(tangent_projection(x, axis))

@@ -13,36 +13,30 @@ f - h < m for f = u·v and h = u'·v, then with N = normalise and rate a
     u' ← N(u' + a 2h (h u' - v))
     v  ← N(v  + a (1 - f + h) [(u - u') - (f - h) v])
 
-all three from the old vectors. These are gradient steps on ½(1 - u·v)², (u'·v)² and
-½(1 - u·v + u'·v)²: random words are driven towards orthogonality, not to -1 as in the paper, and
-one that is past it is pulled back.
+all three from the old vectors. These are steps of Riemannian SGD without the angular factor on
 
-Source: Yu Meng et al., «Spherical Text Embedding», 2019, arXiv 1911.01196, and its program
+    ½ (1 - u·v̄)² + (u'·v̄)² + ½ (1 - ū·v + ū'·v)²        where u·v - u'·v < m
+
+in which a bar marks a vector that this term does not move: random words are driven towards
+orthogonality, not to -1 as in the paper, and one that is past it is pulled back.
+
+Source: Yu Meng et al., "Spherical Text Embedding", 2019, arXiv 1911.01196, and its program
 (github.com/yumeng5/Spherical-Text-Embedding, src/jose.c); https://kexue.fm/archives/7063.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
-from zoo.spherical.geometry import unit, widen
-
-
-class JoseTriple(NamedTuple):
-    """The three vectors of one hinge of the authors' program."""
-
-    center: jax.Array  # [..., D] u
-    context: jax.Array  # [..., D] v, or the document d
-    negative: jax.Array  # [..., D] u'
+from zoo import _checks
+from zoo.spherical.geometry import dot, on_vectors
 
 
+@on_vectors
 def jose_loss(
-    center: ArrayLike,
-    context: ArrayLike,
-    document: ArrayLike,
-    negative: ArrayLike,
+    center: jax.Array,
+    context: jax.Array,
+    document: jax.Array,
+    negative: jax.Array,
     *,
     margin: float = 0.15,
 ) -> jax.Array:
@@ -56,7 +50,7 @@ def jose_loss(
         margin: m > 0.
 
     Returns:
-        ``[...]``, one value a row.
+        ``[...]``, one value per row.
 
     Raises:
         TypeError: if an argument is not a floating-point array.
@@ -68,63 +62,55 @@ def jose_loss(
 
     Reference: arXiv 1911.01196, equation 5.
     """
-    _check_margin(margin)
-    dtype, (u, v, d, other) = widen(
-        "jose_loss", center=center, context=context, document=document, negative=negative
-    )
-    return jax.nn.relu(margin - jnp.sum((u - other) * (v + d), axis=-1)).astype(dtype)
+    margin = _checks.number("margin", margin, above=0)
+    return hinge(dot(center - negative, context + document)[..., 0], margin)
 
 
-def two_hinges_update(
-    center: ArrayLike,
-    context: ArrayLike,
-    negative: ArrayLike,
-    *,
-    learning_rate: ArrayLike,
-    margin: float = 0.15,
-) -> JoseTriple:
-    """One step of the authors' program on a triple (u, v, u'); see the module for the rules.
+@on_vectors
+def two_hinges_loss(
+    center: jax.Array, context: jax.Array, negative: jax.Array, *, margin: float = 0.15
+) -> jax.Array:
+    """The function on which the authors' program takes a step of Riemannian SGD, see the module.
+
+    ½ (1 - u·v̄)² + (u'·v̄)² + ½ (1 - ū·v + ū'·v)² where u·v - u'·v < m, else 0.
 
     Args:
         center: words u, unit vectors ``[..., D]``.
         context: their neighbours v, or their documents, ``[..., D]``.
         negative: random words u', ``[..., D]``.
-        learning_rate: a, a scalar.
-        margin: m; triples with u·v - u'·v ≥ m stay as they are.
+        margin: m > 0.
 
     Returns:
-        The new unit vectors.
+        ``[...]``, one value per row.
 
     Raises:
         TypeError: if an argument is not a floating-point array.
         ValueError: if the vectors have different sizes, or m is not positive.
 
     >>> u, v, other = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-    >>> moved = two_hinges_update(u, v, other, learning_rate=0.1)
-    >>> print(moved.center @ moved.context, moved.negative @ moved.context)
-    0.746 0.617
+    >>> print(two_hinges_loss(u, v, other))  # (0.4² + 2 · 0.8² + 1.2²) / 2
+    1.44
+    >>> from zoo.spherical import riemannian_sgd  # the program's step on v
+    >>> gradient = jax.grad(two_hinges_loss, argnums=1)(u, v, other)
+    >>> optimizer = riemannian_sgd(0.1, angular=False)
+    >>> update, _ = optimizer.update(gradient, optimizer.init(v), v)
+    >>> print(v + update)
+    [0.724 0.690]
     """
-    _check_margin(margin)
-    dtype, (u, v, other) = widen(
-        "two_hinges_update", center=center, context=context, negative=negative
-    )
-    f = jnp.sum(u * v, axis=-1, keepdims=True)
-    h = jnp.sum(other * v, axis=-1, keepdims=True)
-    rate = jnp.asarray(learning_rate, u.dtype)
-    active = f - h < margin
-    moved = JoseTriple(
-        center=unit(u + rate * (1 - f) * (v - f * u)),
-        context=unit(v + rate * (1 - f + h) * (u - other - (f - h) * v)),
-        negative=unit(other + rate * 2 * h * (h * other - v)),
-    )
-    return JoseTriple(
-        *(
-            jnp.where(active, new, old).astype(dtype)
-            for new, old in zip(moved, (u, v, other), strict=True)
-        )
-    )
+    margin = _checks.number("margin", margin, above=0)
+    fixed = jax.lax.stop_gradient
+    f, h = dot(center, fixed(context)), dot(negative, fixed(context))
+    return squares(f, h, dot(fixed(center - negative), context), margin)[..., 0]
 
 
-def _check_margin(margin: float) -> None:
-    if not margin > 0:
-        raise ValueError(f"margin must be positive, got {margin}")
+# Of products of vectors, which a block of text computes all at once (zoo/spherical/blocks.py).
+
+
+def hinge(gap: jax.Array, margin: float) -> jax.Array:
+    """max(0, m - gap)."""
+    return jax.nn.relu(margin - gap)
+
+
+def squares(f: jax.Array, h: jax.Array, gap: jax.Array, margin: float) -> jax.Array:
+    """½ (1 - f)² + h² + ½ (1 - gap)² where gap < m."""
+    return jnp.where(gap < margin, ((1 - f) ** 2 + 2 * h**2 + (1 - gap) ** 2) / 2, 0)

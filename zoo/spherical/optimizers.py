@@ -5,16 +5,17 @@ Every vector on the last axis of a leaf is a point x of its own sphere. With the
     g = (I - x xᵀ) ∇f                       Riemannian gradient
     x ← (x - η c g) / |x - η c g|           SGD;  c = 1 + xᵀ∇f / |∇f| with the angular factor
     m ← β T(m) + g                          momentum;  T: parallel transport to the new x
-    v ← β₂ v + (1 - β₂) |g|²                Adam: one v a row, the size of its own factor
+    v ← β₂ v + (1 - β₂) |g|²                Adam: one v per row, the size of its own factor
 
 The angular factor in [0, 2] is JoSE's: it is 0 where -∇f points along x already and 2 where it
 points away. A transformation returns the difference to the new point, as Optax wants it; the new
 point is normalised from the current one in at least float32, so errors of rounding do not add up.
 
-Rows with zero gradient (and zero momentum) do not move, and zero rows, such as padding, never do.
+Rows with zero gradient (and zero momentum) do not move, and zero rows, such as padding, never do. A
+step whose square overflows (in float32, one longer than 1e19) gives NaN.
 
-Source: Yu Meng et al., «Spherical Text Embedding», 2019, arXiv 1911.01196, section 4; Gary
-Bécigneul, Octavian-Eugen Ganea, «Riemannian Adaptive Optimization Methods», 2019,
+Source: Yu Meng et al., "Spherical Text Embedding", 2019, arXiv 1911.01196, section 4; Gary
+Bécigneul, Octavian-Eugen Ganea, "Riemannian Adaptive Optimization Methods", 2019,
 arXiv 1810.00760; https://kexue.fm/archives/7063, https://kexue.fm/archives/11196.
 """
 
@@ -25,9 +26,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo.spherical.geometry import exponential, project, transport, unit
+from zoo import _checks
+from zoo._paths import path_name
+from zoo.spherical.geometry import (
+    dot,
+    exponential_map,
+    normalize,
+    parallel_transport,
+    tangent_projection,
+)
 
 Rate = float | jax.Array | Callable[[Any], Any]  # a schedule takes the number of steps done
+Moved = tuple[jax.Array, ...]  # the difference to the new point, and what is remembered
 
 
 class RiemannianSgdState(NamedTuple):
@@ -80,24 +90,15 @@ def riemannian_sgd(learning_rate: Rate, *, angular: bool = True) -> optax.Gradie
     Reference: arXiv 1911.01196, equation 9.
     """
 
-    def init(params: optax.Params) -> RiemannianSgdState:
-        del params
-        return RiemannianSgdState(jnp.zeros((), jnp.int32))
+    def move(x: jax.Array, gradient: jax.Array, *, rate: Any, step: jax.Array) -> Moved:
+        del step
+        square = dot(gradient, gradient)
+        length = jnp.sqrt(jnp.where(square > 0, square, 1))
+        factor = 1 + dot(x, gradient) / length if angular else 1
+        tangent = -rate * factor * tangent_projection(x, gradient)
+        return (_retraction(x, tangent, still=square == 0),)
 
-    def move(x: jax.Array, gradient: jax.Array, rate: jax.Array) -> jax.Array:
-        step = project(x, gradient)
-        if angular:
-            step = (1 + jnp.sum(x * unit(gradient), axis=-1, keepdims=True)) * step
-        return _difference(x, -rate * step, _retraction)
-
-    def update(
-        updates: optax.Updates, state: RiemannianSgdState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, RiemannianSgdState]:
-        rate = _rate(learning_rate, state.step)
-        moved = _map_spheres(lambda x, gradient: move(x, gradient, rate), params, updates)
-        return moved, RiemannianSgdState(optax.safe_increment(state.step))
-
-    return optax.GradientTransformation(init, update)
+    return _on_spheres(move, learning_rate, RiemannianSgdState)
 
 
 def riemannian_momentum(
@@ -124,25 +125,17 @@ def riemannian_momentum(
     >>> print(state.momentum)
     [[ 0.1 -1. ]]
     """
-    _in_unit_interval("momentum", momentum)
+    _checks.number("momentum", momentum, at_least=0, below=1)
 
-    def init(params: optax.Params) -> RiemannianMomentumState:
-        return RiemannianMomentumState(jnp.zeros((), jnp.int32), _wide_zeros(params))
+    def move(
+        x: jax.Array, gradient: jax.Array, old: jax.Array, *, rate: Any, step: jax.Array
+    ) -> Moved:
+        del step
+        mean = momentum * tangent_projection(x, old) + tangent_projection(x, gradient)
+        difference = _retraction(x, -rate * mean, still=dot(mean, mean) == 0)
+        return difference, parallel_transport(x, x + difference, mean)
 
-    def update(
-        updates: optax.Updates, state: RiemannianMomentumState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, RiemannianMomentumState]:
-        rate = _rate(learning_rate, state.step)
-
-        def move(x: jax.Array, gradient: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
-            mean = momentum * project(x, old) + project(x, gradient)
-            difference = _difference(x, -rate * mean, _retraction)
-            return difference, transport(x, x + difference, mean)
-
-        moved, mean = _map_spheres(move, params, updates, state.momentum, outputs=2)
-        return moved, RiemannianMomentumState(optax.safe_increment(state.step), mean)
-
-    return optax.GradientTransformation(init, update)
+    return _on_spheres(move, learning_rate, RiemannianMomentumState, jnp.zeros_like)
 
 
 def riemannian_adam(
@@ -154,7 +147,7 @@ def riemannian_adam(
     x' = exp_x(-η m̂ / (√v̂ + ε)),  m ← T_{x→x'}(m);  m̂, v̂ are corrected for their start at zero.
 
     Args:
-        learning_rate: η in radians a step at most, about; a number or a schedule.
+        learning_rate: η, about the most radians per step; a number or a schedule.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         epsilon: ε.
@@ -170,94 +163,87 @@ def riemannian_adam(
     >>> updates, _ = optimizer.update(jnp.array([[0.0, -7.0]]), optimizer.init(x), x)
     >>> print(optax.apply_updates(x, updates))  # 0.1 radians, whatever the gradient's length
     [[0.995 0.100]]
-
-    Reference: arXiv 1810.00760, section 4.
     """
-    _in_unit_interval("b1", b1)
-    _in_unit_interval("b2", b2)
+    _checks.number("b1", b1, at_least=0, below=1)
+    _checks.number("b2", b2, at_least=0, below=1)
 
-    def init(params: optax.Params) -> RiemannianAdamState:
-        square = jax.tree.map(lambda leaf: leaf[..., :1], _wide_zeros(params))
-        return RiemannianAdamState(jnp.zeros((), jnp.int32), _wide_zeros(params), square)
+    def move(
+        x: jax.Array,
+        gradient: jax.Array,
+        old_mean: jax.Array,
+        old_square: jax.Array,
+        *,
+        rate: Any,
+        step: jax.Array,
+    ) -> Moved:
+        riemannian = tangent_projection(x, gradient)
+        mean = b1 * tangent_projection(x, old_mean) + (1 - b1) * riemannian
+        square = b2 * old_square + (1 - b2) * dot(riemannian, riemannian)
+        scale = rate / (1 - b1**step) / (jnp.sqrt(square / (1 - b2**step)) + epsilon)
+        new = normalize(exponential_map(x, -scale.astype(x.dtype) * mean))
+        difference = jnp.where((dot(mean, mean) == 0) | (dot(x, x) == 0), 0, new - x)
+        return difference, parallel_transport(x, x + difference, mean), square
+
+    one_per_row = lambda x: jnp.zeros_like(x[..., :1])  # noqa: E731
+    return _on_spheres(move, learning_rate, RiemannianAdamState, jnp.zeros_like, one_per_row)
+
+
+def _retraction(x: jax.Array, step: jax.Array, *, still: jax.Array) -> jax.Array:
+    """``retract(x, step) - x`` for a unit x and a tangent step; exactly zero where ``still``.
+
+    There |x + step| ≥ 1: unlike :func:`zoo.spherical.retract` it needs no scaling first, which
+    would cost two more passes over the rows.
+    """
+    still = still | (dot(x, x) == 0)
+    moved = x + step
+    square = jnp.where(still, 1, dot(moved, moved))
+    shrink = jnp.where(square < jnp.inf, jax.lax.rsqrt(square), jnp.nan)
+    return jnp.where(still, 0, shrink * moved - x)
+
+
+def _on_spheres(
+    move: Callable[..., Moved],
+    learning_rate: Rate,
+    make_state: Callable[..., Any],
+    *memories: Callable[[jax.Array], jax.Array],
+) -> optax.GradientTransformation:
+    """The transformation that applies ``move`` to every leaf, in at least float32.
+
+    Args:
+        move: ``(x, gradient, *memories, rate, step)`` -> the difference to the new point, which
+            gets the dtype of x, and the new memories; ``step`` counts from 1.
+        learning_rate: a number or a schedule.
+        make_state: ``(step, *memories) -> state``.
+        *memories: the first value of each memory of a leaf.
+    """
+
+    def init(params: optax.Params) -> Any:
+        wide = jax.tree.map(lambda x: jnp.zeros(x.shape, _checks.accumulator(x.dtype)), params)
+        return make_state(jnp.zeros((), jnp.int32), *(jax.tree.map(m, wide) for m in memories))
 
     def update(
-        updates: optax.Updates, state: RiemannianAdamState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, RiemannianAdamState]:
-        count = optax.safe_increment(state.step)
-        rate = _rate(learning_rate, state.step)
-        unbias_mean, unbias_square = 1 - b1**count, 1 - b2**count
-
-        def move(
-            x: jax.Array, gradient: jax.Array, old_mean: jax.Array, old_square: jax.Array
-        ) -> tuple[jax.Array, jax.Array, jax.Array]:
-            riemannian = project(x, gradient)
-            mean = b1 * project(x, old_mean) + (1 - b1) * riemannian
-            length = jnp.sum(riemannian**2, axis=-1, keepdims=True)
-            square = b2 * old_square + (1 - b2) * length
-            scale = rate / unbias_mean / (jnp.sqrt(square / unbias_square) + epsilon)
-            difference = _difference(x, -scale.astype(x.dtype) * mean, exponential)
-            return difference, transport(x, x + difference, mean), square
-
-        moved, mean, square = _map_spheres(
-            move, params, updates, state.mean, state.square, outputs=3
-        )
-        return moved, RiemannianAdamState(count, mean, square)
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
+        if params is None:
+            raise ValueError(
+                "a Riemannian update needs the current point: call update(updates, state, params)"
+            )
+        step = optax.safe_increment(state[0])
+        rate = learning_rate(state[0]) if callable(learning_rate) else learning_rate
+        structure: Any = jax.tree.structure(params)
+        trees = map(structure.flatten_up_to, (updates, *state[1:]))
+        results = []
+        for (path, x), *leaves in zip(jax.tree.leaves_with_path(params), *trees, strict=True):
+            if jnp.ndim(x) == 0:
+                raise ValueError(
+                    f"params {path_name(path)!r} must be vectors [..., D], got a scalar; leave it "
+                    "to another optimiser with optax.partition"
+                )
+            wide = (leaf.astype(_checks.accumulator(x.dtype)) for leaf in (x, *leaves))
+            difference, *rest = move(*wide, rate=rate, step=step)
+            results.append((difference.astype(x.dtype), *rest))
+        columns = zip(*results, strict=True) if results else [()] * (1 + len(memories))
+        moved, *kept = map(structure.unflatten, columns)
+        return moved, make_state(step, *kept)
 
     return optax.GradientTransformation(init, update)
-
-
-def _retraction(x: jax.Array, step: jax.Array) -> jax.Array:
-    return x + step
-
-
-def _difference(
-    x: jax.Array, step: jax.Array, walk: Callable[[jax.Array, jax.Array], jax.Array]
-) -> jax.Array:
-    """From x to the unit vector along its walk; exactly zero without a step, or for a zero x."""
-    still = jnp.all(step == 0, axis=-1, keepdims=True) | jnp.all(x == 0, axis=-1, keepdims=True)
-    return jnp.where(still, 0, unit(walk(x, step)) - x)
-
-
-def _map_spheres(
-    move: Callable[..., Any], params: optax.Params | None, *trees: Any, outputs: int = 1
-) -> Any:
-    """Applies ``move`` leaf by leaf in at least float32; the first output is in params' dtype."""
-    if params is None:
-        raise ValueError(
-            "a Riemannian update needs the current point: call update(updates, state, params)"
-        )
-
-    def apply(path: Any, x: jax.Array, *leaves: jax.Array) -> tuple[jax.Array, ...]:
-        if jnp.ndim(x) == 0:
-            name = jax.tree_util.keystr(path)
-            raise ValueError(
-                f"params{name} must be vectors [..., D], got a scalar; leave it to another "
-                "optimiser with optax.partition"
-            )
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        results = move(x.astype(wide), *(leaf.astype(wide) for leaf in leaves))
-        first, *rest = results if outputs > 1 else (results,)
-        return first.astype(x.dtype), *rest
-
-    results = jax.tree_util.tree_map_with_path(apply, params, *trees)
-    structure: Any = jax.tree.structure(params)
-    columns = zip(*structure.flatten_up_to(results), strict=True)
-    unzipped = [structure.unflatten(column) for column in columns]
-    if not unzipped:  # no leaves at all
-        return params if outputs == 1 else (params,) * outputs
-    return unzipped[0] if outputs == 1 else tuple(unzipped)
-
-
-def _rate(learning_rate: Rate, count: jax.Array) -> Any:
-    return learning_rate(count) if callable(learning_rate) else learning_rate
-
-
-def _wide_zeros(params: optax.Params) -> optax.Updates:
-    return jax.tree.map(
-        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params
-    )
-
-
-def _in_unit_interval(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {value}")

@@ -16,8 +16,7 @@ Source: the program of arXiv 1911.01196, which has them from word2vec (Tomas Mik
 arXiv 1310.4546).
 """
 
-import collections
-import concurrent.futures
+import functools
 import math
 import zlib
 from collections.abc import Iterator
@@ -25,7 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zoo.data.generators import SafeGenerator, wrap_generator
 from zoo.spherical.corpus import EncodedCorpus
+from zoo.spherical.options import JoseOptions
 
 _TABLE = 1 << 22  # entries of the table of negatives
 _SLAB_CHUNKS = 32  # chunks of words that are drawn at a time
@@ -48,7 +49,7 @@ class Chunk(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where the next chunk begins; whole numbers only."""
+    """Where the next chunk begins; integers only."""
 
     epoch: int
     segment: int  # in the order of the epoch
@@ -61,52 +62,28 @@ class ChunkSampler:
     Args:
         corpus: the documents.
         counts: of the words, ``[V]``.
-        window: W.
-        negatives: K a pair.
-        passes: over the corpus.
-        learning_rate: at the start; falls linearly with the words read, to 1e-4 of it.
-        subsample: s; 0 keeps every word.
-        shuffle: documents in a new order each pass, instead of the order of the corpus.
-        chunk_size: P.
-        block_size: T, a divisor of P.
-        seed: of everything random here.
+        options: of the training.
     """
 
-    def __init__(
-        self,
-        corpus: EncodedCorpus,
-        counts: np.ndarray,
-        *,
-        window: int,
-        negatives: int,
-        passes: int,
-        learning_rate: float,
-        subsample: float,
-        shuffle: bool,
-        chunk_size: int,
-        block_size: int,
-        seed: int,
-    ) -> None:
-        self.ids, self.passes, self.rate = corpus.ids, passes, learning_rate
-        self.window, self.chunk_size, self.block_size = window, chunk_size, block_size
-        self.shuffle, self.seed = shuffle, seed
-        self.total = len(corpus.ids)
+    def __init__(self, corpus: EncodedCorpus, counts: np.ndarray, options: JoseOptions) -> None:
+        self.ids, self.options = corpus.ids, options
         total, counts = max(counts.sum(), 1), counts.astype(np.float64)
-        threshold = subsample * total
-        keep = (np.sqrt(counts / threshold) + 1) * threshold / counts if subsample else counts
+        threshold = options.subsample * total
+        keep = (np.sqrt(counts / threshold) + 1) * threshold / counts if threshold else counts
         self.keep = np.minimum(keep, 1).astype(np.float32)
         share = np.cumsum(counts**0.75)
         middles = (np.arange(_TABLE) + 0.5) / _TABLE * share[-1]
         self.table = np.searchsorted(share, middles).clip(0, len(counts) - 1).astype(np.int32)
-        blocks = chunk_size // block_size
-        self.num_negatives = (2 * window + 1) * negatives
-        text = chunk_size + 2 * window
+        size = options.chunk_size
+        blocks = size // options.block_size
+        self.num_negatives = (2 * options.window + 1) * options.negatives
+        text = size + 2 * options.window
         self.text_rows = _multiple(min(text, len(counts)))
         self.word_rows = _multiple(min(text + blocks * self.num_negatives, len(counts)))
         # Documents longer than a slab are cut: its length bounds the memory.
         lengths = np.diff(corpus.starts)
         filled = np.flatnonzero(lengths)
-        self.slab = chunk_size * _SLAB_CHUNKS
+        self.slab = size * _SLAB_CHUNKS
         parts = -(-lengths[filled] // self.slab)
         self.document = np.repeat(filled, parts)
         place = np.arange(len(self.document)) - np.repeat(np.cumsum(parts) - parts, parts)
@@ -115,54 +92,44 @@ class ChunkSampler:
         self.num_documents = len(lengths)
         self.kept = float(np.dot(counts, self.keep))  # words of a pass, on average
         mean_length = self.kept / max(len(filled), 1)
-        self.document_rows = _multiple(min(chunk_size, 16 + int(4 * chunk_size / mean_length)))
+        self.document_rows = _multiple(min(size, 16 + int(4 * size / mean_length)))
         self._identity = {
-            "words": self.total,
+            "words": len(self.ids),
             "documents": self.num_documents,
             "vocabulary": zlib.crc32(counts.tobytes()),
-            "window": window,
-            "negatives": negatives,
-            "passes": passes,
-            "learning_rate": learning_rate,
-            "subsample": subsample,
-            "shuffle": shuffle,
-            "chunk_size": chunk_size,
-            "block_size": block_size,
-            "seed": seed,
+            **options._asdict(),
         }
         self._slots = np.zeros(len(counts), np.int32)
         self._position = Position(0, 0, 0)
-        self._ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
-        self._thread: concurrent.futures.ThreadPoolExecutor | None = None
+        self._ahead: SafeGenerator | None = None
 
     @property
     def most_chunks(self) -> int:
-        """No fewer than there are; that chance keeps so many more words is out of the question."""
-        kept = min(self.total, int(self.kept + 10 * math.sqrt(self.total)))
-        slabs = -(-self.total // self.slab) * 2 + 1
+        """Upper bound on the number of chunks (ten standard deviations)."""
+        words = len(self.ids)
+        kept = min(words, int(self.kept + 10 * math.sqrt(words)))
+        slabs = -(-words // self.slab) * 2 + 1
         by_documents = len(self.document) // max(self.document_rows, 1) + 1
-        return self.passes * (-(-kept // self.chunk_size) + slabs + by_documents)
+        chunks = -(-kept // self.options.chunk_size) + slabs + by_documents
+        return self.options.passes * chunks
 
     def __iter__(self) -> "ChunkSampler":
         return self
 
     def __next__(self) -> Chunk:
-        if self._thread is None:
-            self._thread = concurrent.futures.ThreadPoolExecutor(1, "zoo-chunks")
-            source = self._chunks(self._position)
-            self._advance = lambda: next(source, None)
-            self._ahead.extend(self._thread.submit(self._advance) for _ in range(_AHEAD))
-        item = self._ahead.popleft().result()
-        self._ahead.append(self._thread.submit(self._advance))
-        if item is None:
+        if self._ahead is None:
+            make = functools.partial(self._chunks, self._position)
+            self._ahead = wrap_generator(make, prefetch=_AHEAD)
+        try:
+            chunk, self._position = next(self._ahead)
+        except StopIteration:
             self.close()
-            self._position = Position(self.passes, 0, 0)
-            raise StopIteration
-        chunk, self._position = item
+            self._position = Position(self.options.passes, 0, 0)
+            raise
         return chunk
 
     def get_state(self) -> dict[str, Any]:
-        """The position, as what JSON can hold, and whose it is."""
+        """The position, as what JSON can hold, with the settings that it belongs to."""
         return {"position": list(self._position), "sampler": self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -187,33 +154,33 @@ class ChunkSampler:
 
     def close(self) -> None:
         """Ends the thread; reading on starts a new one."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
-        self._thread = None
-        self._ahead.clear()
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = None
 
     def _chunks(self, position: Position) -> Iterator[tuple[Chunk, Position]]:
         """The chunks from a position on, each with the position behind it."""
         count = len(self.document)
-        for epoch in range(position.epoch, self.passes):
+        for epoch in range(position.epoch, self.options.passes):
             order = np.arange(count)
-            if self.shuffle:
-                order = np.random.default_rng([self.seed, epoch]).permutation(count)
+            if self.options.shuffle:
+                order = np.random.default_rng([self.options.seed, epoch]).permutation(count)
             ends = np.cumsum(self.length[order])
             segment = position.segment if epoch == position.epoch else 0
             while segment < count:
                 before = ends[segment - 1] if segment else 0
                 stop = max(segment + 1, int(np.searchsorted(ends, before + self.slab, "right")))
                 drawn = self._draw(order[segment:stop], epoch, segment, int(before))
-                skip = position.chunk if Position(epoch, segment, 0)[:2] == position[:2] else 0
+                skip = position.chunk if (epoch, segment) == position[:2] else 0
                 for number, chunk in enumerate(drawn, start=1):
                     if number > skip:
                         yield chunk, Position(epoch, segment, number)
                 segment = stop
 
     def _draw(self, segments: np.ndarray, epoch: int, place: int, before: int) -> Iterator[Chunk]:
-        """The chunks of some segments."""
-        random = np.random.default_rng([self.seed, epoch, place, 1])
+        """The chunks of some segments; ``before`` words of the epoch were read already."""
+        options = self.options
+        random = np.random.default_rng([options.seed, epoch, place, 1])
         length = self.length[segments]
         ends = np.cumsum(length)
         read = int(ends[-1])
@@ -226,28 +193,27 @@ class ChunkSampler:
         if not total:
             return
         bounds = np.searchsorted(segment, np.arange(len(segments) + 1))
-        reach = random.integers(1, self.window + 1, total, dtype=np.int32)
+        reach = random.integers(1, options.window + 1, total, dtype=np.int32)
         here = np.arange(total)
         left = np.minimum(reach, here - bounds[segment]).astype(np.int8)
         right = np.minimum(reach, bounds[segment + 1] - 1 - here).astype(np.int8)
-        around = np.pad(ids, self.window)
+        around = np.pad(ids, options.window)
         document = self.document[segments][segment].astype(np.int32)
         changes = np.flatnonzero(np.diff(document, prepend=-1))
-        start = 0
+        passes, start = options.passes, 0
         while start < total:
-            stop = min(start + self.chunk_size, total)
+            stop = min(start + options.chunk_size, total)
             later = changes[np.searchsorted(changes, start, "right") :][: self.document_rows]
             if len(later) == self.document_rows:  # no room for the document that begins there
                 stop = min(stop, int(later[-1]))
-            done = before + read * (start / total)
-            share = (epoch * self.total + done) / (self.passes * self.total)
+            share = (epoch + (before + read * (start / total)) / len(self.ids)) / passes
             yield self._chunk(
-                around[start : stop + 2 * self.window],
+                around[start : stop + 2 * options.window],
                 document[start:stop],
                 left[start:stop],
                 right[start:stop],
                 random,
-                rate=self.rate * max(1e-4, 1 - share),
+                rate=options.learning_rate * max(1e-4, 1 - share),
                 words=read * (stop - start) / total,
             )
             start = stop
@@ -263,22 +229,21 @@ class ChunkSampler:
         rate: float,
         words: float,
     ) -> Chunk:
-        size, block, count = self.chunk_size, self.block_size, len(document)
-        missing, blocks = size - count, size // self.block_size
+        size, block, count = self.options.chunk_size, self.options.block_size, len(document)
+        missing, blocks = size - count, size // block
         text = np.pad(ids, (0, missing), mode="edge")
         drawn = random.integers(0, _TABLE, blocks * self.num_negatives, dtype=np.int32)
         rows, places = self._unique(np.concatenate([text, self.table[drawn]]))
         begins = np.diff(document, prepend=-1) != 0
-        documents = document[begins]
-        starts = np.arange(0, size, block)[:, None] + np.arange(block + 2 * self.window)
+        around = np.arange(block + 2 * self.options.window)
 
         def blocked(values: np.ndarray) -> np.ndarray:
             return np.pad(values, (0, missing)).reshape(blocks, block)
 
         return Chunk(
             word_rows=_padded(rows, self.word_rows, len(self.keep)),
-            document_rows=_padded(documents, self.document_rows, self.num_documents),
-            centers=places[: len(text)][starts],
+            document_rows=_padded(document[begins], self.document_rows, self.num_documents),
+            centers=places[: len(text)][np.arange(0, size, block)[:, None] + around],
             documents=blocked((np.cumsum(begins) - 1).astype(np.int32)),
             negatives=places[len(text) :].reshape(blocks, -1),
             left=blocked(left),

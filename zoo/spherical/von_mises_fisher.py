@@ -10,8 +10,8 @@ fractional order is needed.
 
 Samples are those of Wood's rejection: a share of more than half of the proposals is accepted.
 
-Source: Kanti Mardia, Peter Jupp, «Directional Statistics», 2000, section 9.3; Andrew Wood,
-«Simulation of the von Mises Fisher distribution», 1994 (Communications in Statistics 23). JoSE's
+Source: Kanti Mardia, Peter Jupp, "Directional Statistics", 2000, section 9.3; Andrew Wood,
+"Simulation of the von Mises Fisher distribution", 1994 (Communications in Statistics 23). JoSE's
 model has such distributions of concentration 1 as its limit, arXiv 1911.01196, theorem 1.
 """
 
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from zoo.spherical.geometry import project, unit, widen
+from zoo.spherical.geometry import normalize, tangent_projection, widen
 
 _TERMS = 1024  # of the sum; relative error below 1e-11 for D ≥ 2 and κ ≤ 1e8
 
@@ -96,7 +96,7 @@ def random_von_mises_fisher(
     cosine = _sample_cosine(key, jnp.broadcast_to(kappa, (*shape, *batch)), size)[..., None]
     normal = jax.random.normal(tangent_key, (*shape, *batch, size), mean.dtype)
     mean = jnp.broadcast_to(mean, normal.shape)
-    tangent = unit(project(mean, normal))
+    tangent = normalize(tangent_projection(mean, normal))
     # 1 - cosine is what is sampled; the sine keeps its digits that way.
     x = (1 - cosine) * mean + jnp.sqrt(cosine * (2 - cosine)) * tangent
     return x.astype(dtype)
@@ -137,7 +137,9 @@ def _sample_cosine(key: jax.Array, kappa: jax.Array, size: int) -> jax.Array:
     def propose(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Any, Any, Any]:
         key, sample, done = state
         key, beta_key, uniform_key = jax.random.split(key, 3)
-        z = jax.random.beta(beta_key, power / 2, power / 2, kappa.shape, kappa.dtype)
+        # The first coordinate of a uniform point; compiles in a tenth of jax.random.beta's time.
+        point = normalize(jax.random.normal(beta_key, (*kappa.shape, size), kappa.dtype))
+        z = (1 + point[..., 0]) / 2  # Beta((D - 1) / 2, (D - 1) / 2)
         u = jax.random.uniform(uniform_key, kappa.shape, kappa.dtype)
         one_minus_w = 2 * b * z / (1 - (1 - b) * z)
         # κ (w - x_0) + (D-1) log[(1 - x_0 w) / (1 - x_0²)] ≥ log u
