@@ -47,7 +47,8 @@ def test_gathered_activations_and_stacks_are_found(step):
 def test_parameters_without_rules_are_found(step, monkeypatch):
     everything = jax.sharding.PartitionSpec()
     monkeypatch.setattr(tpu_compile, "SMALL", 1000)
-    monkeypatch.setattr(tpu_steps, "placement_rules", lambda config: ((".", everything),))
+    rules = lambda config: ((".", everything),)  # noqa: E731
+    monkeypatch.setattr(tpu_steps.pretraining_train, "placement_rules", rules)
     replicated = tpu_steps.pretraining(TINY, 64, make_mesh(data=1, fsdp=8))
     assert "token_embedding [64, 16] is whole on every device" in tpu_compile.problems(
         replicated, ""
