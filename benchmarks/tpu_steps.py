@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from benchmarks.cases.jose_programs import chunk_sampler
 from experiments.conditional_text import config as text_config
 from experiments.conditional_text import train as text
 from experiments.conditional_text.texts import Pieces
@@ -39,8 +37,11 @@ from experiments.self_orthogonality import train as orthogonality
 from experiments.weight_averaging import config as averaging_config
 from experiments.weight_averaging import train as averaging
 from zoo.data import Vocabulary
-from zoo.spherical import trainer as jose_trainer
+from zoo.spherical import riemannian_sgd
 from zoo.spherical.corpus import EncodedCorpus
+from zoo.spherical.options import JoseOptions
+from zoo.spherical.sampling import ChunkSampler
+from zoo.spherical.trainer import RULES, compile_step, initial_tables
 from zoo.training.mesh import batch_sharding
 from zoo.training.state import abstract_state
 
@@ -190,6 +191,33 @@ def energy_model(mesh: Mesh) -> Step:
     return step_of(energy.build(config, mesh, data), mesh)
 
 
+def spherical_embeddings(mesh: Mesh) -> Step:
+    """Of `experiments.jose`, with the words of Wikipedia and 60 million documents."""
+    words, documents = 239_672, 60_000_000
+    options = JoseOptions(chunk_size=1024 * mesh.size)
+    counts = np.maximum(2.4e9 / 12 / np.arange(1, words + 1), 1).astype(np.int64)  # Zipf's law
+    generator = np.random.default_rng(0)
+    length = 4 * options.chunk_size
+    ids = generator.choice(words, length, p=counts / counts.sum()).astype(np.int32)
+    chunks = ChunkSampler(EncodedCorpus(ids, np.arange(0, length + 1, 32)), counts, options)
+    chunk = next(chunks)
+    chunks.close()
+    tables = functools.partial(
+        initial_tables,
+        sizes={"words": words, "contexts": words, "documents": documents},
+        dimension=options.dimension,
+        shards=mesh.size,
+    )
+    optimizer = riemannian_sgd(options.learning_rate)
+    state = abstract_state(tables, optimizer, mesh=mesh, rules=RULES)
+    step = compile_step(options, chunks.text_rows, state.shardings)
+    # Any device may hold the row that a word moves. To gather what moves it is less than a sum over
+    # devices of all rows of the chunk would be: 94 rows per block, once, against 74 twice.
+    moves = tuple((*at.shape, options.dimension) for at in (chunk.centers, chunk.negatives))
+    arguments = state, shapes_of(chunk, mesh)
+    return Step(step, arguments, len(chunk.centers), True, gathered=moves)
+
+
 BASE = PRESETS["base"]
 GPT = dataclasses.replace(
     change(BASE, data={"length": 1024}, training={"batch_size": 128}),
@@ -215,4 +243,5 @@ STEPS: dict[str, Callable[[Mesh], Step]] = {
     "weight-averaging": averaged_resnet,
     "self-orthogonality": self_orthogonal_classifier,
     "energy": energy_model,
+    "jose": spherical_embeddings,
 }
