@@ -199,15 +199,17 @@ def _normalizer(lowercase: bool) -> Any:
 def _texts(lines: Texts) -> Iterator[str]:
     if isinstance(lines, str):
         raise TypeError("expected lines, got one string; use text.splitlines() or [text]")
-    for line in lines:
-        text = line.get("text") if isinstance(line, Mapping) else line
-        if not isinstance(text, str):
-            found = sorted(line) if isinstance(line, Mapping) else type(line).__name__
-            raise TypeError(
-                f"expected strings or examples with a string field 'text', got {found}; "
-                "pass for instance (example['review'] for example in source)"
-            )
-        yield text
+    return (line if isinstance(line, str) else _text_of(line) for line in lines)
+
+
+def _text_of(example: Mapping[str, Any]) -> str:
+    if not isinstance(example, Mapping) or not isinstance(example.get("text"), str):
+        found = sorted(example) if isinstance(example, Mapping) else type(example).__name__
+        raise TypeError(
+            f"expected strings or examples with a string field 'text', got {found}; "
+            "pass for instance (example['review'] for example in source)"
+        )
+    return example["text"]
 
 
 build_word_vocabulary = build_vocabulary

@@ -58,6 +58,15 @@ def split_text(
     return text.split() if split == "whitespace" else _WORDS.findall(text)
 
 
+class _IdsOrUnknown(dict[str, int]):
+    """A table whose missing entries are the unknown token; faster than ``get`` with a default."""
+
+    unknown: Any
+
+    def __missing__(self, token: str) -> int:
+        return self.unknown
+
+
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
     r"""V tokens by id, and how a text is split into them. Made by :func:`build_vocabulary`.
@@ -141,8 +150,7 @@ class Vocabulary:
         if self.unknown is None:
             ids = self.ids
             return np.array([ids[token] for token in tokens if token in ids], np.int32)
-        numbers = map(self._table.get, tokens, itertools.repeat(self.unknown))
-        return np.fromiter(numbers, np.int32)
+        return np.fromiter(map(self._table.__getitem__, tokens), np.int32)
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, int32 [T]: a line break becomes ``<eos>``, nothing else is added."""
@@ -246,7 +254,11 @@ class Vocabulary:
 
     @functools.cached_property
     def _table(self) -> dict[str, int]:
-        return self.ids | ({"\n": self.ids[END]} if self.breaks else {})
+        table = _IdsOrUnknown(self.ids)
+        table.unknown = self.unknown
+        if self.breaks:
+            table["\n"] = self.ids[END]
+        return table
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
