@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.on_lstm_language_model.parsing import Seen
 from experiments.tree_pictures import draw_trees, text_width
 from zoo import extras
 from zoo.ordered import depths_to_tree
-from zoo.ordered.treebank import GoldTree
 from zoo.ordered.trees import Tree
 
 
@@ -18,39 +18,27 @@ def brackets(tree: Tree) -> str:
     return tree if isinstance(tree, str) else f"({' '.join(map(brackets, tree))})"
 
 
-def save(
-    workdir: pathlib.Path,
-    baseline: float,
-    sentences: list[list[str]],
-    gates: list[np.ndarray] | None,
-    trees: list[list[Tree]],
-    compared: tuple[np.ndarray, GoldTree] | None,
-) -> list[pathlib.Path]:
+def save(workdir: pathlib.Path, baseline: float, seen: Seen) -> list[pathlib.Path]:
     """Writes curve.png, and as far as there is something to show trees.png, gates.png and gold.png.
 
     Args:
         workdir: holds metrics.jsonl.
         baseline: perplexity of the n-gram model on the validation text.
-        sentences: held-out ones.
-        gates: of the first sentence, ``[words, levels]`` for each layer; None without master gates.
-        trees: of each sentence, one per layer.
-        compared: depths ``[layers, words]`` of a sentence and its gold tree.
+        seen: what the layers see.
 
     Returns:
         The paths.
     """
     figures = {"curve": draw_curve(workdir / "metrics.jsonl", baseline)}
-    if sentences:
-        layer = min(1, len(trees[0]) - 1)  # the paper reads its trees from the second layer
-        titles = [f"{number}. layer {layer + 1}" for number, _ in enumerate(trees, start=1)]
-        figures["trees"] = draw_trees(
-            {title: layers[layer] for title, layers in zip(titles, trees, strict=True)}
-        )
-        if gates is not None:
+    if seen.sentences:
+        layer = min(1, len(seen.trees[0]) - 1)  # the paper reads its trees from the second layer
+        named = {f"{n}. layer {layer + 1}": t[layer] for n, t in enumerate(seen.trees, start=1)}
+        figures["trees"] = draw_trees(named)
+        if seen.gates:
             title = f"layer {layer + 1}, master forget gate"
-            figures["gates"] = draw_gates(gates[layer], sentences[0], title)
-    if compared is not None:
-        depths, gold = compared
+            figures["gates"] = draw_gates(seen.gates[layer], seen.sentences[0], title)
+    if seen.compared is not None:
+        depths, gold = seen.compared
         found = {
             f"layer {number}": depths_to_tree(layer, gold.words)
             for number, layer in enumerate(depths, start=1)

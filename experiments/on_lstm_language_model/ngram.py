@@ -6,8 +6,8 @@
 c counts occurrences at the highest order and distinct left neighbours below it; h' is h without
 its first word; N_k(h·) is the number of words seen k times after h.
 
-Source: Stanley Chen, Joshua Goodman, «An Empirical Study of Smoothing Techniques for Language
-Modeling», 1999, section 3 (Computer Speech & Language 13).
+Source: Stanley Chen, Joshua Goodman, "An Empirical Study of Smoothing Techniques for Language
+Modeling", 1999, section 3 (Computer Speech & Language 13).
 """
 
 from typing import NamedTuple
@@ -26,19 +26,7 @@ class Order(NamedTuple):
 
 
 def fit_kneser_ney(ids: np.ndarray, *, vocab_size: int, order: int = 5) -> list[Order]:
-    """Counts a text.
-
-    Args:
-        ids: ``[N]`` the text as token ids below ``vocab_size``.
-        vocab_size: V, number of tokens.
-        order: length of the longest n-gram.
-
-    Returns:
-        One ``Order`` for n = 1 … ``order``.
-
-    Raises:
-        ValueError: if the text is shorter than ``order``.
-    """
+    """Counts the n-grams, n = 1 … ``order``, of a text ``[N]`` of ids below ``vocab_size``."""
     if len(ids) < order:
         raise ValueError(f"a text of at least {order} tokens is needed, got {len(ids)}")
     # The id of an n-gram is its place among the sorted types, so (context id, word) is one number.
@@ -64,30 +52,12 @@ def fit_kneser_ney(ids: np.ndarray, *, vocab_size: int, order: int = 5) -> list[
 
 
 def perplexity(orders: list[Order], ids: np.ndarray, *, vocab_size: int) -> float:
-    """Perplexity of ``ids[1:]``, each predicted from all that precedes it.
-
-    Args:
-        orders: from :func:`fit_kneser_ney`.
-        ids: ``[N]`` the text.
-        vocab_size: V, as when fitting.
-
-    Returns:
-        exp of the mean negative log probability in nats.
-    """
+    """Perplexity of ``ids[1:]``, each predicted from all that precedes it."""
     return float(np.exp(-np.mean(np.log(probabilities(orders, ids, vocab_size=vocab_size)[1:]))))
 
 
 def probabilities(orders: list[Order], ids: np.ndarray, *, vocab_size: int) -> np.ndarray:
-    """The probability of each token after all that precedes it.
-
-    Args:
-        orders: from :func:`fit_kneser_ney`.
-        ids: ``[N]`` the text.
-        vocab_size: V, as when fitting.
-
-    Returns:
-        ``[N]`` float64.
-    """
+    """The probability of each token after all that precedes it, ``[N]`` float64."""
     probability = np.full(len(ids), 1 / vocab_size)
     context = np.zeros(len(ids), np.int64)  # id of the n - 1 words before, -1: never seen
     for order in orders:

@@ -5,18 +5,20 @@ lower-cased and digits written as N, as in the text of Penn Treebank and in the 
 Nothing is trained for it.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from zoo.data import Vocabulary
+from zoo.data import Source, Vocabulary
 from zoo.ordered import depths_to_tree, read_treebank
 from zoo.ordered.baselines import baseline_trees
 from zoo.ordered.scores import treebank_scores
 from zoo.ordered.treebank import GoldTree
+from zoo.ordered.trees import Tree
 
 NOTE = (
     "The training text of Penn Treebank covers sections 00 and 01 of the Wall Street Journal, "
@@ -27,6 +29,51 @@ SCORES = ("sentence F1", "corpus F1", "EVALB F1")
 SHORT = 10  # words
 LENGTHS = (16, 32, 64, 128, 256, 512)  # columns of a batch: one program is compiled for each
 ROWS = 32
+
+
+class Seen(NamedTuple):
+    """What the layers see in some held-out sentences and in a treebank."""
+
+    sentences: list[list[str]]
+    trees: list[list[Tree]]  # by sentence and layer
+    gates: list[np.ndarray]  # master forget, [words, levels] by layer, of the first sentence
+    table: list[dict[str, str | float]]  # scores against the treebank
+    compared: tuple[np.ndarray, GoldTree] | None  # depths [layers, words] of a short gold tree
+
+
+def read_trees(
+    merge: Callable[..., Any],
+    parameters: Any,
+    source: Source,
+    vocabulary: Vocabulary,
+    gold: Sequence[GoldTree],
+) -> Seen:
+    """Reads a few held-out lines of a text, and all sentences of a treebank."""
+    read = make_reader(merge, end=vocabulary.end)
+    sentences = choose_sentences(source, vocabulary)
+    encoded = encode_sentences(sentences, vocabulary)
+    trees = [
+        [depths_to_tree(depths, words) for depths in layers]
+        for words, layers in zip(sentences, read(parameters, encoded), strict=True)
+    ]
+    gates = []
+    if sentences and merge(parameters).layers[0].master_input != "none":
+        ids = np.array([[vocabulary.end, *encoded[0]]])
+        layers = jax.jit(lambda parameters: merge(parameters).master_gates(ids))(parameters)
+        gates = [np.asarray(layer.forget[0, 1:]) for layer in layers]
+    if not gold:
+        return Seen(sentences, trees, gates, [], None)
+    depths = read(parameters, encode_sentences([tree.words for tree in gold], vocabulary))
+    pairs = zip(depths, gold, strict=True)
+    compared = next((pair for pair in pairs if 7 <= len(pair[1].words) <= 12), None)
+    return Seen(sentences, trees, gates, table_of_scores(depths, gold), compared)
+
+
+def choose_sentences(source: Source, vocabulary: Vocabulary, count: int = 3) -> list[list[str]]:
+    """The first lines of held-out text with 7 to 12 tokens that are all in the vocabulary."""
+    encoded = (vocabulary.encode(example["text"]) for example in source)
+    known = (ids for ids in encoded if 7 <= len(ids) <= 12 and vocabulary.unknown not in ids)
+    return [[vocabulary.tokens[i] for i in ids] for ids in itertools.islice(known, count)]
 
 
 def open_treebank(uri: str) -> list[GoldTree]:

@@ -17,6 +17,7 @@ from experiments.on_lstm_language_model.config import Config, DataConfig, Traini
 from experiments.on_lstm_language_model.windows import RandomWindows
 from experiments.running import (
     Experiment,
+    decaying_adamw,
     finish,
     is_main_process,
     number_of_parameters,
@@ -35,19 +36,11 @@ from zoo.data import (
     open_source,
     train_subword_vocabulary,
 )
-from zoo.ordered import OnLstmLanguageModel, depths_to_tree
-from zoo.ordered.nt_asgd import nt_asgd, nt_asgd_parameters, observe_validation
+from zoo.ordered import OnLstmLanguageModel, nt_asgd
+from zoo.ordered.nt_asgd import nt_asgd_parameters, observe_validation
 from zoo.ordered.regularization import activation_penalty
 from zoo.ordered.treebank import GoldTree
-from zoo.ordered.trees import Tree
-from zoo.training import (
-    LossOutput,
-    TrainState,
-    functional,
-    open_workdir,
-    put_batch,
-    results_table,
-)
+from zoo.training import LossOutput, TrainState, functional, open_workdir, put_batch, results_table
 
 SPLITS = ("train", "valid", "test")
 
@@ -65,18 +58,6 @@ class Data(NamedTuple):
     vocabulary: Vocabulary
     ids: dict[str, np.ndarray]  # int32 [N] by split
     gold: list[GoldTree]
-
-
-class Results(NamedTuple):
-    """What the report shows."""
-
-    baseline: dict[str, float]  # perplexity by split
-    ours: dict[str, float]
-    sentences: list[list[str]]
-    trees: list[list[Tree]]  # by sentence and layer
-    gates: list[np.ndarray] | None  # [words, levels] by layer, of the first sentence
-    table: list[dict[str, str | float]]  # scores against the treebank
-    compared: tuple[np.ndarray, GoldTree] | None
 
 
 def run(config: Config) -> None:
@@ -97,9 +78,11 @@ def run(config: Config) -> None:
     ours = {split: experiment.evaluate(state, split)[1] for split in SPLITS[1:]}
     ours = {split: values[f"{split}_perplexity"] for split, values in ours.items()}
     parameters = parameters_that_count(state, config.training)
-    results = Results(baseline, ours, *parse(experiment.merge, parameters, data, config))
+    seen = parsing.read_trees(
+        experiment.merge, parameters, data.sources["valid"], data.vocabulary, data.gold
+    )
     if is_main_process():
-        report(workdir, results)
+        report(workdir, baseline, ours, seen)
 
 
 def load(config: Config) -> Data:
@@ -187,29 +170,6 @@ def ngram_perplexities(data: Data) -> dict[str, float]:
     }
 
 
-def parse(merge: Callable[..., Any], parameters: Any, data: Data, config: Config) -> tuple:
-    """The fields of ``Results`` from ``sentences`` on: trees, gates and their scores."""
-    read = parsing.make_reader(merge, end=data.vocabulary.end)
-    sentences = choose_sentences(data.sources["valid"], data.vocabulary)
-    encoded = parsing.encode_sentences(sentences, data.vocabulary)
-    trees = [
-        [depths_to_tree(depths, words) for depths in layers]
-        for words, layers in zip(
-            sentences, read(parameters, encoded) if encoded else [], strict=True
-        )
-    ]
-    gates = None
-    if sentences and config.model.master_input != "none":
-        gates = read_gates(merge, parameters, sentences[0], data.vocabulary)
-    if not data.gold:
-        return sentences, trees, gates, [], None
-    words = [tree.words for tree in data.gold]
-    depths = read(parameters, parsing.encode_sentences(words, data.vocabulary))
-    pairs = zip(depths, data.gold, strict=True)
-    compared = next((pair for pair in pairs if 7 <= len(pair[1].words) <= 12), None)
-    return sentences, trees, gates, parsing.table_of_scores(depths, data.gold), compared
-
-
 def make_vocabulary(source: Any, data: DataConfig) -> Vocabulary:
     """The vocabulary of the training text as the config asks for it."""
     if data.tokens == "characters":
@@ -229,36 +189,30 @@ def keep_vocabulary(path: pathlib.Path, vocabulary: Vocabulary) -> None:
     """Saves the vocabulary of a new run, or checks that a run goes on with its own."""
     if path.exists():
         check_vocabulary(Vocabulary.load(path).digest, vocabulary)
-    elif jax.process_index() == 0:
+    elif is_main_process():
         vocabulary.save(path)
 
 
 def make_optimizer(
     training: TrainingConfig, num_steps: int, lengths: np.ndarray | None = None
 ) -> optax.GradientTransformation:
-    """Clipping, then AdamW with warm-up and cosine decay, or SGD as published.
+    """AdamW with warm-up and cosine decay, or SGD as published, both with clipping.
 
     ``lengths`` [batches of an epoch] are those of the windows, which scale the rate of SGD.
     """
-    clip = optax.clip_by_global_norm(training.gradient_clip)
-    if training.optimizer != "adamw":
-        decay = optax.add_decayed_weights(training.weight_decay)
-        rate: Any = training.learning_rate
-        if lengths is not None:
-            rates = jnp.asarray(rate * lengths / training.num_steps, jnp.float32)
-            rate = lambda step: rates[step % len(rates)]  # noqa: E731
-        sgd = [clip, decay, optax.sgd(rate)]
-        if training.optimizer == "nt_asgd":
-            sgd.append(nt_asgd(patience=training.patience))
-        return optax.chain(*sgd)
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=training.learning_rate,
-        warmup_steps=max(1, num_steps // 10),
-        decay_steps=num_steps,
-    )
-    # A memory of 100 steps for the squares: a run has only some hundred.
-    return optax.chain(clip, optax.adamw(schedule, b2=0.99, weight_decay=training.weight_decay))
+    if training.optimizer == "adamw":
+        return decaying_adamw(training, num_steps)
+    rate: Any = training.learning_rate
+    if lengths is not None:
+        rates = jnp.asarray(rate * lengths / training.num_steps, jnp.float32)
+        rate = lambda step: rates[step % len(rates)]  # noqa: E731
+    sgd = [
+        optax.clip_by_global_norm(training.gradient_clip),
+        optax.add_decayed_weights(training.weight_decay),
+        optax.sgd(rate),
+    ]
+    averaging = [nt_asgd(patience=training.patience)] if training.optimizer == "nt_asgd" else []
+    return optax.chain(*sgd, *averaging)
 
 
 def make_loss(
@@ -275,15 +229,13 @@ def make_loss(
             start = jnp.expand_dims(batch["start"], tuple(range(1, leaf.ndim)))
             return jnp.where(start, jnp.zeros_like(leaf), leaf)
 
-        model = merge(parameters)
+        def handed_on(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jax.lax.stop_gradient(new).astype(old.dtype)  # float32 in bfloat16 training too
+
         # The text of an epoch does not follow on that of the one before it.
         carry = jax.tree.map(fresh, carry)
-        output = model(
-            batch["inputs"],
-            carry,
-            key=None if training is None else key,
-            mask=batch.get("mask"),
-        )
+        key = None if training is None else key
+        output = merge(parameters)(batch["inputs"], carry, key=key, mask=batch.get("mask"))
         losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch["targets"])
         if training is not None and (training.activation_penalty or training.temporal_penalty):
             losses += activation_penalty(
@@ -294,12 +246,7 @@ def make_loss(
         return LossOutput(
             total=jnp.sum(jnp.where(batch["valid"], losses, 0)),
             weight=jnp.sum(batch["valid"]),
-            # Kept as it came: in bfloat16 the carry is still handed on in float32.
-            carry=jax.tree.map(
-                lambda new, old: jax.lax.stop_gradient(new).astype(old.dtype),
-                output.carries,
-                carry,
-            ),
+            carry=jax.tree.map(handed_on, output.carries, carry),
         )
 
     return loss_fn
@@ -312,30 +259,11 @@ def local_carries(merge: Callable, init: Callable, rows: int) -> Any:
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def choose_sentences(source: Any, vocabulary: Vocabulary, count: int = 3) -> list[list[str]]:
-    """The first lines of held-out text with 7 to 12 tokens that are all in the vocabulary."""
-    sentences = []
-    for example in source:
-        ids = vocabulary.encode(example["text"])
-        if 7 <= len(ids) <= 12 and vocabulary.unknown not in ids:
-            sentences.append([vocabulary.tokens[number] for number in ids])
-        if len(sentences) == count:
-            break
-    return sentences
-
-
-def read_gates(
-    merge: Callable, parameters: Any, sentence: list[str], vocabulary: Vocabulary
-) -> list[np.ndarray]:
-    """The master forget gates ``[words, levels]`` of each layer, after an end of line."""
-    ids = np.array([[vocabulary.end, *parsing.encode_sentences([sentence], vocabulary)[0]]])
-    layers = jax.jit(lambda parameters, ids: merge(parameters).master_gates(ids))(parameters, ids)
-    return [np.asarray(gates.forget[0, 1:]) for gates in layers]
-
-
-def report(workdir: pathlib.Path, results: Results) -> None:
+def report(
+    workdir: pathlib.Path, baseline: dict[str, float], ours: dict[str, float], seen: parsing.Seen
+) -> None:
     """Tables, trees, pictures and summary."""
-    perplexities = (("5-gram, modified Kneser-Ney", results.baseline), ("ON-LSTM", results.ours))
+    perplexities = (("5-gram, modified Kneser-Ney", baseline), ("ON-LSTM", ours))
     results_table(
         [
             {"model": name, **{f"{split} perplexity": numbers[split] for split in SPLITS[1:]}}
@@ -343,31 +271,24 @@ def report(workdir: pathlib.Path, results: Results) -> None:
         ],
         title="Held-out text, same vocabulary",
     )
-    for layers in results.trees:
+    for layers in seen.trees:
         for number, tree in enumerate(layers, start=1):
             print(f"layer {number}: {figures.brackets(tree)}")
-    if table := results.table:
+    summary = {
+        "baseline": baseline,
+        "on_lstm": ours,
+        "trees": [[figures.brackets(tree) for tree in layers] for layers in seen.trees],
+        "parsing": seen.table,
+    }
+    if seen.table:
         # In two, for the width of a terminal: how well brackets agree, and what they are like.
-        scores = [name for name in table[0] if "F1" in name]
-        others = [name for name in table[0] if name not in scores]
+        scores = [name for name in seen.table[0] if "F1" in name]
+        others = [name for name in seen.table[0] if name not in scores]
         for names, title in (
             (["trees", *scores], "Brackets of the layers against the treebank, %"),
             (others, "Recall by label, %, and depth"),
         ):
-            results_table([{name: row[name] for name in names} for row in table], title=title)
+            results_table([{name: row[name] for name in names} for row in seen.table], title=title)
         print(parsing.NOTE)
-    pictures = figures.save(
-        workdir,
-        results.baseline["valid"],
-        results.sentences,
-        results.gates,
-        results.trees,
-        results.compared,
-    )
-    summary = {
-        "baseline": results.baseline,
-        "on_lstm": results.ours,
-        "trees": [[figures.brackets(tree) for tree in layers] for layers in results.trees],
-        "parsing": table,
-    }
-    finish(workdir, summary | ({"parsing_note": parsing.NOTE} if table else {}), pictures)
+        summary["parsing_note"] = parsing.NOTE
+    finish(workdir, summary, figures.save(workdir, baseline["valid"], seen))

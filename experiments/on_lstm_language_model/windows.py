@@ -11,7 +11,6 @@ Source: Merity, Keskar, Socher, arXiv 1708.02182, section 4.1.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -41,13 +40,8 @@ class RandomWindows(BatchIterator):
         longest = -(-(len(ids) - 1) // batch_size)
         self.lengths = draw_lengths(longest, num_steps=num_steps, seed=seed)
         batches = _Windows(np.asarray(ids, np.int32), batch_size, rows, self.lengths, seed)
-        identity: dict[str, Any] = {
-            "kind": "random windows",
-            "tokens": len(ids),
-            "batch_size": batch_size,
-            "num_steps": num_steps,
-            "seed": seed,
-        }
+        identity = {"kind": "random windows", "tokens": len(ids), "batch_size": batch_size}
+        identity |= {"num_steps": num_steps, "seed": seed}
         super().__init__(batches, num_epochs=None, num_workers=0, identity=identity)
 
 

@@ -12,8 +12,8 @@ a premise lies to that of a hypothesis:
 Formulas that are always or never true are left out, and a pair speaks of at most four of the six
 variables, else nearly all pairs would be #. A builtin corpus is drawn; the published one is read.
 
-Source: Samuel Bowman, Christopher Manning, Christopher Potts, «Tree-structured composition in
-neural networks without tree-structured architectures», 2015, arXiv 1506.04834, section 2.
+Source: Samuel Bowman, Christopher Manning, Christopher Potts, "Tree-structured composition in
+neural networks without tree-structured architectures", 2015, arXiv 1506.04834, section 2.
 """
 
 import collections
@@ -69,12 +69,6 @@ def open_corpus(
         test_operators: the largest in the test.
         pairs_per_count: pairs drawn for each number of operators, if that many differ.
         seed: of the drawn corpus.
-
-    Returns:
-        The corpus.
-
-    Raises:
-        ValueError: if the URI is another, or a file or a line is not as it must be.
     """
     scheme, _, rest = uri.partition(":")
     if uri == "builtin:logic":
@@ -222,7 +216,7 @@ def gold_tree(formula: str) -> GoldTree:
     """The tree that the parentheses of a written formula say, over its other tokens.
 
     A constituent is called after its operator; ( or B ), the right part of ( A ( or B ) ), is an
-    «operand».
+    "operand".
     """
     words: list[str] = []
     constituents: list[tuple[str, int, int]] = []

@@ -55,15 +55,18 @@ def run(config: Config) -> None:
     workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "training.seeds"))
     results: dict[str, list[Result]] = collections.defaultdict(list)
     for encoder, name in ENCODERS.items():
+        experiment = build(config, mesh, encoder, corpus)
+        abstract = experiment.abstract_state(mesh)
+        step = experiment.train_step(abstract.shardings)  # compiled once for all seeds
         for seed in range(config.training.seeds):
-            experiment = build(config, mesh, encoder, seed, corpus)
             if is_main_process():
-                size = number_of_parameters(experiment.abstract_state(mesh).parameters)
+                size = number_of_parameters(abstract.parameters)
                 print(
                     f"{name}, seed {seed}: {len(corpus.train):,} pairs, {size:,} parameters; "
                     f"{experiment.num_steps:,} steps on {on_devices(mesh)}"
                 )
-            state = train(experiment, mesh, workdir / f"{encoder}_{seed}", config.loop)
+            seeded = experiment._replace(seed=seed, batches=make_batches(config, corpus, seed))
+            state = train(seeded, mesh, workdir / f"{encoder}_{seed}", config.loop, step)
             accuracy = experiment.evaluate(state, corpus.test)[1]
             trees = read_trees(experiment.merge, state.parameters, formulas)
             results[name].append(Result(accuracy, trees))
@@ -73,16 +76,12 @@ def run(config: Config) -> None:
 
 
 def build(
-    config: Config,
-    mesh: Mesh,
-    encoder: Encoder = "on_lstm",
-    seed: int = 0,
-    corpus: Corpus | None = None,
+    config: Config, mesh: Mesh, encoder: Encoder = "on_lstm", corpus: Corpus | None = None
 ) -> Experiment:
-    """One model with loss, optimiser, batches and evaluation; None opens the config's corpus."""
+    """A model with seed 0, loss, optimiser, batches and evaluation; None opens the corpus."""
     corpus = open_corpus(**dataclasses.asdict(config.data)) if corpus is None else corpus
     training = config.training
-    batches = PairBatches(corpus.train, batch_size=training.batch_size, seed=seed)
+    batches = make_batches(config, corpus, seed=0)
     init, merge = functional(
         lambda rngs: PairClassifier(encoder, **dataclasses.asdict(config.model), rngs=rngs)
     )
@@ -112,12 +111,16 @@ def build(
         optimizer=make_optimizer(training, batches.batches_per_epoch),
         batches=batches,
         num_steps=training.epochs * batches.batches_per_epoch,
-        seed=seed,
         evaluate=evaluate,
         evaluate_every=batches.batches_per_epoch,
         rate_unit="pairs",
         rules=RULES,
     )
+
+
+def make_batches(config: Config, corpus: Corpus, seed: int) -> PairBatches:
+    """The pairs to train on, in an order of the seed's own."""
+    return PairBatches(corpus.train, batch_size=config.training.batch_size, seed=seed)
 
 
 def make_optimizer(training: TrainingConfig, steps_per_epoch: int) -> optax.GradientTransformation:

@@ -88,6 +88,9 @@ def master_gates(logits: jax.Array, *, master_input: MasterInput = "complement")
     Returns:
         ``MasterGates``, each ``[..., L]``.
 
+    Raises:
+        ValueError: for another ``master_input``.
+
     >>> import jax.numpy as jnp
     >>> gates = master_gates(jnp.array([0.0, 0.0, 5.0, -jnp.inf]))
     >>> print(gates.forget, gates.input)
