@@ -1,5 +1,7 @@
 """The sphere in float64: closed forms, inverses, and the places where naive formulas break."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -72,18 +74,21 @@ def test_antipodes_have_one_shortest_way():
     np.testing.assert_allclose(moved, -v, atol=1e-14)  # goes on in its direction, seen from -x
 
 
-@pytest.mark.parametrize("place", [0.0, 1e-15, np.pi])
-def test_gradients_are_finite_where_formulas_are_singular(place):
+def test_gradients_are_finite_where_formulas_are_singular():
     x, e = frame(5)
-    y = {0.0: x, np.pi: -x}.get(place, at(x, e, place))
-    for function in (
-        lambda a, b: spherical.geodesic_distance(a, b),
-        lambda a, b: jnp.sum(spherical.logarithmic_map(a, b) * e),
-        lambda a, b: jnp.sum(spherical.exponential_map(a, b - y) * e),
-        lambda a, b: jnp.sum(spherical.parallel_transport(a, b, e) * e),
-    ):
-        for gradient in jax.grad(function, argnums=(0, 1))(x, y):
-            assert jnp.isfinite(gradient).all()
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def slopes(a, b, y):
+        return (
+            spherical.geodesic_distance(a, b)
+            + jnp.sum(spherical.logarithmic_map(a, b) * e)
+            + jnp.sum(spherical.exponential_map(a, b - y) * e)
+            + jnp.sum(spherical.parallel_transport(a, b, e) * e)
+        )
+
+    for y in (x, at(x, e, 1e-15), -x):
+        assert all(jnp.isfinite(slope).all() for slope in slopes(x, y, y))
     # What is smooth there has its slope: the logarithm of a point near x is the step itself.
     slope = jax.jacobian(lambda b: spherical.logarithmic_map(x, b))(x)
     np.testing.assert_allclose(slope, jnp.eye(5) - jnp.outer(x, x), atol=1e-14)

@@ -14,7 +14,7 @@ from zoo.spherical.corpus import EncodedCorpus, read_corpus
 from zoo.spherical.objective import two_hinges_loss
 from zoo.spherical.options import JoseOptions
 from zoo.spherical.sampling import ChunkSampler
-from zoo.training import Loop, make_mesh
+from zoo.training import make_mesh
 
 ONE_DEVICE = make_mesh(devices=jax.devices()[:1])
 SMALL = {
@@ -230,13 +230,6 @@ def test_topics_are_found(toy):
     assert sum(int(word[1:]) < 30 for word, _ in nearest) >= 4
 
 
-def test_the_joint_hinge_finds_topics_too():
-    lines, labels = topics()
-    options = SMALL | {"dimension": 16, "objective": "joint"}
-    embeddings = spherical.train_jose(lines, **options, passes=10)
-    assert topic_accuracy(embeddings.documents, labels) > 0.7
-
-
 def test_unseen_documents_come_to_their_topic(toy):
     embeddings, _, labels = toy
     lines, others = topics(seed=7, documents=40)
@@ -257,32 +250,6 @@ def test_tables_split_over_eight_devices_give_the_same_vectors():
     split = trainer.fit()
     for ours, theirs in zip(split[:3], alone[:3], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
-
-
-@pytest.mark.slow
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
-    lines, _ = topics(documents=24)
-    options = SMALL | {"passes": 3}
-    complete = spherical.train_jose(lines, **options)
-
-    class Stop(Exception):
-        pass
-
-    trainer = spherical.JoseTrainer(lines, **options)
-    step, calls = trainer.step, []
-
-    def deadly(state, chunk):
-        calls.append(1)
-        if len(calls) == 12:
-            raise Stop
-        return step(state, chunk)
-
-    trainer.step = deadly
-    with pytest.raises(Stop):
-        trainer.fit(checkpoints=tmp_path, loop=Loop(checkpoint_every=5, progress=False))
-    resumed = spherical.train_jose(lines, **options, checkpoints=tmp_path)
-    for ours, theirs in zip(resumed[:3], complete[:3], strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 # Text as it comes.

@@ -53,8 +53,7 @@ def jose_loss(
         ``[...]``, one value per row.
 
     Raises:
-        TypeError: if an argument is not a floating-point array.
-        ValueError: if the vectors have different sizes, or m is not positive.
+        ValueError: if m is not positive, or the vectors differ in size.
 
     >>> u, other = jnp.eye(2)
     >>> print(jose_loss(u, u, u, other), jose_loss(u, other, other, other))
@@ -84,8 +83,7 @@ def two_hinges_loss(
         ``[...]``, one value per row.
 
     Raises:
-        TypeError: if an argument is not a floating-point array.
-        ValueError: if the vectors have different sizes, or m is not positive.
+        ValueError: if m is not positive, or the vectors differ in size.
 
     >>> u, v, other = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> print(two_hinges_loss(u, v, other))  # (0.4² + 2 · 0.8² + 1.2²) / 2

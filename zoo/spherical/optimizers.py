@@ -90,8 +90,7 @@ def riemannian_sgd(learning_rate: Rate, *, angular: bool = True) -> optax.Gradie
     Reference: arXiv 1911.01196, equation 9.
     """
 
-    def move(x: jax.Array, gradient: jax.Array, *, rate: Any, step: jax.Array) -> Moved:
-        del step
+    def move(x: jax.Array, gradient: jax.Array, rate: Any, _: Any) -> Moved:
         square = dot(gradient, gradient)
         length = jnp.sqrt(jnp.where(square > 0, square, 1))
         factor = 1 + dot(x, gradient) / length if angular else 1
@@ -116,8 +115,7 @@ def riemannian_momentum(
         The transformation; see :func:`riemannian_sgd`.
 
     Raises:
-        ValueError: if ``momentum`` is out of its range; from ``update`` as in
-            :func:`riemannian_sgd`.
+        ValueError: if ``momentum`` is out of its range.
 
     >>> optimizer = riemannian_momentum(0.1)
     >>> x = jnp.array([[1.0, 0.0]])
@@ -127,10 +125,7 @@ def riemannian_momentum(
     """
     _checks.number("momentum", momentum, at_least=0, below=1)
 
-    def move(
-        x: jax.Array, gradient: jax.Array, old: jax.Array, *, rate: Any, step: jax.Array
-    ) -> Moved:
-        del step
+    def move(x: jax.Array, gradient: jax.Array, old: jax.Array, rate: Any, _: Any) -> Moved:
         mean = momentum * tangent_projection(x, old) + tangent_projection(x, gradient)
         difference = _retraction(x, -rate * mean, still=dot(mean, mean) == 0)
         return difference, parallel_transport(x, x + difference, mean)
@@ -156,7 +151,7 @@ def riemannian_adam(
         The transformation; see :func:`riemannian_sgd`.
 
     Raises:
-        ValueError: if a decay is out of its range; from ``update`` as in :func:`riemannian_sgd`.
+        ValueError: if a decay is out of its range.
 
     >>> optimizer = riemannian_adam(0.1)
     >>> x = jnp.array([[1.0, 0.0]])
@@ -168,17 +163,11 @@ def riemannian_adam(
     _checks.number("b2", b2, at_least=0, below=1)
 
     def move(
-        x: jax.Array,
-        gradient: jax.Array,
-        old_mean: jax.Array,
-        old_square: jax.Array,
-        *,
-        rate: Any,
-        step: jax.Array,
+        x: jax.Array, gradient: jax.Array, mean: jax.Array, square: jax.Array, rate: Any, step: Any
     ) -> Moved:
         riemannian = tangent_projection(x, gradient)
-        mean = b1 * tangent_projection(x, old_mean) + (1 - b1) * riemannian
-        square = b2 * old_square + (1 - b2) * dot(riemannian, riemannian)
+        mean = b1 * tangent_projection(x, mean) + (1 - b1) * riemannian
+        square = b2 * square + (1 - b2) * dot(riemannian, riemannian)
         scale = rate / (1 - b1**step) / (jnp.sqrt(square / (1 - b2**step)) + epsilon)
         new = normalize(exponential_map(x, -scale.astype(x.dtype) * mean))
         difference = jnp.where((dot(mean, mean) == 0) | (dot(x, x) == 0), 0, new - x)
@@ -209,12 +198,8 @@ def _on_spheres(
 ) -> optax.GradientTransformation:
     """The transformation that applies ``move`` to every leaf, in at least float32.
 
-    Args:
-        move: ``(x, gradient, *memories, rate, step)`` -> the difference to the new point, which
-            gets the dtype of x, and the new memories; ``step`` counts from 1.
-        learning_rate: a number or a schedule.
-        make_state: ``(step, *memories) -> state``.
-        *memories: the first value of each memory of a leaf.
+    ``move(x, gradient, *memories, rate, step)``, with steps from 1, gives the difference to the new
+    point, which gets the dtype of x, and the new memories; ``memories`` give the first ones.
     """
 
     def init(params: optax.Params) -> Any:
@@ -240,7 +225,7 @@ def _on_spheres(
                     "to another optimiser with optax.partition"
                 )
             wide = (leaf.astype(_checks.accumulator(x.dtype)) for leaf in (x, *leaves))
-            difference, *rest = move(*wide, rate=rate, step=step)
+            difference, *rest = move(*wide, rate, step)
             results.append((difference.astype(x.dtype), *rest))
         columns = zip(*results, strict=True) if results else [()] * (1 + len(memories))
         moved, *kept = map(structure.unflatten, columns)

@@ -220,9 +220,8 @@ def compile_step(
         The step; its metrics are the mean hinge and the number of words.
     """
     step = partial(_train_step, options=options, text_rows=text_rows, trained=tables)
-    if shardings is None:
-        return jax.jit(step, donate_argnums=0)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.step))
+    places = None if shardings is None else (shardings, shardings.step)
+    return jax.jit(step, donate_argnums=0, out_shardings=places)
 
 
 def _train_step(

@@ -5,10 +5,8 @@
 
 With cos φ = tanh t the integral is ∫ e^{κ tanh t} sech^{D-1} t dt over the whole line. This is
 smooth and falls off exponentially, so sums at equal distances around its peak converge faster than
-any power of the number of terms, for every size and concentration, and no Bessel function of
-fractional order is needed.
-
-Samples are those of Wood's rejection: a share of more than half of the proposals is accepted.
+any power of the number of terms, and no Bessel function of fractional order is needed. Samples are
+those of Wood's rejection, which accepts more than half of the proposals.
 
 Source: Kanti Mardia, Peter Jupp, "Directional Statistics", 2000, section 9.3; Andrew Wood,
 "Simulation of the von Mises Fisher distribution", 1994 (Communications in Statistics 23). JoSE's
@@ -43,8 +41,7 @@ def von_mises_fisher_log_density(
         ``[...]`` in nats.
 
     Raises:
-        TypeError: if x or mean is not a floating-point array.
-        ValueError: if they have different sizes, or D < 2.
+        ValueError: if the vectors differ in size, or D < 2.
 
     >>> north = jnp.array([0.0, 0.0, 1.0])
     >>> density = jnp.exp(von_mises_fisher_log_density(north, north, 0.0))
@@ -53,8 +50,7 @@ def von_mises_fisher_log_density(
 
     Reference: Mardia and Jupp 2000, equation 9.3.4.
     """
-    dtype, (x, mean) = widen("von_mises_fisher_log_density", x=x, mean=mean)
-    size = _checked_size("von_mises_fisher_log_density", x)
+    dtype, size, (x, mean) = _checked("von_mises_fisher_log_density", x=x, mean=mean)
     kappa = jnp.asarray(concentration).astype(x.dtype)
     kappa = jnp.broadcast_to(kappa, jnp.broadcast_shapes(kappa.shape, x.shape[:-1]))
     # κ (μ·x - 1) without the loss of digits near the mean.
@@ -78,7 +74,6 @@ def random_von_mises_fisher(
         Unit vectors ``[*shape, ..., D]`` in the dtype of ``mean``.
 
     Raises:
-        TypeError: if mean is not a floating-point array.
         ValueError: if D < 2.
 
     >>> north = jnp.array([0.0, 0.0, 1.0])
@@ -88,25 +83,23 @@ def random_von_mises_fisher(
 
     Reference: Wood 1994.
     """
-    dtype, (mean,) = widen("random_von_mises_fisher", mean=mean)
-    size = _checked_size("random_von_mises_fisher", mean)
+    dtype, size, (mean,) = _checked("random_von_mises_fisher", mean=mean)
     kappa = jnp.asarray(concentration).astype(mean.dtype)
     batch = jnp.broadcast_shapes(kappa.shape, mean.shape[:-1])
     key, tangent_key = jax.random.split(key)
-    cosine = _sample_cosine(key, jnp.broadcast_to(kappa, (*shape, *batch)), size)[..., None]
+    # 1 - cos φ is sampled: the sine keeps its digits.
+    gap = _sample_gap(key, jnp.broadcast_to(kappa, (*shape, *batch)), size)[..., None]
     normal = jax.random.normal(tangent_key, (*shape, *batch, size), mean.dtype)
     mean = jnp.broadcast_to(mean, normal.shape)
     tangent = normalize(tangent_projection(mean, normal))
-    # 1 - cosine is what is sampled; the sine keeps its digits that way.
-    x = (1 - cosine) * mean + jnp.sqrt(cosine * (2 - cosine)) * tangent
-    return x.astype(dtype)
+    return ((1 - gap) * mean + jnp.sqrt(gap * (2 - gap)) * tangent).astype(dtype)
 
 
-def _checked_size(function: str, x: jax.Array) -> int:
-    size = x.shape[-1]
-    if size < 2:
+def _checked(function: str, **vectors: ArrayLike) -> tuple[Any, int, list[jax.Array]]:
+    dtype, arrays = widen(function, **vectors)
+    if (size := arrays[0].shape[-1]) < 2:
         raise ValueError(f"{function}: vectors must have D ≥ 2 coordinates, got {size}")
-    return size
+    return dtype, size, arrays
 
 
 def _log_integral(kappa: jax.Array, size: int) -> jax.Array:
@@ -126,7 +119,7 @@ def _log_integral(kappa: jax.Array, size: int) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=2)  # the loop is compiled once, also outside jit
-def _sample_cosine(key: jax.Array, kappa: jax.Array, size: int) -> jax.Array:
+def _sample_gap(key: jax.Array, kappa: jax.Array, size: int) -> jax.Array:
     """1 - μ·x of samples, by rejection from a transformed beta distribution."""
     power = size - 1
     b = power / (2 * kappa + jnp.sqrt(4 * kappa**2 + power**2))
