@@ -194,7 +194,7 @@ def energy_model(mesh: Mesh) -> Step:
 def spherical_embeddings(mesh: Mesh) -> Step:
     """Of `experiments.jose`, with the words of Wikipedia and 60 million documents."""
     words, documents = 239_672, 60_000_000
-    options = JoseOptions(chunk_size=1024 * mesh.size)
+    options = JoseOptions(window=10, chunk_size=1024 * mesh.size)
     counts = np.maximum(2.4e9 / 12 / np.arange(1, words + 1), 1).astype(np.int64)  # Zipf's law
     generator = np.random.default_rng(0)
     length = 4 * options.chunk_size
@@ -213,7 +213,8 @@ def spherical_embeddings(mesh: Mesh) -> Step:
     step = compile_step(options, chunks.text_rows, state.shardings)
     # Any device may hold the row that a word moves. To gather what moves it is less than a sum over
     # devices of all rows of the chunk would be: 94 rows per block, once, against 74 twice.
-    moves = tuple((*at.shape, options.dimension) for at in (chunk.centers, chunk.negatives))
+    rows = chunk.centers.shape[1] + chunk.negatives.shape[1]
+    moves = ((len(chunk.centers), rows, options.dimension),)
     arguments = state, shapes_of(chunk, mesh)
     return Step(step, arguments, len(chunk.centers), True, gathered=moves)
 
