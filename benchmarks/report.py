@@ -101,7 +101,8 @@ def filled(page: str) -> str:
 def summary(rows: list[Row]) -> str:
     """One line per case and size: the fastest other program, and what bounds ours."""
     known = json.loads(BOUNDS.read_text())
-    lines = [_line(("case", "fastest other program", "its time / zoo's", "bound by")), "|---|---|---:|---|"]
+    head = ("case", "fastest other program", "its time / zoo's", "bound by")
+    lines = [_line(head), "|---|---|---:|---|"]
     for name, block in _blocks(rows).items():
         ours = block[0]
         times = {r["program"]: r["times_zoo"] for r in block[1:] if "times_zoo" in r}

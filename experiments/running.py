@@ -25,7 +25,6 @@ from zoo.training import (
     LossOutput,
     MetricsLog,
     TrainState,
-    abstract_state,
     fit,
     init_state,
     initialize_distributed,
@@ -34,6 +33,7 @@ from zoo.training import (
     write_summary,
 )
 from zoo.training.placement import Rules
+from zoo.training.state import abstract_state
 
 
 class Experiment(NamedTuple):

@@ -15,7 +15,8 @@ from experiments.efficientnet import load_efficientnet, make_encoder
 from experiments.image_captioning.config import DataConfig
 from experiments.running import is_main_process
 from zoo._files import replace_file
-from zoo.data import Vocabulary, image_arrays, open_source
+from zoo.data import Vocabulary, open_source
+from zoo.data.images import image_arrays
 from zoo.extras import require
 
 SPLITS = ("train", "valid", "test")

@@ -29,13 +29,11 @@ from zoo.data import (
     Source,
     StreamPipeline,
     Vocabulary,
-    build_character_vocabulary,
-    build_word_vocabulary,
-    check_vocabulary,
+    build_vocabulary,
     encode_lines,
     open_source,
-    train_subword_vocabulary,
 )
+from zoo.data.vocabulary import check_vocabulary
 from zoo.ordered import OnLstmLanguageModel, nt_asgd
 from zoo.ordered.nt_asgd import nt_asgd_parameters, observe_validation
 from zoo.ordered.regularization import activation_penalty
@@ -172,16 +170,12 @@ def ngram_perplexities(data: Data) -> dict[str, float]:
 
 def make_vocabulary(source: Any, data: DataConfig) -> Vocabulary:
     """The vocabulary of the training text as the config asks for it."""
-    if data.tokens == "characters":
-        return build_character_vocabulary(source)
-    if data.tokens == "subwords":
-        return train_subword_vocabulary(source, size=data.max_vocabulary or 8000)
-    return build_word_vocabulary(
+    return build_vocabulary(
         source,
-        max_size=data.max_vocabulary,
-        min_count=data.min_count,
-        lowercase=data.lowercase,
         split=data.tokens,
+        max_size=data.max_vocabulary or (8000 if data.tokens == "subwords" else None),
+        min_count=1 if data.tokens in ("characters", "subwords") else data.min_count,
+        lowercase=data.lowercase and data.tokens not in ("characters", "subwords"),
     )
 
 

@@ -20,7 +20,8 @@ from experiments.self_orthogonality import ablation, figures
 from experiments.self_orthogonality.config import Config, DataConfig, Method
 from experiments.self_orthogonality.model import LAYERS, Classifier
 from zoo._paths import matches
-from zoo.data import Pipeline, image_arrays, open_source
+from zoo.data import Pipeline, open_source
+from zoo.data.images import image_arrays
 from zoo.orthogonal import add_orthogonality_penalty, filter_angles, self_orthogonality
 from zoo.orthogonal.angles import random_angle_std
 from zoo.training import LossOutput, TrainState, functional, open_workdir, results_table

@@ -16,7 +16,8 @@ from experiments.running import finish
 from experiments.smooth_metrics import figures
 from experiments.smooth_metrics.bias import bias_table
 from experiments.smooth_metrics.config import Config
-from zoo.data import image_arrays, open_source
+from zoo.data import open_source
+from zoo.data.images import image_arrays
 from zoo.smooth import smooth_accuracy, smooth_f1
 from zoo.smooth.streaming import streaming_f1, streaming_f1_init
 from zoo.training import MetricsLog, open_workdir, results_table

@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.training import program
-from zoo.training import Checkpointer, abstract_state, init_state, make_mesh
+from zoo.training import Checkpointer, init_state, make_mesh
 from zoo.training.digest import checksum
+from zoo.training.state import abstract_state
 
 RULES = (("kernel$", PartitionSpec(None, ("fsdp", "model"))),)
 CARRY = jax.ShapeDtypeStruct((program.ROWS, 3), jnp.float32)

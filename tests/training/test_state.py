@@ -10,14 +10,13 @@ from tests.training import program
 from zoo.training import (
     Checkpointer,
     LossOutput,
-    abstract_state,
     functional,
     init_state,
     make_mesh,
     make_train_step,
     put_batch,
 )
-from zoo.training.state import get_model_state
+from zoo.training.state import abstract_state, get_model_state
 
 RULES = (("kernel$", PartitionSpec(None, "fsdp")),)
 

@@ -210,16 +210,3 @@ def _text_of(example: Mapping[str, Any]) -> str:
             "pass for instance (example['review'] for example in source)"
         )
     return example["text"]
-
-
-build_word_vocabulary = build_vocabulary
-
-
-def build_character_vocabulary(lines: Texts) -> Vocabulary:
-    """As ``build_vocabulary(lines, split="characters")``."""
-    return build_vocabulary(lines, split="characters")
-
-
-def train_subword_vocabulary(lines: Texts, *, size: int) -> Vocabulary:
-    """As ``build_vocabulary(lines, split="subwords", max_size=size)``."""
-    return build_vocabulary(lines, split="subwords", max_size=size)

@@ -194,8 +194,7 @@ def smooth_auc(
 
     Raises:
         TypeError: if ``scores`` is not floating.
-        ValueError: if shapes do not fit or ``temperature`` is not positive (a traced one gives
-            NaN).
+        ValueError: if shapes do not fit or ``temperature`` is not positive (a traced one: NaN).
 
     >>> import jax.numpy as jnp
     >>> scores, labels = jnp.array([3.0, 1.0, 2.0]), jnp.array([1, 0, 0])
@@ -325,4 +324,5 @@ def _mask(where: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
 
 
 def sum_over_devices(sums: Any, axis_name: str | None) -> Any:
+    """The sums of the complete batch, which may be split over a mapped axis."""
     return sums if axis_name is None else lax.psum(sums, axis_name)

@@ -1,23 +1,10 @@
 """What every experiment shares: mesh, state, step, loop, checkpoints, records."""
 
-from zoo._paths import path_name  # noqa: F401 - callers move to the modules
 from zoo.training.checkpoint import Checkpointer
 from zoo.training.fit import Loop, fit
-from zoo.training.mesh import (
-    batch_sharding,  # noqa: F401
-    initialize_distributed,
-    make_mesh,
-    put_batch,
-)
-from zoo.training.placement import Rules, shardings  # noqa: F401
+from zoo.training.mesh import initialize_distributed, make_mesh, put_batch
 from zoo.training.records import MetricsLog, open_workdir, results_table, write_summary
-from zoo.training.state import (
-    TrainState,
-    abstract_state,
-    functional,
-    functional_with_state,  # noqa: F401
-    init_state,
-)
+from zoo.training.state import TrainState, functional, init_state
 from zoo.training.step import LossOutput, make_train_step
 
 __all__ = [
@@ -26,7 +13,6 @@ __all__ = [
     "LossOutput",
     "MetricsLog",
     "TrainState",
-    "abstract_state",
     "fit",
     "functional",
     "init_state",

@@ -236,23 +236,6 @@ def get_model_state(module: nnx.Module) -> dict[str, Any]:
     return _plain(nnx.state(module, _MODEL_STATE))
 
 
-class Functional(NamedTuple):
-    """Former form of :func:`functional` with :func:`get_model_state`."""
-
-    init_parameters: Callable[[jax.Array], Any]
-    init_model_state: Callable[[jax.Array], Any]
-    rebuild: Callable[..., Any]
-    model_state: Callable[[Any], Any]
-
-
-def functional_with_state(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
-    """Former form of :func:`functional` with :func:`get_model_state`."""
-    init, merge = functional(make_module)
-    return Functional(
-        init, lambda key: get_model_state(make_module(nnx.Rngs(key))), merge, get_model_state
-    )
-
-
 def _plain(state: nnx.State) -> dict[str, Any]:
     """An NNX state as a nested dict of arrays with string keys."""
     plain: dict[str, Any] = {}
