@@ -324,5 +324,6 @@ def _mask(where: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
 
 
 def sum_over_devices(sums: Any, axis_name: str | None) -> Any:
+    """The tree as it is, or summed over a mapped axis."""
     """The sums of the complete batch, which may be split over a mapped axis."""
     return sums if axis_name is None else lax.psum(sums, axis_name)

@@ -52,9 +52,7 @@ def soft_rank(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) -> 
         sum N(N + 1)/2; items that are equal have the same. float16 holds no rank above 65504.
 
     Raises:
-        TypeError: if ``x`` is not a floating-point array.
-        ValueError: if ``temperature`` is not positive (a traced one gives NaN), or ``x`` has no
-            such axis.
+        TypeError, ValueError: as for :func:`zoo.smooth.soft_one_hot`.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.array([2.0, 1.0, 4.0, 5.0, 3.0])
@@ -141,7 +139,7 @@ def _pair_sums(
     ordered: jax.Array,
     weights: jax.Array,
     temperature: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """Sums over each item's block, over the blocks below and over those above, [..., N] each.
 
     Of w_j kernel((x_i - x_j)/τ) within the block, of w_j Σ_m c_m e^{-m|x_i - x_j|/τ} beyond it.
@@ -170,8 +168,7 @@ def _pair_sums(
     under = beyond(from_first, from_last, reverse=False)
     over = beyond(from_last, from_first, reverse=True)
     flat = (*ordered.shape[:-1], x.shape[-2] * BLOCK)
-    near, under, over = (part.reshape(flat)[..., :items] for part in (near, under, over))
-    return near, under, over
+    return tuple(part.reshape(flat)[..., :items] for part in (near, under, over))
 
 
 def _carry(moments: jax.Array, width: jax.Array, gap: jax.Array, *, reverse: bool) -> jax.Array:

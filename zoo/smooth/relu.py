@@ -57,8 +57,7 @@ def smooth_relu(
 
     Raises:
         TypeError: if ``x`` is not a floating-point array.
-        ValueError: if ``kernel`` is unknown or ``temperature`` not positive; a traced temperature
-            that is not gives NaN.
+        ValueError: if ``kernel`` is unknown or ``temperature`` not positive (a traced one: NaN).
 
     >>> import jax.numpy as jnp
     >>> for kernel in ("logistic", "gaussian", "square"):
