@@ -18,6 +18,7 @@ from zoo.spherical.embeddings import load_word2vec
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_smoke_reaches_what_it_must(tmp_path, capsys):
     flags = ["--preset=smoke", f"--workdir={tmp_path}", "--loop.progress=False"]
     command_line.main(run, PRESETS, None, flags)
@@ -25,11 +26,9 @@ def test_smoke_reaches_what_it_must(tmp_path, capsys):
     summary = json.loads((tmp_path / "summary.json").read_text())
     scores = summary["scores"]["all documents"]
     assert scores["knn"]["micro_f1"] >= expected["knn_micro_f1_at_least"]
-    purity, _ = scores["k_means"]["purity"]
-    assert purity >= expected["k_means_purity_at_least"]
+    assert scores["k_means"]["purity"][0] >= expected["k_means_purity_at_least"]
     assert summary["skipped"] == expected["skipped"]
-    output = capsys.readouterr().out
-    assert "king: " in output
+    assert "king: " in capsys.readouterr().out
     assert "test documents unseen" in summary["scores"]
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
     model = spherical.load_embeddings(tmp_path / "model.safetensors")
@@ -48,37 +47,28 @@ def test_passages_are_documents():
     documents = read_documents("builtin:shakespeare")
     assert len(documents.texts) == len(documents.labels) == len(documents.test) > 900
     assert documents.texts[0].startswith("Before we proceed any further, hear me speak.")
-    assert len(documents.names) == 20
     assert set(documents.labels) == set(range(-1, 20))
+
+
+def test_labelled_file(tmp_path):
+    path = tmp_path / "posts.jsonl"
+    names = ("text", "label", "group", "split")
+    rows = [("a\nb", 1, "x", "train"), ("c", 0, "y", "test")]
+    lines = [json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows]
+    path.write_text("".join(lines))
+    documents = read_documents(f"file:{path}")
+    assert (documents.texts, documents.names) == (["a b", "c"], ("y", "x"))
+    assert (documents.labels.tolist(), documents.test.tolist()) == ([1, 0], [False, True])
 
 
 def test_study_changes_what_it_names():
     config = PRESETS["smoke"]
     for changes in study.CHANGES.values():
-        found = dataclasses.asdict(study.changed(config, changes))
+        expected = dataclasses.asdict(config)
         for name, value in changes.items():
             section, field = name.split(".")
-            assert found[section].pop(field) == value
-        before = dataclasses.asdict(config)
-        assert all(before[key][name] == v for key in before for name, v in _fields(found[key]))
-
-
-def _fields(part):
-    return part.items() if isinstance(part, dict) else ()
-
-
-def test_labelled_file(tmp_path):
-    path = tmp_path / "posts.jsonl"
-    rows = [
-        {"text": "a\nb", "label": 1, "group": "x", "split": "train"},
-        {"text": "c", "label": 0, "group": "y", "split": "test"},
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    documents = read_documents(f"file:{path}")
-    assert documents.texts == ["a b", "c"]
-    assert documents.names == ("y", "x")
-    assert documents.labels.tolist() == [1, 0]
-    assert documents.test.tolist() == [False, True]
+            expected[section][field] = value
+        assert dataclasses.asdict(study.changed(config, changes)) == expected
 
 
 @pytest.mark.parametrize(
@@ -86,9 +76,8 @@ def test_labelled_file(tmp_path):
     [
         (["--data.uri=ftp://x"], "must start with one of builtin:, file:, tfds:"),
         (["--data.min-count=0"], "data.min_count must be at least 1, got 0"),
-        (["--data.min-count=100000000"], "no token that occurs at least min_count=100000000"),
+        (["--distributed.process-id=1"], "distributed: JoSE runs in one process"),
         (["--training.learning-rate=nan"], "learning_rate must be one finite number > 0, got nan"),
-        (["--model.window=0"], "window must be at least 1 and at most 127, got 0"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, message, tmp_path, capsys):
