@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments.command_line import change
 from experiments.conditional_text import config as text_config
 from experiments.conditional_text import train as text
 from experiments.conditional_text.texts import Pieces
@@ -70,12 +71,6 @@ def step_of(experiment: Experiment, mesh: Mesh) -> Step:
 def shapes_of(batch: Any, mesh: Mesh) -> Any:
     place = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batch)
-
-
-def change(config: Any, **sections: dict[str, Any]) -> Any:
-    """The config with other fields in some of its sections."""
-    changed = {n: dataclasses.replace(getattr(config, n), **f) for n, f in sections.items()}
-    return dataclasses.replace(config, **changed)
 
 
 def words(size: int) -> Vocabulary:

@@ -37,6 +37,17 @@ def in_unit_interval(settings: Any, *names: str) -> None:
             raise ValueError(f"{_flag(settings, name)} must be in [0, 1), got {value}")
 
 
+def change(config: Any, **fields: Any) -> Any:
+    """The config with other fields; of a section, those that its dictionary names.
+
+    ``change(config, workdir="runs/short", training={"steps": 200})``
+    """
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            fields[name] = dataclasses.replace(getattr(config, name), **value)
+    return dataclasses.replace(config, **fields)
+
+
 def _flag(settings: Any, name: str) -> str:
     """``training.epochs`` for the field epochs of a TrainingConfig."""
     return f"{type(settings).__name__.removesuffix('Config').lower()}.{name}".removeprefix(".")

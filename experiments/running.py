@@ -7,11 +7,13 @@ state = train(experiment, mesh, workdir, config.loop)
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -19,6 +21,7 @@ from jax.typing import DTypeLike
 
 from experiments.command_line import LoopConfig, RunConfig
 from zoo._paths import matches
+from zoo.data import Pipeline
 from zoo.training import (
     Checkpointer,
     Loop,
@@ -30,6 +33,7 @@ from zoo.training import (
     initialize_distributed,
     make_mesh,
     make_train_step,
+    put_batch,
     write_summary,
 )
 from zoo.training.placement import Rules
@@ -146,6 +150,37 @@ def train(
         )
 
 
+def held_out_means(
+    loss: Callable[..., LossOutput],
+    parameters: Any,
+    examples: Any,
+    *,
+    batch_size: int,
+    mesh: Mesh,
+) -> dict[str, float]:
+    """Means of a loss and of its metrics over held-out examples.
+
+    Args:
+        loss: jitted, of ``make_train_step``'s form; gives the rows that are not
+            ``batch["valid"]`` no weight.
+        parameters: of the model.
+        examples: a source for ``zoo.data.Pipeline``.
+        batch_size: rows over all devices.
+        mesh: that of the parameters.
+    """
+    sums: dict[str, np.ndarray] = {}
+    for batch in Pipeline(examples, batch_size=batch_size, seed=0, num_epochs=1, shuffle=False):
+        output = loss(parameters, put_batch(batch, mesh), key=jax.random.key(0), carry=())
+        for name, pair in {"loss": (output.total, output.weight), **output.metrics}.items():
+            sums[name] = sums.get(name, 0) + np.array(jax.device_get(pair), np.float64)
+    return {name: float(total / max(weight, 1)) for name, (total, weight) in sums.items()}
+
+
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; none if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def is_main_process() -> bool:
     """Whether this process prints and writes results; on several machines one does."""
     return jax.process_index() == 0
@@ -154,6 +189,14 @@ def is_main_process() -> bool:
 def on_devices(mesh: Mesh) -> str:
     """The devices of a mesh in words."""
     return f"{mesh.size} {mesh.devices.flat[0].device_kind} device(s)"
+
+
+def announce(what: str, experiment: Experiment, mesh: Mesh) -> None:
+    """Prints what is trained, how large it is and on what."""
+    if is_main_process():
+        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
+        steps = f"{experiment.num_steps:,} steps on {on_devices(mesh)}"
+        print(f"{what}; {size:,} parameters; {steps}")
 
 
 def finish(
