@@ -1,32 +1,16 @@
 """The pictures a run ends with: densities, and KL by the temperature an energy is read at."""
 
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from zoo import extras
-
-
-def save(
-    workdir: pathlib.Path,
-    densities: dict[str, dict[str, np.ndarray]],
-    read: np.ndarray,
-    curves: dict[str, dict[float, np.ndarray]],
-) -> list[pathlib.Path]:
-    """Writes densities.png and temperature.png; returns their paths."""
-    paths = [workdir / "densities.png", workdir / "temperature.png"]
-    draw_densities(densities).savefig(paths[0], dpi=110)
-    draw_temperature(read, curves).savefig(paths[1], dpi=110)
-    return paths
+from experiments.pictures import new_figure
 
 
 def draw_densities(densities: dict[str, dict[str, np.ndarray]]) -> Any:
     """One row per set, the exact density first."""
     rows, columns = len(densities), max(map(len, densities.values()))
-    figure = extras.require("matplotlib.figure", "plot").Figure(
-        (2.5 * columns, 2.8 * rows), layout="constrained"
-    )
+    figure = new_figure(2.5 * columns, 2.8 * rows)
     grid = figure.subplots(rows, columns)
     for axes_of_row, (name, row) in zip(grid, densities.items(), strict=True):
         top = row["exact"].max()
@@ -39,7 +23,7 @@ def draw_densities(densities: dict[str, dict[str, np.ndarray]]) -> Any:
 
 def draw_temperature(read: np.ndarray, curves: dict[str, dict[float, np.ndarray]]) -> Any:
     """KL by the temperature an energy is read at, one line per temperature of training."""
-    figure = extras.require("matplotlib.figure", "plot").Figure((9, 3.6), layout="constrained")
+    figure = new_figure(9, 3.6)
     for axes, (name, lines) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
         for number, (temperature, values) in enumerate(lines.items()):
             color = f"C{number}"

@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from scipy.special import logsumexp, softmax, xlogy
 
 from experiments.command_line import MAY_CHANGE
-from experiments.energy_plane import figures
 from experiments.energy_plane.config import Config
+from experiments.energy_plane.figures import draw_densities, draw_temperature
+from experiments.pictures import save_figures
 from experiments.running import finish
 from zoo.energy import contrastive_loss, langevin, run_chain
 from zoo.training import functional, open_workdir, results_table
@@ -44,13 +46,13 @@ def run(config: Config) -> None:
     """Every kind of chain on both sets; the tables, two pictures, the summary."""
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     learners = build(config)
-    cells = grid(config.cells)
-    exact = {"rings": normalized(rings(cells)), "mixture": normalized(mixture(cells))}
+    points = grid(config.cells)
+    exact = {"rings": normalized(rings(points)), "mixture": normalized(mixture(points))}
+    *_, persistent = learners.values()
     learned, by_temperature = {}, {}
-    for name, density in exact.items():
-        learned[name] = {kind: np.asarray(learn(density, 1.0)) for kind, learn in learners.items()}
-        *_, persistent = learners.values()
-        by_temperature[name] = {t: np.asarray(persistent(density, t)) for t in config.temperatures}
+    for name, cells in exact.items():
+        learned[name] = {kind: np.asarray(learn(cells, 1.0)) for kind, learn in learners.items()}
+        by_temperature[name] = {t: np.asarray(persistent(cells, t)) for t in config.temperatures}
         print(f"{name}: learned", flush=True)
     report(workdir, exact, learned, by_temperature)
 
@@ -90,24 +92,16 @@ def normalized(weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def probabilities(energy: np.ndarray) -> np.ndarray:
-    """Of the cells under exp(-energy)."""
-    return normalized(np.exp(energy.min() - energy))
-
-
 def divergence(exact: np.ndarray, energy: np.ndarray, temperature: float = 1.0) -> float:
     """KL of exp(-energy/temperature) from the exact cells, in nats."""
     scaled = -np.asarray(energy, np.float64) / temperature
-    log_normalizer = scaled.max() + np.log(np.exp(scaled - scaled.max()).sum())
-    inside = exact > 0
-    return float((exact[inside] * (np.log(exact[inside]) - scaled[inside] + log_normalizer)).sum())
+    return float((xlogy(exact, exact) - exact * (scaled - logsumexp(scaled))).sum())
 
 
 class PointEnergy(nnx.Module):
     """Two hidden layers; the energy starts flat."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
-        """Draws the parameters."""
         self.first = nnx.Linear(2, features, rngs=rngs)
         self.second = nnx.Linear(features, features, rngs=rngs)
         zeros = nnx.initializers.zeros_init()
@@ -120,28 +114,22 @@ class PointEnergy(nnx.Module):
 
 
 def make_learner(config: Config, num_steps: int, *, persistent: bool = False) -> Learner:
-    """A jitted function of the exact probabilities and of the temperature of the chains.
-
-    Args:
-        config: of the run.
-        num_steps: of each chain.
-        persistent: continue the chains of the last batch, instead of starting from noise.
-    """
+    """Trains with chains of ``num_steps`` that start from noise, or where the last ones ended."""
     points = grid(config.cells).reshape(-1, 2).astype(np.float32)
     width = 2 * HALF / config.cells
-    box = (config.batch_size, 2)
+    shape = (config.batch_size, 2)
     init, merge = functional(lambda rngs: PointEnergy(config.features, rngs=rngs))
     rate = optax.cosine_decay_schedule(config.learning_rate, config.steps, alpha=0.02)
     optimizer = optax.adam(rate, b1=0.0)
 
     def noise(key: jax.Array) -> jax.Array:
-        return jax.random.uniform(key, box, minval=-HALF, maxval=HALF)
+        return jax.random.uniform(key, shape, minval=-HALF, maxval=HALF)
 
     def sample_data(cell_key: jax.Array, place_key: jax.Array, cumulative: jax.Array) -> jax.Array:
         # Inverting the distribution function draws a cell; the place within it is uniform.
-        cells = jnp.searchsorted(cumulative, jax.random.uniform(cell_key, box[:1]))
+        cells = jnp.searchsorted(cumulative, jax.random.uniform(cell_key, shape[:1]))
         corner = jnp.asarray(points)[jnp.minimum(cells, len(points) - 1)]
-        return corner + width * (jax.random.uniform(place_key, box) - 0.5)
+        return corner + width * (jax.random.uniform(place_key, shape) - 0.5)
 
     @jax.jit
     def learn(exact: jax.Array, temperature: jax.Array) -> jax.Array:
@@ -184,28 +172,30 @@ def report(
     by_temperature: dict[str, dict[float, np.ndarray]],
 ) -> None:
     """Tables, pictures and summary."""
-    table, densities, curves, readings = {}, {}, {}, {}
+    divergences: dict[str, dict[str, float]] = {}
+    densities, curves, readings = {}, {}, {}
     for name, cells in exact.items():
-        table[name] = {kind: divergence(cells, energy) for kind, energy in learned[name].items()}
+        found = {kind: divergence(cells, energy) for kind, energy in learned[name].items()}
+        divergences[name] = found | {"uniform density": divergence(cells, np.zeros_like(cells))}
         densities[name] = {"exact": cells} | {
-            f"{kind}\nKL {table[name][kind]:.3f}": probabilities(energy)
+            f"{kind}\nKL {found[kind]:.3f}": softmax(-energy)
             for kind, energy in learned[name].items()
         }
-        table[name]["uniform density"] = divergence(cells, np.zeros_like(cells))
-        curves[name], readings[name] = {}, {}
-        for temperature, energy in by_temperature[name].items():
-            curve = np.array([divergence(cells, energy, read) for read in READ])
-            curves[name][temperature] = curve
-            readings[name][temperature] = {
+        curves[name] = {
+            temperature: np.array([divergence(cells, energy, read) for read in READ])
+            for temperature, energy in by_temperature[name].items()
+        }
+        readings[name] = {
+            temperature: {
                 "KL as exp(-E)": divergence(cells, energy),
                 "KL as exp(-E/T)": divergence(cells, energy, temperature),
-                "best read at": READ[curve.argmin()],
+                "best read at": READ[curves[name][temperature].argmin()],
             }
+            for temperature, energy in by_temperature[name].items()
+        }
+    kinds = divergences["rings"]
     results_table(
-        [
-            {"chains": kind} | {name: row[kind] for name, row in table.items()}
-            for kind in table["rings"]
-        ],
+        [{"chains": k} | {name: row[k] for name, row in divergences.items()} for k in kinds],
         title="KL of the learned density from the exact one, nats",
     )
     results_table(
@@ -216,5 +206,6 @@ def report(
         ],
         title="What the temperature of persistent chains does",
     )
-    pictures = figures.save(workdir, densities, READ, curves)
-    finish(workdir, {"divergence": table, "temperature": readings}, pictures)
+    drawn = {"densities": draw_densities(densities), "temperature": draw_temperature(READ, curves)}
+    summary = {"divergence": divergences, "temperature": readings}
+    finish(workdir, summary, save_figures(workdir, drawn))
