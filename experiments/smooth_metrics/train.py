@@ -58,7 +58,8 @@ def run(config: Config) -> None:
         f"{config.data.uri}: {split.train_x.shape[1]:,} training and {split.test_x.shape[1]:,} "
         f"test samples per seed, {split.train_t.mean():.1%} positive, {training.num_seeds} seeds"
     )
-    with MetricsLog(workdir / "metrics.jsonl", resume_step=len(done)) as log:
+    with MetricsLog(workdir / "metrics.jsonl") as log:
+        log.resume(len(done))
         for size in training.batch_sizes[len(done) :]:
             parameters = train_all(learners, split, size, config)
             scores = test_all(parameters, split)

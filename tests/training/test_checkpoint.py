@@ -39,8 +39,7 @@ def assert_same(state, expected):
 
 @pytest.fixture(scope="module")
 def state():
-    mesh = make_mesh(data=2, fsdp=2, model=2)
-    return program.new_state(mesh, rules=RULES)
+    return program.new_state(make_mesh(data=2, fsdp=2, model=2), rules=RULES)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +59,11 @@ def folder(saved, tmp_path):
 
 
 def at(state, step):
-    place = state.step.sharding
-    return state._replace(step=jax.device_put(jnp.int32(step), place))
+    return state._replace(step=jax.device_put(jnp.int32(step), state.step.sharding))
 
 
-@pytest.mark.parametrize("devices", [8, 2])
-def test_restores_to_the_shardings_of_like_on_any_number_of_devices(saved, state, devices):
-    like = abstract_on(devices)
+def test_restores_to_the_shardings_of_like(saved, state):
+    like = abstract_on(8)  # on fewer devices: below, after damage
     with Checkpointer(saved) as checkpointer:
         restored, position = checkpointer.restore(like)
     assert position == {"batch": 6, "epoch": None}
@@ -74,7 +71,7 @@ def test_restores_to_the_shardings_of_like_on_any_number_of_devices(saved, state
     assert_same(restored, at(state, 6))
 
 
-def test_keeps_the_newest_and_replaces_only_when_forced(tmp_path, state):
+def test_keeps_the_newest_and_replaces_none(tmp_path, state):
     with Checkpointer(tmp_path, keep=2) as checkpointer:
         assert checkpointer.restore(state) is None
         assert checkpointer.steps() == []
@@ -84,8 +81,6 @@ def test_keeps_the_newest_and_replaces_only_when_forced(tmp_path, state):
         checkpointer.wait()
         assert checkpointer.steps() == [2, 3]
         assert checkpointer.restore(state)[1] == 3
-        assert checkpointer.save(at(state, 3), position="again", force=True)
-        assert checkpointer.restore(state)[1] == "again"
         with pytest.raises(TypeError, match="JSON"):
             checkpointer.save(at(state, 4), position={"batch": np.zeros(3)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
@@ -136,6 +131,7 @@ def test_other_keys_and_dtypes_come_back(tmp_path):
         optax.GradientTransformation(lambda _: others, lambda *_: None),
         key=jax.random.key(4, impl="rbg"),
         mesh=mesh,
+        init_model_state=lambda key: {"norm": {"mean": jnp.arange(3.0)}},
     )
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(state, position=[1, "two", {"three": 3.5}])

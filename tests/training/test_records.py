@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.training import MetricsLog, open_workdir, results_table, write_summary
+from zoo.training import MetricsLog, open_workdir, write_summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,8 @@ def test_resumed_log_drops_later_and_torn_lines(tmp_path):
             assert len(path.read_text().splitlines()) == step  # flushed
     with path.open("a") as file:
         file.write('{"step": 2, "lo')
-    with MetricsLog(path, resume_step=2) as log:
+    with MetricsLog(path) as log:
+        log.resume(2)
         log.write(3, {"loss": 7})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 7}]
@@ -92,11 +93,3 @@ def test_summary_is_strict_json_of_plain_values(tmp_path):
         "nested": {"path": "x", "flag": True, "none": None},
     }
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
-
-
-def test_table_shows_every_column(capsys):
-    rows = [{"model": "ours", "perplexity": 98.7654}, {"model": "5-gram", "bits": np.float32(2)}]
-    results_table(rows, title="Results")
-    text = capsys.readouterr().out
-    for part in ("Results", "model", "perplexity", "bits", "ours", "98.77", "5-gram", "2"):
-        assert part in text

@@ -8,7 +8,6 @@ from jax.sharding import PartitionSpec
 
 from tests.training import program
 from zoo.training import (
-    Checkpointer,
     LossOutput,
     functional,
     init_state,
@@ -192,12 +191,3 @@ def test_lost_model_state_is_named():
     step = make_train_step(forgetful, optax.sgd(0.1))
     with pytest.raises(TypeError, match="the model state must keep its structure"):
         jax.eval_shape(step, normalized_state(make_mesh()), {"x": np.ones((4, 3), np.float32)})
-
-
-def test_model_state_is_checkpointed(tmp_path):
-    state = normalized_state(make_mesh())
-    changed = state._replace(model_state=jax.tree.map(lambda leaf: leaf + 3, state.model_state))
-    with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(changed, position=None)
-        restored, _ = checkpointer.restore(state.abstract)
-    jax.tree.map(np.testing.assert_array_equal, restored.model_state, changed.model_state)

@@ -87,18 +87,10 @@ def build_vocabulary(
     if split in ("subwords", "wordpiece"):
         return _train(texts, split == "wordpiece", max_size, min_count, lowercase, special)
     if split == "bert_characters":
-        normalizer = _normalizer(lowercase)
-        characters = build_vocabulary(
-            map(normalizer.normalize_str, texts),
-            split="characters",
-            max_size=max_size,
-            min_count=min_count,
-            special=special,
-        )
-        return _bert_characters(characters, normalizer)
-    tokens_of = functools.partial(
-        split_text, split=split, lowercase=lowercase, breaks=END in special
-    )
+        tokens_of: Splitter = _normalizer(lowercase).normalize_str
+    else:
+        breaks = END in special
+        tokens_of = functools.partial(split_text, split=split, lowercase=lowercase, breaks=breaks)
     counts = collections.Counter(itertools.chain.from_iterable(map(tokens_of, texts)))
     for token in (*special, "\n"):
         counts.pop(token, None)
@@ -110,9 +102,12 @@ def build_vocabulary(
         )
     chosen.sort(key=lambda token: (-counts[token], token))
     chosen = chosen[: None if max_size is None else max_size - len(special)]
-    if split == "characters":
+    if split in ("characters", "bert_characters"):
         chosen.sort()
     tokens = (*special, *chosen)
+    if split == "bert_characters":
+        characters = Vocabulary(tokens, "characters", special=special)
+        return _bert_characters(characters, _normalizer(lowercase))
     frequencies = np.array([counts[token] for token in tokens], np.int64)
     return Vocabulary(tokens, split, lowercase, special=special, counts=frequencies)
 
@@ -199,14 +194,14 @@ def _normalizer(lowercase: bool) -> Any:
 def _texts(lines: Texts) -> Iterator[str]:
     if isinstance(lines, str):
         raise TypeError("expected lines, got one string; use text.splitlines() or [text]")
-    return (line if isinstance(line, str) else _text_of(line) for line in lines)
-
-
-def _text_of(example: Mapping[str, Any]) -> str:
-    if not isinstance(example, Mapping) or not isinstance(example.get("text"), str):
-        found = sorted(example) if isinstance(example, Mapping) else type(example).__name__
-        raise TypeError(
-            f"expected strings or examples with a string field 'text', got {found}; "
-            "pass for instance (example['review'] for example in source)"
-        )
-    return example["text"]
+    for line in lines:
+        text: Any = line
+        if not isinstance(line, str):
+            text = line.get("text") if isinstance(line, Mapping) else None
+        if not isinstance(text, str):
+            found = sorted(line) if isinstance(line, Mapping) else type(line).__name__
+            raise TypeError(
+                f"expected strings or examples with a string field 'text', got {found}; "
+                "pass for instance (example['review'] for example in source)"
+            )
+        yield text

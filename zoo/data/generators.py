@@ -13,13 +13,16 @@ import concurrent.futures
 import threading
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from zoo import _checks as checks
 
 
 def wrap_generator(factory: Callable[[], Iterator[Any]], *, prefetch: int = 2) -> "SafeGenerator":
     """Runs a generator in a background thread, safely for consumers in any number of threads.
+
+    An exception of the generator reaches the consumer whose turn it is, with its traceback, and
+    every later one. After ``close`` there are no more items, as with a generator.
 
     Args:
         factory: makes the generator; called again when a position is restored, so it must give the
@@ -46,11 +49,7 @@ def wrap_generator(factory: Callable[[], Iterator[Any]], *, prefetch: int = 2) -
 
 
 class SafeGenerator:
-    """What :func:`wrap_generator` returns.
-
-    An exception of the generator reaches the consumer whose turn it is, with its traceback, and
-    every later one. After ``close`` there are no more items, as with a generator.
-    """
+    """What :func:`wrap_generator` returns."""
 
     def __init__(self, factory: Callable[[], Iterator[Any]], prefetch: int):
         self._factory = factory
@@ -59,7 +58,7 @@ class SafeGenerator:
         self._ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
         self._start(0)
 
-    def __iter__(self) -> "SafeGenerator":
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
@@ -92,7 +91,7 @@ class SafeGenerator:
         with self._lock:
             self._stop()
 
-    def __enter__(self) -> "SafeGenerator":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *details: object) -> None:

@@ -51,25 +51,30 @@ class Images:
         return {"image": self.images[index], "label": self.labels[index]}
 
 
-def read_archive(path: pathlib.Path, split: str) -> Images:
-    """The images of one split of an ``.npz`` archive."""
+def read_images(path: pathlib.Path, split: str) -> Images:
+    """The images of one split, of a folder of idx files or of an archive ``.npz``."""
+    images, labels = _read_folder(path, split) if path.is_dir() else _read_archive(path, split)
+    return Images(images, labels, str(path))
+
+
+def _read_archive(path: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
             if not {f"x_{split}", f"y_{split}"} <= set(archive.files):
                 raise ValueError(f"{path} has no {split=}, it has {', '.join(archive.files)}")
-            images, labels = archive[f"x_{split}"], archive[f"y_{split}"]
+            return archive[f"x_{split}"], archive[f"y_{split}"]
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is not a complete .npz archive: {error}") from error
-    return Images(images, labels, str(path))
 
 
-def read_folder(folder: pathlib.Path, split: str) -> Images:
-    """The images of one split of a folder of idx files."""
+def _read_folder(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     if split not in _IDX_NAMES:
         raise ValueError(f"{folder} has the splits train and test, got {split!r}; cut train")
-    stem = _IDX_NAMES[split]
-    images = _read_idx(folder / f"{stem}-images-idx3-ubyte", axes=3)
-    return Images(images, _read_idx(folder / f"{stem}-labels-idx1-ubyte", axes=1), str(folder))
+    images, labels = (
+        _read_idx(folder / f"{_IDX_NAMES[split]}-{name}-idx{axes}-ubyte", axes=axes)
+        for name, axes in (("images", 3), ("labels", 1))
+    )
+    return images, labels
 
 
 def _read_idx(path: pathlib.Path, *, axes: int) -> np.ndarray:

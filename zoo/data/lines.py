@@ -14,7 +14,7 @@ import mmap
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,15 +27,20 @@ _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 class Lines:
     """Examples of a file with one example per line.
 
+    Args:
+        path: of the file.
+        kind: ``".jsonl"``: a JSON object on every line that is not blank; ``".tsv"``: tab-separated
+            columns on every line that is not blank; any other: the text of every line.
+        columns: names of the columns; None: they are on the first line.
+
     Attributes:
         starts: int64 [N], offset of the first byte of every line.
         stops: int64 [N], offset past its last byte, the line break excluded.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, kind: str = "", columns: Sequence[str] | None = None):
         self.path = path
         self._data = read_bytes(path)
-        self._parse = _parse_text
         breaks = [
             np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + offset
             for offset, chunk in _checked_chunks(self._data, path)
@@ -44,27 +49,18 @@ class Lines:
         if not len(stops) or stops[-1] != len(self._data) - 1:  # the last line may lack its break
             stops = np.append(stops, len(self._data))
         first = len(_BYTE_ORDER_MARK) if self._data[:3] == _BYTE_ORDER_MARK else 0
-        self.starts = np.concatenate([[first], stops[:-1] + 1])
-        self.stops = stops
-
-    @classmethod
-    def of_objects(cls, path: pathlib.Path) -> "Lines":
-        """A JSON object on every line that is not blank."""
-        lines = cls(path)
-        lines._keep_filled()
-        lines._parse = _parse_object
-        return lines
-
-    @classmethod
-    def of_columns(cls, path: pathlib.Path, columns: tuple[str, ...] | None) -> "Lines":
-        """Tab-separated columns on every line that is not blank; None: the first names them."""
-        lines = cls(path)
-        lines._keep_filled()
-        if columns is None:
-            columns = tuple(lines._line(0).split("\t"))
-            lines.starts, lines.stops = lines.starts[1:], lines.stops[1:]
-        lines._parse = functools.partial(_parse_columns, columns=columns)
-        return lines
+        starts = np.concatenate([[first], stops[:-1] + 1])
+        if kind in (".jsonl", ".tsv"):
+            bounds = zip(starts.tolist(), stops.tolist(), strict=True)
+            filled = [i for i, (start, stop) in enumerate(bounds) if self._data[start:stop].strip()]
+            starts, stops = starts[filled], stops[filled]
+        self.starts, self.stops = starts, stops
+        self._parse = _parse_object if kind == ".jsonl" else _parse_text
+        if kind == ".tsv":
+            if columns is None:
+                columns = self._line(0).split("\t")
+                self.starts, self.stops = starts[1:], stops[1:]
+            self._parse = functools.partial(_parse_columns, columns=columns)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -79,11 +75,6 @@ class Lines:
     def _line(self, index: int) -> str:
         line = self._data[self.starts[index] : self.stops[index]].decode()
         return line[:-1] if line.endswith("\r") else line
-
-    def _keep_filled(self) -> None:
-        bounds = zip(self.starts.tolist(), self.stops.tolist(), strict=True)
-        filled = [i for i, (start, stop) in enumerate(bounds) if self._data[start:stop].strip()]
-        self.starts, self.stops = self.starts[filled], self.stops[filled]
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map cannot travel to a worker process; the file is there too.
@@ -110,7 +101,7 @@ def _parse_object(line: str) -> dict[str, Any]:
     return value
 
 
-def _parse_columns(line: str, columns: tuple[str, ...]) -> dict[str, Any]:
+def _parse_columns(line: str, columns: Sequence[str]) -> dict[str, Any]:
     values = line.split("\t")
     if len(values) != len(columns):
         raise ValueError(

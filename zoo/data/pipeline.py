@@ -86,18 +86,10 @@ class Pipeline(BatchIterator):
                 f"source has {length} examples, which make no batch with batch_size={batch_size} "
                 f"and remainder={remainder!r}"
             )
-        options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "seed": seed,
-            "shuffle": shuffle,
-            "remainder": remainder,
-        }
-        super().__init__(
-            _ExampleBatches(source, transform, rows, **options),
-            num_epochs=num_epochs,
-            num_workers=num_workers,
-            identity={"kind": "examples", "examples": length, **options},
-        )
+        identity = {"kind": "examples", "examples": length, "batch_size": batch_size, "seed": seed}
+        identity |= {"shuffle": shuffle, "remainder": remainder}
+        batches = _ExampleBatches(source, transform, rows, batch_size, seed, shuffle, remainder)
+        super().__init__(batches, num_epochs=num_epochs, num_workers=num_workers, identity=identity)
 
 
 class StreamPipeline(BatchIterator):
@@ -113,8 +105,7 @@ class StreamPipeline(BatchIterator):
     The first cut of every epoch is at an offset drawn from (seed, epoch), so that all cuts move;
     the row that reaches the end of the text continues at its beginning.
 
-    An iterator with ``get_state``, ``set_state``, ``close`` and ``batches_per_epoch``, and a
-    context manager. Needs the extra ``data`` (grain). A batch has
+    An iterator like :class:`Pipeline`. A batch has
 
     - ``inputs``, ``targets``: int32 [B, T];
     - ``valid``: bool [B, T], the targets to count; false only in the last batch of an epoch;
@@ -125,11 +116,8 @@ class StreamPipeline(BatchIterator):
         batch_size: B, rows over all hosts.
         num_steps: T, columns of a batch.
         seed: of the offsets.
-        num_epochs: when to stop; None: never.
         shuffle_offset: False starts every epoch at the first token, for evaluation.
-        num_workers: processes that make batches; cutting is cheap, 0 is nearly always best.
-        process_index: this host, by default ``jax.process_index()``.
-        process_count: number of hosts H, by default ``jax.process_count()``.
+        num_epochs, num_workers, process_index, process_count: as for :class:`Pipeline`.
 
     Raises:
         ValueError: an argument is out of its range, N <= B, or H does not divide B.
@@ -168,19 +156,11 @@ class StreamPipeline(BatchIterator):
                 f"{batch_size + 1}: use a longer text or a smaller batch"
             )
         ids = np.ascontiguousarray(ids, np.int32)
-        options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "num_steps": num_steps,
-            "seed": seed,
-            "shuffle_offset": shuffle_offset,
-        }
-        text = {"kind": "stream", "tokens": len(ids), "checksum": zlib.crc32(ids.data)}
-        super().__init__(
-            _StreamBatches(ids, rows, **options),
-            num_epochs=num_epochs,
-            num_workers=num_workers,
-            identity=text | options,
-        )
+        identity = {"kind": "stream", "tokens": len(ids), "checksum": zlib.crc32(ids.data)}
+        identity |= {"batch_size": batch_size, "num_steps": num_steps, "seed": seed}
+        identity |= {"shuffle_offset": shuffle_offset}
+        batches = _StreamBatches(ids, rows, batch_size, num_steps, seed, shuffle_offset)
+        super().__init__(batches, num_epochs=num_epochs, num_workers=num_workers, identity=identity)
 
 
 @dataclasses.dataclass(frozen=True)

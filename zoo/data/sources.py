@@ -4,7 +4,9 @@ A source is anything with a length whose items are dictionaries, so that a pipel
 without reading the examples before it.
 """
 
+import bisect
 import importlib.resources
+import itertools
 import operator
 import os
 import pathlib
@@ -13,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from zoo.data.images import read_archive, read_folder
+from zoo.data.images import Images, read_images
 from zoo.data.lines import Lines
 from zoo.extras import require
 
@@ -81,39 +83,27 @@ def open_source(uri: str, *, split: str | None = None) -> Source:
     return _SCHEMES[scheme](uri, rest, split)
 
 
-class _View:
-    """Examples ``start`` to ``stop`` of a sequence of dictionaries: a source."""
+class _Joined:
+    """A source: sequences of dictionaries end to end, or examples ``start`` to ``stop`` of them."""
 
-    def __init__(self, uri: str, examples: Any, start: int = 0, stop: int | None = None):
+    def __init__(self, uri: str, parts: Sequence[Any], start: int = 0, stop: int | None = None):
         self.uri = uri
-        self._examples = examples
-        self._range = range(start, len(examples) if stop is None else stop)
+        self._parts = parts
+        self._starts = list(itertools.accumulate(map(len, parts), initial=0))
+        self._range = range(start, self._starts[-1] if stop is None else stop)
 
     def __len__(self) -> int:
         return len(self._range)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._examples[self._range[operator.index(index)]]
-
-
-class _Joined:
-    """Several sequences end to end."""
-
-    def __init__(self, parts: Sequence[Any]):
-        self._parts = parts
-        self._starts = np.cumsum([0, *map(len, parts)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._parts[part][index - int(self._starts[part])]
+        index = self._range[operator.index(index)]
+        part = bisect.bisect(self._starts, index) - 1
+        return self._parts[part][index - self._starts[part]]
 
 
 def _cut(uri: str, examples: Any, split: str | None) -> Source:
     if split is None:
-        return _View(uri, examples)
+        return _Joined(uri, [examples])
     total = len(examples)
     bounds = (0, total * 90 // 100, total * 95 // 100, total)
     start, stop = bounds[SPLITS.index(split) :][:2]
@@ -122,7 +112,7 @@ def _cut(uri: str, examples: Any, split: str | None) -> Source:
             f"split={split!r} of {uri!r} is empty: its {total} examples are too few to be cut "
             "90/5/5; use split=None or a larger set"
         )
-    return _View(uri, examples, start, stop)
+    return _Joined(uri, [examples], start, stop)
 
 
 def _open_builtin(uri: str, name: str, split: str | None) -> Source:
@@ -132,12 +122,8 @@ def _open_builtin(uri: str, name: str, split: str | None) -> Source:
             return _cut(uri, Lines(path), split)
     if name == "digits":
         digits = require("sklearn.datasets", "data").load_digits()
-        images = (digits.images[..., None] / 16).astype(np.float32)
-        labels = digits.target.astype(np.int32)
-        examples = [
-            {"image": image, "label": label} for image, label in zip(images, labels, strict=True)
-        ]
-        return _cut(uri, examples, split)
+        images = (digits.images / 16).astype(np.float32)
+        return _cut(uri, Images(images, digits.target, name), split)
     raise ValueError(f"builtin: knows shakespeare and digits, got {uri!r}")
 
 
@@ -150,43 +136,27 @@ def _open_file(uri: str, rest: str, split: str | None) -> Source:
             f"the only query is ?columns=NAME,NAME after a .tsv path, got {query!r} in {uri!r}"
         )
 
-    path = _expanded(name)
-    if kind == ".npz" or path.is_dir():
-        read_images = read_archive if kind == ".npz" else read_folder
-        known = [read_images(path, part) for part in ([split] if split else ("train", "test"))]
-        return _View(uri, _Joined(known))
+    def path(split: str) -> pathlib.Path:
+        return pathlib.Path(os.path.expandvars(name.replace("{split}", split))).expanduser()
 
-    def read(name: str) -> Lines:
-        path = _expanded(name)
-        if kind == ".jsonl":
-            return Lines.of_objects(path)
-        if kind == ".tsv":
-            return Lines.of_columns(path, tuple(value.split(",")) if value else None)
-        return Lines(path)
-
+    whole = path("{split}")
+    if kind == ".npz" or whole.is_dir():
+        stored = [split] if split else ["train", "test"]
+        return _Joined(uri, [read_images(whole, part) for part in stored])
+    columns = value.split(",") if value else None
     if "{split}" not in name:
-        return _cut(uri, read(name), split)
-    parts = [read(name.replace("{split}", part)) for part in ([split] if split else SPLITS)]
-    return _View(uri, _Joined(parts))
+        return _cut(uri, Lines(whole, kind, columns), split)
+    stored = [split] if split else list(SPLITS)
+    return _Joined(uri, [Lines(path(part), kind, columns) for part in stored])
 
 
-def _expanded(name: str) -> pathlib.Path:
-    return pathlib.Path(os.path.expandvars(name)).expanduser()
-
-
-class _Decoded:
+class _Decoded(_Joined):
     """Examples of ``tfds`` with their byte strings as text."""
-
-    def __init__(self, examples: Any):
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
             name: value.decode() if isinstance(value, bytes) else value
-            for name, value in self._examples[index].items()
+            for name, value in super().__getitem__(index).items()
         }
 
 
@@ -196,10 +166,10 @@ def _open_tfds(uri: str, name: str, split: str | None) -> Source:
         parts = tfds.data_source(name)
         if not parts:
             raise ValueError(f"{uri!r} does not say which splits it has; give split=")
-        return _View(uri, _Decoded(_Joined(list(parts.values()))))
+        return _Decoded(uri, list(parts.values()))
     for known in ("validation", "valid") if split == "valid" else (split,):
         try:
-            return _View(uri, _Decoded(tfds.data_source(name, split=known)))
+            return _Decoded(uri, [tfds.data_source(name, split=known)])
         except ValueError as error:  # tfds lists the splits there are
             failure = error
     raise ValueError(f"cannot open split={split!r} of {uri!r}: {failure}") from failure

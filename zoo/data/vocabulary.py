@@ -169,7 +169,7 @@ class Vocabulary:
             )
         )
         joined = ([n for _ in own for n in (self.end, *next(encoded).ids)] for own in lines)
-        return [np.array(numbers[1:], np.int32) for numbers in joined]
+        return [np.array(ids[1:], np.int32) for ids in joined]
 
     def encode_with_word_starts(
         self, texts: Iterable[str]

@@ -83,13 +83,12 @@ class Checkpointer:
         """The steps of the checkpoints, ascending; those still being saved are among them."""
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
-    def save(self, state: TrainState, *, position: Any, force: bool = False) -> bool:
+    def save(self, state: TrainState, *, position: Any) -> bool:
         """Starts saving; returns once the state is copied, so the next step may donate it.
 
         Args:
             state: what to save; its step names the checkpoint.
             position: of the data, anything JSON holds; the same on every process.
-            force: replace a checkpoint of this step instead of leaving it.
 
         Returns:
             Whether a save began; False if this step is saved already.
@@ -100,16 +99,15 @@ class Checkpointer:
         """
         step = int(state.step)
         self._make_room()
-        if not force and step in self.steps():
+        if step in self.steps():
             return False
         text = json.dumps({"leaves": describe(state), "position": position}, sort_keys=True)
         crc = zlib.crc32(text.encode())
         if len(np.unique(multihost_utils.process_allgather(np.uint32(crc)))) > 1:
             raise ValueError(f"position must be the same on every process, got here {position!r}")
         manifest = {"content": json.loads(text), "crc32": crc}
-        self._orbax.save_checkpointables_async(
-            step, {**_items(state), "manifest": manifest}, force=True, overwrite=force
-        )
+        items = {**_items(state), "manifest": manifest}
+        self._orbax.save_checkpointables_async(step, items, force=True)
         return True
 
     def restore(self, like: TrainState) -> tuple[TrainState, Any] | None:
@@ -147,7 +145,7 @@ class Checkpointer:
         return None
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk, and raises what a save failed with."""
+        """Waits until what was saved is on disk; raises the error of a save that failed."""
         self._orbax.wait()
 
     def close(self) -> None:

@@ -160,8 +160,8 @@ def fit(
         if checkpointer is not None:
             checkpointer.wait()
         if stop:
-            kept = f"saved in {checkpointer.directory}" if checkpointer else "nothing saved"
             if jax.process_index() == 0:
+                kept = f"saved in {checkpointer.directory}" if checkpointer else "nothing saved"
                 name = signal.Signals(stop).name
                 print(f"stopped at step {done} by {name}; {kept}; the same command continues")
             raise SystemExit(128 + stop)
@@ -246,7 +246,6 @@ def _check_batches(batches: Any, *, resumable: bool) -> Any:
 
 
 def _restore(checkpointer: Checkpointer, state: TrainState, batches: Any) -> TrainState:
-    checkpointer.wait()
     if not checkpointer.steps():
         return state
     like = state.abstract

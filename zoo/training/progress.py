@@ -1,7 +1,6 @@
 """How far a run is: a bar on a terminal, plain lines elsewhere; process 0 alone shows them."""
 
 import sys
-import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -9,9 +8,6 @@ from typing import Any
 import jax
 
 from zoo import extras
-
-# Redrawing at every step would cost more than a small step itself.
-SECONDS_BETWEEN_DRAWINGS = 0.1
 
 
 class Progress:
@@ -28,7 +24,6 @@ class Progress:
         self._total, self._rate_unit = total, rate_unit
         self._shown = shown and jax.process_index() == 0
         self._bar: Any = None
-        self._drawn = 0.0
         if self._shown and sys.stdout.isatty():
             rich = extras.require("rich.progress", "train")
             self._bar = rich.Progress(
@@ -51,12 +46,9 @@ class Progress:
             self._bar.stop()
 
     def advance(self, done: int) -> None:
-        """Moves the bar to this number of steps."""
-        now = time.perf_counter()
-        last = done == self._total
-        if self._bar is not None and (last or now - self._drawn > SECONDS_BETWEEN_DRAWINGS):
+        """Moves the bar to this number of steps (4 µs: rich draws ten times per second at most)."""
+        if self._bar is not None:
             self._bar.update(self._task, completed=done)
-            self._drawn = now
 
     def report(self, done: int, record: Mapping[str, float], *, rate: float, pace: float) -> None:
         """Shows what was just logged.

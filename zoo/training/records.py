@@ -83,8 +83,6 @@ class MetricsLog:
 
     Args:
         path: the file; created if absent.
-        resume_step: continue a run from this step, see ``resume``. None leaves the file as it is;
-            ``fit`` calls ``resume`` itself.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -96,14 +94,12 @@ class MetricsLog:
     {"step": 2, "loss": null}
     """
 
-    def __init__(self, path: str | pathlib.Path, *, resume_step: int | None = None) -> None:
+    def __init__(self, path: str | pathlib.Path) -> None:
         self.path = pathlib.Path(path)
         self._writes = jax.process_index() == 0
         if self._writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
-        if resume_step is not None:
-            self.resume(resume_step)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -125,8 +121,7 @@ class MetricsLog:
     def resume(self, step: int) -> None:
         """Drops what a run that continues from ``step`` writes again, and lines cut off by a crash.
 
-        Args:
-            step: the restored step, 0 for a new start.
+        ``fit`` calls it with the restored step, 0 for a new start.
         """
         if not self._writes:
             return
@@ -178,13 +173,15 @@ def results_table(rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
     Raises:
         ImportError: without the extra ``train``.
 
-    >>> results_table([{"model": "5-gram", "perplexity": 141.25}], title="Test set")
-           Test set
-    ┏━━━━━━━━┳━━━━━━━━━━━━┓
-    ┃ model  ┃ perplexity ┃
-    ┡━━━━━━━━╇━━━━━━━━━━━━┩
-    │ 5-gram │      141.2 │
-    └────────┴────────────┘
+    >>> rows = [{"model": "5-gram", "perplexity": 141.25}, {"model": "ours", "bits": np.float32(2)}]
+    >>> results_table(rows, title="Test set")
+              Test set
+    ┏━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━┓
+    ┃ model  ┃ perplexity ┃ bits ┃
+    ┡━━━━━━━━╇━━━━━━━━━━━━╇━━━━━━┩
+    │ 5-gram │      141.2 │      │
+    │ ours   │            │    2 │
+    └────────┴────────────┴──────┘
     """
     if jax.process_index() != 0:
         return

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
+from flax import nnx, traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zoo import _checks as checks
@@ -238,14 +238,8 @@ def get_model_state(module: nnx.Module) -> dict[str, Any]:
 
 def _plain(state: nnx.State) -> dict[str, Any]:
     """An NNX state as a nested dict of arrays with string keys."""
-    plain: dict[str, Any] = {}
-    for path, leaf in nnx.to_flat_state(state):
-        *parents, last = map(str, path)
-        level = plain
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[last] = leaf[...]
-    return plain
+    flat = {tuple(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+    return traverse_util.unflatten_dict(flat)
 
 
 def _filled(abstract: nnx.State, plain: Any) -> nnx.State:

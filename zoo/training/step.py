@@ -177,7 +177,7 @@ def _cast(leaf: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 def _float32(value: ArrayLike) -> jax.Array:
     """At least float32, the precision that sums over many micro-batches need."""
-    return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
+    return jnp.asarray(value, checks.accumulator(jnp.result_type(value)))
 
 
 def _ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
