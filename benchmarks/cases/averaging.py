@@ -5,7 +5,6 @@ average is written. "Adam" is the step without an average, so that `x zoo` below
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.case import Case, Floor, Program
+from benchmarks.case import Case, Floor, Program, make_case
 from zoo.averaging import (
     average_init,
     lookahead,
@@ -23,7 +22,6 @@ from zoo.averaging import (
     stochastic_weight_average,
 )
 from zoo.averaging.power import post_hoc_weights
-from zoo.extras import require
 
 DECAY = 0.999
 GAIN = (1 - DECAY) / (1 - DECAY**11)  # of the eleventh term of a debiased average
@@ -48,8 +46,8 @@ def entries(*, layers: int, units: int, **_: int) -> int:
 # The average alone, after ten terms: (updates, average, parameters) -> average.
 
 
-def alone(step: Callable[..., Any], **size: int) -> Program:
-    return step, (tree(0, **size), tree(1, **size), tree(2, **size))
+def trees(**size: int) -> list[Any]:
+    return [tree(seed, **size) for seed in range(3)]
 
 
 def zoo_ema(updates: Any, average: Any, parameters: Any) -> Any:
@@ -70,23 +68,9 @@ def incremental_update(updates: Any, average: Any, parameters: Any) -> Any:
     return optax.incremental_update(optax.apply_updates(parameters, updates), average, GAIN)
 
 
-def torch_average(**size: int) -> Program:
-    torch = require("torch", "bench")
-    update = require("torch.optim.swa_utils", "bench").get_ema_multi_avg_fn(1 - GAIN)
-    trees = [tree(seed, **size) for seed in range(3)]
-    leaves = [[torch.tensor(np.asarray(leaf)) for leaf in tree.values()] for tree in trees]
-
-    def run() -> dict[str, np.ndarray]:
-        with torch.no_grad():
-            # A copy, as our program returns a new average too.
-            average = [leaf.clone() for leaf in leaves[1]]
-            update(average, torch._foreach_add(leaves[2], leaves[0]), 10)
-        return dict(zip(trees[0], (leaf.numpy() for leaf in average), strict=True))
-
-    return run
-
-
 # A step of training with the average in the optimiser.
+
+ADAM = optax.adam(1e-3)
 
 
 def loss(parameters: Any, x: jax.Array) -> jax.Array:
@@ -129,40 +113,11 @@ def optax_lookahead(**size: int) -> Program:
     return step, (pair, optimizer.init(pair), x)
 
 
-# Reconstruction from stored averages.
-
-
-def reconstruction(stacked: bool, *, snapshots: int, **size: int) -> Program:
-    """Ours, or all averages side by side and one product, which takes twice the memory."""
-    averages = [tree(seed, **size) for seed in range(2 * snapshots)]
-    steps = [100 * step for step in range(1, snapshots + 1) for _ in range(2)]
-    widths = [0.05, 0.1] * snapshots
-    weights = post_hoc_weights(steps, widths, step=steps[-1], relative_std=0.15)
-
-    def contract(*leaves: jax.Array) -> jax.Array:
-        return jnp.tensordot(jnp.asarray(weights, jnp.float32), jnp.stack(leaves), axes=1)
-
-    def combine(averages: list[Any]) -> Any:
-        if stacked:
-            return jax.tree.map(contract, *averages)
-        return post_hoc_average(averages, steps, widths, relative_std=0.15)
-
-    return combine, (averages,)
-
-
-ADAM = optax.adam(1e-3)
-NO_AVERAGE = {"Adam, no average": functools.partial(training, ADAM)}
-
-
-def step_case(
-    name: str,
-    average: optax.GradientTransformation,
-    rivals: dict[str, Callable[..., Program]] | None = None,
-) -> Case:
+def step_case(name: str, average: optax.GradientTransformation, **rivals: Any) -> Case:
     return Case(
         name=f"averaging.{name} training step",
         build=functools.partial(training, ADAM, average),
-        rivals=NO_AVERAGE | (rivals or {}),
+        rivals={"Adam, no average": functools.partial(training, ADAM), **rivals},
         sizes={
             "small": {"layers": 4, "units": 256, "rows": 256},
             "wide": {"layers": 4, "units": 1024, "rows": 1024},
@@ -174,15 +129,35 @@ def step_case(
     )
 
 
+# Reconstruction from stored averages.
+
+
+def snapshots(*, snapshots: int, **size: int) -> list[Any]:
+    return [[tree(seed, **size) for seed in range(2 * snapshots)]]
+
+
+def reconstruct(averages: list[Any], *, stacked: bool = False) -> Any:
+    """Ours, or all averages side by side and one product, which takes twice the memory."""
+    count = len(averages) // 2
+    steps = [100 * step for step in range(1, count + 1) for _ in range(2)]
+    widths = [0.05, 0.1] * count
+    if not stacked:
+        return post_hoc_average(averages, steps, widths, relative_std=0.15)
+    weights = post_hoc_weights(steps, widths, step=steps[-1], relative_std=0.15)
+    weights = jnp.asarray(weights, jnp.float32)
+    return jax.tree.map(lambda *x: jnp.tensordot(weights, jnp.stack(x), axes=1), *averages)
+
+
 CASES = [
-    Case(
-        name="averaging.parameter_ema",
-        build=functools.partial(alone, zoo_ema),
-        rivals={
-            "optax.ema": functools.partial(alone, optax_ema),
-            "incremental_update": functools.partial(alone, incremental_update),
-            "PyTorch swa_utils": torch_average,
+    make_case(
+        "averaging.parameter_ema",
+        zoo_ema,
+        {
+            "optax.ema": optax_ema,
+            "incremental_update": incremental_update,
+            "PyTorch swa_utils": "swa_utils",
         },
+        trees,
         equal=("optax.ema", "incremental_update", "PyTorch swa_utils"),
         sizes={
             "small": {"layers": 8, "units": 128},
@@ -195,15 +170,16 @@ CASES = [
         # Added, subtracted, scaled, added; three arrays read, one written.
         floor=lambda **size: Floor(4 * entries(**size), 16 * entries(**size)),
     ),
-    step_case("parameter_ema", parameter_ema(DECAY), {"incremental_update": by_hand}),
+    step_case("parameter_ema", parameter_ema(DECAY), incremental_update=by_hand),
     step_case("parameter_ema every=10", parameter_ema(DECAY, every=10)),
     step_case("power_law_ema", power_law_ema(0.1)),
     step_case("stochastic_weight_average", stochastic_weight_average(start_step=0)),
-    step_case("lookahead", lookahead(sync_period=5), {"optax.lookahead": optax_lookahead}),
-    Case(
-        name="averaging.post_hoc_average",
-        build=functools.partial(reconstruction, False),
-        rivals={"stack and contract": functools.partial(reconstruction, True)},
+    step_case("lookahead", lookahead(sync_period=5), **{"optax.lookahead": optax_lookahead}),
+    make_case(
+        "averaging.post_hoc_average",
+        reconstruct,
+        {"stack and contract": functools.partial(reconstruct, stacked=True)},
+        snapshots,
         equal=("stack and contract",),
         sizes={
             "small": {"layers": 8, "units": 128, "snapshots": 10},

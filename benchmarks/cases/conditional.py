@@ -4,8 +4,6 @@ B samples of T positions of D units, E features of the condition. A gradient cas
 output and the gradients of all inputs, for a given gradient of the output.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,15 +12,9 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from benchmarks.case import Case, Floor, Program
+from benchmarks.case import Floor, forward_and_gradient, make_case
 from zoo.conditional import conditional_layer_norm
 from zoo.conditional.layer_norm import conditional_rms_norm
-from zoo.extras import require
-
-SIZES = {
-    "B=64 T=512 D=768 E=128": {"batch": 64, "time": 512, "units": 768, "features": 128},
-    "B=8 T=64 D=256 E=32": {"batch": 8, "time": 64, "units": 256, "features": 32},
-}
 
 
 def inputs(*, batch: int, time: int, units: int, features: int) -> list[np.ndarray]:
@@ -34,38 +26,7 @@ def inputs(*, batch: int, time: int, units: int, features: int) -> list[np.ndarr
     return [array.astype(np.float32) for array in (x, condition, *vectors, *kernels)]
 
 
-def cotangent(x: np.ndarray) -> np.ndarray:
-    """The gradient of the output."""
-    return np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
-
-
-def in_jax(function: Callable[..., jax.Array], gradient: bool, **size: int) -> Program:
-    """The function, or its output and gradients."""
-    arguments = inputs(**size)
-    if not gradient:
-        return function, tuple(arguments)
-
-    def program(dy: jax.Array, *arguments: jax.Array) -> Any:
-        y, pull_back = jax.vjp(function, *arguments)
-        return y, pull_back(dy)
-
-    return program, (cotangent(arguments[0]), *arguments)
-
-
-def in_torch(name: str, gradient: bool, **size: int) -> Program:
-    """The same of a function of ``torch_conditional``."""
-    require("torch", "bench")
-    from benchmarks.cases import torch_conditional
-
-    function, arguments = getattr(torch_conditional, name), inputs(**size)
-    if gradient:
-        return torch_conditional.gradient(function, cotangent(arguments[0]), arguments)
-    return torch_conditional.forward(function, arguments)
-
-
-def naive(
-    x: jax.Array, condition: jax.Array, scale: jax.Array, bias: jax.Array, *kernels: jax.Array
-) -> jax.Array:
+def naive(x: jax.Array, condition: jax.Array, scale: jax.Array, bias: Any, *kernels: Any) -> Any:
     """The formula, differentiated by JAX."""
     gain = (scale[None] + condition @ kernels[0])[:, None]
     shift = (bias[None] + condition @ kernels[1])[:, None]
@@ -96,26 +57,18 @@ def floor(*, batch: int, time: int, units: int, features: int) -> Floor:
     return Floor(22 * batch * time * units + products, 4 * 2 * once)
 
 
-def case(name: str, ours: Callable, rivals: dict[str, Any], gradient: bool = True) -> Case:
-    """A row; a rival is a function of JAX or the name of one in ``torch_conditional``."""
-
-    def program(function: Any) -> Callable[..., Program]:
-        build = in_torch if isinstance(function, str) else in_jax
-        return functools.partial(build, function, gradient)
-
-    return Case(
-        name=f"conditional.{name}" + gradient * " gradient",
-        sizes=SIZES,
-        small=("B=8 T=64 D=256 E=32",),
-        build=program(ours),
-        rivals={rival: program(function) for rival, function in rivals.items()},
-        equal=tuple(rival for rival in ("naive JAX", "PyTorch") if rival in rivals),
-        count=lambda batch, time, units, features: batch * time * units,
-        unit="units",
-        floor=floor if gradient else None,
-    )
-
-
+SHARED: dict[str, Any] = {
+    "inputs": inputs,
+    "argnums": tuple(range(6)),
+    "keeps_output": True,
+    "sizes": {
+        "B=64 T=512 D=768 E=128": {"batch": 64, "time": 512, "units": 768, "features": 128},
+        "B=8 T=64 D=256 E=32": {"batch": 8, "time": 64, "units": 256, "features": 32},
+    },
+    "small": ("B=8 T=64 D=256 E=32",),
+    "count": lambda batch, time, units, features: batch * time * units,
+    "unit": "units",
+}
 RIVALS = {
     "naive JAX": naive,
     "PyTorch": "conditional_layer_norm",
@@ -123,7 +76,20 @@ RIVALS = {
     "PyTorch layer_norm": "layer_norm",
 }
 CASES = [
-    case("conditional_layer_norm", conditional_layer_norm, RIVALS, gradient=False),
-    case("conditional_layer_norm", conditional_layer_norm, RIVALS),
-    case("conditional_rms_norm", rms, {"naive JAX": naive_rms}),
+    *forward_and_gradient(
+        "conditional.conditional_layer_norm",
+        conditional_layer_norm,
+        RIVALS,
+        equal=("naive JAX", "PyTorch"),
+        floor=floor,
+        **SHARED,
+    ),
+    make_case(
+        "conditional.conditional_rms_norm",
+        rms,
+        {"naive JAX": naive_rms},
+        gradient=True,
+        equal=("naive JAX",),
+        **SHARED,
+    ),
 ]

@@ -11,30 +11,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.case import Case, Floor, Program
+from benchmarks.case import Case, Floor, Program, torch_programs
 from zoo.decoding import prefill, sample
-from zoo.extras import require
 from zoo.transformer import Transformer, TransformerConfig
 
 TINY = {"prompt": 4, "new": 6, "vocabulary": 500, "units": 64, "depth": 2, "heads": 2}
 MINI_LM = {"prompt": 16, "new": 64, "vocabulary": 30522, "units": 384, "depth": 6, "heads": 12}
 BERT_BASE = {"prompt": 16, "new": 32, "vocabulary": 30522, "units": 768, "depth": 12, "heads": 12}
-SIZES = {
-    "tiny": {"batch": 2, **TINY},
-    "MiniLM, batch 1": {"batch": 1, **MINI_LM},
-    "MiniLM, batch 64": {"batch": 64, **MINI_LM},
-    "BERT-base, batch 1": {"batch": 1, **BERT_BASE},
-    "BERT-base, batch 64": {"batch": 64, **BERT_BASE},
-}
-
-
-def rival() -> Any:
-    """The PyTorch programs, or an ImportError that says what to install."""
-    require("torch", "bench")
-    require("transformers", "bench")
-    from benchmarks.cases import torch_bert
-
-    return torch_bert
 
 
 @functools.lru_cache(maxsize=1)
@@ -55,26 +38,24 @@ def bert(
     return Transformer(config, rngs=nnx.Rngs(0))
 
 
-def model(*, prompt: int, new: int, **size: int) -> Transformer:
-    return bert(time=prompt + new, **size, mask="causal", initial_scale=0.1)
+def inputs(*, batch: int, prompt: int, new: int, **size: int) -> tuple[Transformer, np.ndarray]:
+    """The model and the prompts."""
+    ids = np.random.default_rng(0).integers(size["vocabulary"], size=(batch, prompt))
+    model = bert(time=prompt + new, **size, mask="causal", initial_scale=0.1)
+    return model, ids.astype(np.int32)
 
 
-def prompts(*, batch: int, prompt: int, vocabulary: int, **_: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(vocabulary, size=(batch, prompt)).astype(np.int32)
-
-
-def greedy(*, batch: int, new: int, **size: int) -> Program:
+def greedy(*, new: int, **size: int) -> Program:
     def generate(model: Transformer, prompt: jax.Array) -> jax.Array:
         read = prefill(model, prompt, max_length=new)
         key, options = jax.random.key(0), {"max_length": new, "temperature": 0}
         return sample(key, read.step_fn, read.state, start=read.start, **options).tokens
 
-    return generate, (model(new=new, **size), prompts(batch=batch, **size))
+    return generate, inputs(new=new, **size)
 
 
-def hugging_face(*, batch: int, new: int, **size: int) -> Program:
-    prompt = prompts(batch=batch, **size)
-    return rival().greedy(model(new=new, **size), prompt, new_tokens=new)
+def hugging_face(**size: int) -> Program:
+    return torch_programs().bert_greedy(*inputs(**size), new_tokens=size["new"])
 
 
 def floor(*, batch: int, prompt: int, new: int, vocabulary: int, **size: int) -> Floor:
@@ -90,7 +71,13 @@ def floor(*, batch: int, prompt: int, new: int, vocabulary: int, **size: int) ->
 CASES = [
     Case(
         name="decoding.sample, greedy",
-        sizes=SIZES,
+        sizes={
+            "tiny": {"batch": 2, **TINY},
+            "MiniLM, batch 1": {"batch": 1, **MINI_LM},
+            "MiniLM, batch 64": {"batch": 64, **MINI_LM},
+            "BERT-base, batch 1": {"batch": 1, **BERT_BASE},
+            "BERT-base, batch 64": {"batch": 64, **BERT_BASE},
+        },
         small=("tiny",),
         build=greedy,
         rivals={"Hugging Face": hugging_face},

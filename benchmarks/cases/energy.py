@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.case import Case, Floor, Program
+from benchmarks.case import Case, Floor, Program, make_case, torch_programs
 from zoo import energy
 from zoo.energy.clipped_adam import clipped_adam
 from zoo.energy.networks import MnistEnergy
@@ -23,15 +23,6 @@ from zoo.training.state import get_model_state
 
 partial = functools.partial
 OPTIONS = {"step_size": 10.0, "noise_scale": 0.005, "gradient_clip": 0.01, "bounds": (0.0, 1.0)}
-SIZES = {
-    "8 features, 5 steps of 16": {"features": 8, "num_steps": 5, "batch": 16},
-    "16 features, 60 steps of 64": {"features": 16, "num_steps": 60, "batch": 64},
-    "64 features, 60 steps of 128": {"features": 64, "num_steps": 60, "batch": 128},
-}
-GAUSSIANS = {
-    "100 chains, 10 dimensions": {"chains": 100, "dimensions": 10, "num_steps": 100},
-    "1000 chains, 100 dimensions": {"chains": 1000, "dimensions": 100, "num_steps": 1000},
-}
 IMAGE = (28, 28, 1)
 
 
@@ -107,37 +98,21 @@ def our_step(*, features: int, num_steps: int, batch: int) -> Program:
 
 
 def in_torch(name: str, *, features: int, num_steps: int, batch: int) -> Program:
-    """The same of a function of ``torch_energy``."""
-    require("torch", "bench")
-    from benchmarks.cases import torch_energy
-
-    function = getattr(torch_energy, name)
-    return function(features, images(0, batch), images(1, batch), num_steps=num_steps)
-
-
-def forward_operations(f: int) -> int:
-    """Multiplications and additions of one image; padding, activations and norms left out."""
-    convolutions = 784 * 9 * f + 196 * 16 * f * f + 49 * 16 * 2 * f * f + 16 * 16 * 8 * f * f
-    return 2 * (convolutions + 64 * f * 2 * f + 2 * f)
-
-
-def parameter_count(f: int) -> int:
-    return 304 * f * f + 13 * f + 1
+    """The program of this name in `torch_programs`."""
+    both = images(0, batch), images(1, batch)
+    return getattr(torch_programs(), name)(*both, features=features, num_steps=num_steps)
 
 
 def chain_floor(*, features: int, num_steps: int, batch: int) -> Floor:
-    """Forwards and back to the images at every step; the images in and out."""
-    operations = 2 * num_steps * batch * forward_operations(features)
-    return Floor(operations, 4 * (parameter_count(features) + 2 * batch * 784))
+    """Forwards and back to the images at every step; parameters in, the images in and out.
 
-
-def training_floor(*, features: int, num_steps: int, batch: int) -> Floor:
-    """The chain, and forwards and back to the parameters for data and samples."""
-    chain = chain_floor(features=features, num_steps=num_steps, batch=batch)
-    # Behind the first layer the way back has two products, one for the images and one for the
-    # parameters. Parameters and second moments are read and written.
-    operations = chain.operations + 2 * batch * 3 * forward_operations(features)
-    return Floor(operations, 4 * (4 * parameter_count(features) + 3 * batch * 784))
+    Padding, activations and norms are left out.
+    """
+    f = features
+    convolutions = 784 * 9 * f + 196 * 16 * f * f + 49 * 16 * 2 * f * f + 16 * 16 * 8 * f * f
+    forward = 2 * (convolutions + 64 * f * 2 * f + 2 * f)
+    parameters = 304 * f * f + 13 * f + 1
+    return Floor(2 * num_steps * batch * forward, 4 * (parameters + 2 * batch * 784))
 
 
 # The kernels on a Gaussian, beside blackjax.
@@ -147,17 +122,17 @@ def quadratic(x: jax.Array) -> jax.Array:
     return (x**2).sum(axis=-1) / 2
 
 
-def our_kernel(make: Any, *, chains: int, dimensions: int, num_steps: int) -> Program:
+def origin(*, chains: int, dimensions: int, num_steps: int) -> list[np.ndarray]:
+    return [np.zeros((chains, dimensions), np.float32)]
+
+
+def on_gaussian(make: Any, start: jax.Array, *, num_steps: int) -> jax.Array:
     sampler = make(quadratic, step_size=0.1)
-
-    def run(start: jax.Array) -> jax.Array:
-        state, _ = energy.run_chain(jax.random.key(0), sampler, sampler.init(start), num_steps)
-        return state.position
-
-    return run, (np.zeros((chains, dimensions), np.float32),)
+    state, _ = energy.run_chain(jax.random.key(0), sampler, sampler.init(start), num_steps)
+    return state.position
 
 
-def in_blackjax(name: str, *, chains: int, dimensions: int, num_steps: int) -> Program:
+def in_blackjax(name: str, start: jax.Array, *, num_steps: int) -> Any:
     blackjax = require("blackjax", "bench")
     if name == "mala":
         kernel = blackjax.mala(lambda x: -quadratic(x), 0.1)
@@ -166,78 +141,80 @@ def in_blackjax(name: str, *, chains: int, dimensions: int, num_steps: int) -> P
         kernel = blackjax.sgld(lambda x, _: jax.grad(lambda x: -quadratic(x))(x))
         init, step_fn = kernel.init, lambda key, x: kernel.step(key, x, None, 0.1)
 
-    def run(start: jax.Array) -> Any:
-        def step(state: Any, key: jax.Array) -> tuple[Any, None]:
-            return jax.vmap(step_fn)(jax.random.split(key, chains), state), None
+    def step(state: Any, key: jax.Array) -> tuple[Any, None]:
+        return jax.vmap(step_fn)(jax.random.split(key, len(start)), state), None
 
-        keys = jax.random.split(jax.random.key(0), num_steps)
-        return jax.lax.scan(step, jax.vmap(init)(start), keys)[0]
-
-    return run, (np.zeros((chains, dimensions), np.float32),)
-
-
-def our_replay(*, capacity: int, batch: int) -> Program:
-    buffer = energy.replay_init(jnp.zeros(IMAGE), capacity=capacity)
-
-    def turn(buffer: energy.ReplayBuffer, fresh: jax.Array) -> energy.ReplayBuffer:
-        key = jax.random.key(0)
-        return energy.replay_insert(key, buffer, energy.replay_draw(key, buffer, fresh).samples)
-
-    return turn, (buffer, images(0, batch))
-
-
-def network_case(name: str, build: Any, floor: Any, rivals: dict[str, Any]) -> Case:
-    """A case whose unit is the gradients of its chains."""
-    return Case(
-        name=f"energy.{name}",
-        sizes=SIZES,
-        small=(*SIZES,)[:2],
-        build=build,
-        rivals={**rivals, "PyTorch": partial(in_torch, name.replace(" ", "_"))},
-        count=lambda features, num_steps, batch: num_steps * batch,
-        unit="gradients",
-        floor=floor,
-    )
+    keys = jax.random.split(jax.random.key(0), num_steps)
+    return jax.lax.scan(step, jax.vmap(init)(start), keys)[0]
 
 
 def kernel_case(name: str, rival: str) -> Case:
-    return Case(
-        name=f"energy.{name} on a Gaussian",
-        sizes=GAUSSIANS,
-        small=(*GAUSSIANS,)[:1],
-        build=partial(our_kernel, getattr(energy, name)),
-        rivals={"blackjax": partial(in_blackjax, rival)},
+    return make_case(
+        f"energy.{name} on a Gaussian",
+        partial(on_gaussian, getattr(energy, name)),
+        {"blackjax": partial(in_blackjax, rival)},
+        origin,
+        options=("num_steps",),
+        sizes={
+            "100 chains, 10 dimensions": {"chains": 100, "dimensions": 10, "num_steps": 100},
+            "1000 chains, 100 dimensions": {"chains": 1000, "dimensions": 100, "num_steps": 1000},
+        },
+        small=("100 chains, 10 dimensions",),
         count=lambda chains, dimensions, num_steps: chains * num_steps,
         unit="steps",
-        # A gradient, a step and 32 random bits (20 rounds of four operations, a third each).
-        floor=lambda chains, dimensions, num_steps: Floor(
-            30 * num_steps * chains * dimensions, 8 * chains * dimensions
-        ),
     )
 
 
+def replay(*, capacity: int, batch: int) -> list[Any]:
+    """A buffer and images to begin chains with."""
+    return [energy.replay_init(jnp.zeros(IMAGE), capacity=capacity), images(0, batch)]
+
+
+def turn(buffer: energy.ReplayBuffer, fresh: jax.Array) -> energy.ReplayBuffer:
+    key = jax.random.key(0)
+    return energy.replay_insert(key, buffer, energy.replay_draw(key, buffer, fresh).samples)
+
+
+NETWORK: dict[str, Any] = {
+    "sizes": {
+        "8 features, 5 steps of 16": {"features": 8, "num_steps": 5, "batch": 16},
+        "16 features, 60 steps of 64": {"features": 16, "num_steps": 60, "batch": 64},
+        "64 features, 60 steps of 128": {"features": 64, "num_steps": 60, "batch": 128},
+    },
+    "small": ("8 features, 5 steps of 16", "16 features, 60 steps of 64"),
+    "count": lambda features, num_steps, batch: num_steps * batch,  # gradients of the chains
+    "unit": "gradients",
+}
 CASES = [
-    network_case(
-        "langevin chain",
-        partial(on_network, langevin_chain),
-        chain_floor,
-        {"as many gradients": partial(on_network, bare_gradients)},
+    Case(
+        name="energy.langevin chain",
+        build=partial(on_network, langevin_chain),
+        rivals={
+            "as many gradients": partial(on_network, bare_gradients),
+            "PyTorch": partial(in_torch, "langevin_chain"),
+        },
+        floor=chain_floor,
+        **NETWORK,
     ),
-    network_case("training step", our_step, training_floor, {}),
+    Case(
+        name="energy.training step",
+        build=our_step,
+        rivals={"PyTorch": partial(in_torch, "energy_step")},
+        **NETWORK,
+    ),
     kernel_case("langevin", "sgld"),
     kernel_case("metropolis_langevin", "mala"),
-    Case(
-        name="energy.replay_draw and replay_insert",
+    make_case(
+        "energy.replay_draw and replay_insert",
+        turn,
+        {},
+        replay,
         sizes={
             "128 of 1,000": {"capacity": 1000, "batch": 128},
             "128 of 10,000": {"capacity": 10_000, "batch": 128},
         },
         small=("128 of 1,000",),
-        build=our_replay,
-        rivals={},
         count=lambda capacity, batch: batch,
         unit="chains",
-        # Without donation the complete buffer is copied.
-        floor=lambda capacity, batch: Floor(784 * batch, 8 * 784 * (capacity + batch)),
     ),
 ]

@@ -12,63 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.case import Case, Floor, Program
+from benchmarks.case import Case, Floor, make_case, normal
 from zoo import orthogonal
-from zoo.extras import require
 from zoo.orthogonal.angles import random_angle_density
 
 Function = Callable[..., Any]
-Arrays = Callable[..., list[np.ndarray]]  # the inputs of a size
 ITERATIONS = 10
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def forward(function: Function, arrays: Arrays, **size: int) -> Program:
-    return function, tuple(arrays(**size))
-
-
-def gradient(function: Function, arrays: Arrays, **size: int) -> Program:
-    return jax.value_and_grad(function), tuple(arrays(**size))
-
-
-def in_torch(name: str, direction: str, arrays: Arrays, **size: int) -> Program:
-    """A function of `benchmarks.cases.torch_orthogonal` and perhaps its gradient."""
-    require("torch", "bench")
-    from benchmarks.cases import torch_orthogonal
-
-    run = torch_orthogonal.backward if direction == "gradient" else torch_orthogonal.forward
-    return run(getattr(torch_orthogonal, name), arrays(**size))
 
 
 def case(
     name: str,
     ours: Function,
     naive: Function,
-    arrays: Arrays,
+    inputs: Callable[..., list[Any]],
     sizes: dict[str, dict[str, int]],
     *,
-    build: Callable[..., Program] = forward,
-    torch: str | None = None,
+    torch: str = "",
     rival: str = "naive JAX",
     **options: Any,
 ) -> Case:
     """A case with a rival in JAX, and with ``torch`` one in PyTorch, that give our numbers."""
-    direction = "gradient" if build is gradient else "forward"
-    rivals = {rival: functools.partial(build, naive, arrays)}
-    if torch is not None:
-        rivals["PyTorch"] = functools.partial(in_torch, torch, direction, arrays)
-    return Case(
-        name=f"orthogonal.{name}" + " gradient" * (build is gradient),
-        sizes=sizes,
-        small=tuple(sizes)[:1],
-        build=functools.partial(build, ours, arrays),
-        rivals=rivals,
-        equal=tuple(rivals),
-        **options,
-    )
+    rivals = {rival: naive} | ({"PyTorch": torch} if torch else {})
+    shared = {"sizes": sizes, "small": tuple(sizes)[:1], "equal": tuple(rivals)}
+    return make_case(f"orthogonal.{name}", ours, rivals, inputs, **shared, **options)
 
 
 # Penalties on a kernel W [D, K].
@@ -111,23 +77,23 @@ def naive_spectral(w: jax.Array) -> jax.Array:
     return jnp.linalg.norm(matrix @ vector)
 
 
-def gram_operations(entries: int, filters: int) -> int:
-    """A symmetric matrix of the smaller side: half of a product."""
-    return entries * filters * min(entries, filters)
+def soft_floor(*, entries: int, filters: int) -> Floor:
+    """The Gram matrix of the smaller side, half of a product; the gradient's product with it."""
+    return Floor(3 * entries * filters * min(entries, filters), 8 * entries * filters)
 
 
-def penalty_case(kind: str, naive: Function, operations: Callable[[int, int], int]) -> Case:
+def penalty_case(kind: str, naive: Function, **options: Any) -> Case:
     return case(
         f"orthogonality_penalty {kind}",
         functools.partial(orthogonal.orthogonality_penalty, kind=kind, power_iterations=ITERATIONS),
         naive,
         kernel,
         KERNELS,
-        build=gradient,
+        gradient=True,
         torch=kind,
         count=lambda entries, filters: entries * filters,
         unit="weights",
-        floor=lambda entries, filters: Floor(operations(entries, filters), 8 * entries * filters),
+        **options,
     )
 
 
@@ -227,13 +193,15 @@ def naive_density(degrees: jax.Array, dimension: int = 27) -> jax.Array:
     return jnp.exp(scale + (dimension - 2) * jnp.log(sine)) * jnp.pi / 180
 
 
+RESPONSES_OF: dict[str, Any] = {
+    "count": lambda samples, filters: samples * filters,
+    "unit": "responses",
+}
 CASES = [
-    # The Gram matrix of the smaller side, and the gradient's product with it.
-    penalty_case("soft", naive_soft, lambda d, k: 3 * gram_operations(d, k)),
-    penalty_case("off_diagonal", naive_off_diagonal, lambda d, k: 3 * gram_operations(d, k)),
-    penalty_case("mutual_coherence", naive_mutual_coherence, lambda d, k: d * k**2),
-    # Two products with a vector per iteration, two for the value, three for the gradient.
-    penalty_case("spectral", naive_spectral, lambda d, k: (4 * ITERATIONS + 10) * d * k),
+    penalty_case("soft", naive_soft, floor=soft_floor),
+    penalty_case("off_diagonal", naive_off_diagonal),
+    penalty_case("mutual_coherence", naive_mutual_coherence),
+    penalty_case("spectral", naive_spectral),
     case(
         "add_orthogonality_penalty",
         our_update,
@@ -249,13 +217,9 @@ CASES = [
         naive_self_orthogonality,
         responses,
         RESPONSES,
-        build=gradient,
+        gradient=True,
         torch="self_orthogonality",
-        count=lambda samples, filters: samples * filters,
-        unit="responses",
-        floor=lambda samples, filters: Floor(
-            3 * gram_operations(samples, filters), 8 * samples * filters
-        ),
+        **RESPONSES_OF,
     ),
     case(
         "sign_correlation",
@@ -264,8 +228,7 @@ CASES = [
         responses,
         RESPONSES,
         torch="correlation",
-        count=lambda samples, filters: samples * filters,
-        unit="responses",
+        **RESPONSES_OF,
     ),
     case(
         "filter_responses",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.case import Case, Floor, Program
+from benchmarks.case import Case, Floor, forward_and_gradient, make_case, normal
 from zoo import smooth
 from zoo.extras import require
 from zoo.smooth.streaming import streaming_f1, streaming_f1_init
@@ -27,54 +27,11 @@ def softjax() -> Any:
     return require("softjax", "bench")
 
 
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+def numbers(*, rows: int, items: int, **_: int) -> list[np.ndarray]:
+    return [normal(0, rows, items)]
 
 
-def forward(function: Function, *, rows: int, items: int, **options: int) -> Program:
-    function, x = functools.partial(function, **options), normal(0, rows, items)
-    jax.eval_shape(function, x)  # here a library that is absent is noticed
-    return function, (x,)
-
-
-def gradient(function: Function, **size: int) -> Program:
-    function, (x,) = forward(function, **size)
-    weights = normal(1, *jax.eval_shape(function, x).shape)
-
-    def loss(x: jax.Array, weights: jax.Array) -> jax.Array:
-        return jnp.vdot(function(x), weights)
-
-    return jax.value_and_grad(loss), (x, weights)
-
-
-def metric(shaped: bool, function: Function, *, rows: int, items: int) -> Program:
-    """A metric of fixed labels: one per row, or with ``shaped`` one per entry."""
-    x = 1 / (1 + np.exp(-normal(0, rows, items)))
-    shape, largest = ((rows, items), 2) if shaped else ((rows,), items)
-    labels = np.random.default_rng(1).integers(0, largest, shape).astype(np.int32)
-    return jax.value_and_grad(lambda x, t: jnp.sum(function(x, t))), (x, labels)
-
-
-def case(
-    name: str,
-    ours: Function,
-    rivals: dict[str, Function],
-    *,
-    build: Callable[..., Program] = gradient,
-    work: tuple[int, int] = (10, 3),
-    **options: Any,
-) -> Case:
-    """A case of a function of one array; ``work``: operations per entry, arrays that move."""
-    operations, arrays = (5, 2) if build is forward else work
-    return Case(
-        name=f"smooth.{name}" + ("" if build is forward else " gradient"),
-        build=functools.partial(build, ours),
-        rivals={rival: functools.partial(build, function) for rival, function in rivals.items()},
-        count=lambda rows, items, **_: rows * items,
-        unit="entries",
-        floor=lambda rows, items, **_: Floor(operations * rows * items, 4 * arrays * rows * items),
-        **options,
-    )
+FIELDS: dict[str, Any] = {"count": lambda rows, items, **_: rows * items, "unit": "entries"}
 
 
 # Elementwise and along one axis.
@@ -165,12 +122,20 @@ def operator_case(name: str, operator: Operator) -> Case:
     if operator.softjax is not None:
         rivals["softjax"] = lambda x: operator.softjax(softjax(), x, T)
         equal += ["softjax"] * operator.same
-    sizes = {"narrow": {"rows": 4096, "items": 64}, "wide": {"rows": 1024, "items": 16_384}}
-    ours = functools.partial(operator.ours, t=T)
-    return case(name, ours, rivals, sizes=sizes, small=("narrow",), equal=tuple(equal))
+    return make_case(
+        f"smooth.{name}",
+        functools.partial(operator.ours, t=T),
+        rivals,
+        numbers,
+        gradient=True,
+        sizes={"narrow": {"rows": 4096, "items": 64}, "wide": {"rows": 1024, "items": 16_384}},
+        small=("narrow",),
+        equal=tuple(equal),
+        **FIELDS,
+    )
 
 
-# Top-k and ranks. The least any method must do is to weigh every entry.
+# Top-k and ranks.
 
 
 def log_space_top_k(x: jax.Array, *, k: int) -> jax.Array:
@@ -192,26 +157,30 @@ def softjax_top_k(method: str, x: jax.Array, *, k: int, t: float = T) -> jax.Arr
     return jnp.sum(indices, axis=-2)
 
 
-def top_k_case(method: str, build: Callable[..., Program]) -> Case:
+def top_k_cases(method: str) -> list[Case]:
     names = ("softsort", "neuralsort")
     rivals = {f"softjax {name}": functools.partial(softjax_top_k, name) for name in names}
-    equal = ()
+    options: dict[str, Any] = {}
     if method == "gradient":
         # Compared on the short rows: on the long ones its float32 is off by 4e-4.
         rivals["recursion in logarithms"] = log_space_top_k
-        equal = ("recursion in logarithms",)
-    return case(
-        f"soft_top_k {method}",
+        options["equal"] = ("recursion in logarithms",)
+        # The least any method must do is to weigh every entry.
+        options["floor"] = lambda rows, items, k: Floor(10 * rows * items, 12 * rows * items)
+    return forward_and_gradient(
+        f"smooth.soft_top_k {method}",
         functools.partial(smooth.soft_top_k, temperature=T, method=method),
         rivals,
-        build=build,
+        numbers,
+        options=("k",),
         sizes={
             "few": {"rows": 1, "items": 10_000, "k": 10},
             "many": {"rows": 1, "items": 10_000, "k": 100},
             "experts": {"rows": 4096, "items": 64, "k": 8},
         },
         small=("experts", "few"),
-        equal=equal,
+        **options,
+        **FIELDS,
     )
 
 
@@ -224,21 +193,25 @@ def softjax_rank(method: str, x: jax.Array, t: float = T) -> jax.Array:
     return softjax().rank(x, softness=t, method=method, **ALONG)
 
 
-def rank_case(build: Callable[..., Program]) -> Case:
-    methods = ("fast_soft_sort", "softsort", "neuralsort")
-    rivals = {f"softjax {method}": functools.partial(softjax_rank, method) for method in methods}
-    return case(
-        "soft_rank",
-        functools.partial(smooth.soft_rank, temperature=T),
-        {"all pairs": all_pairs_rank, **rivals},
-        build=build,
-        sizes={"short": {"rows": 1024, "items": 64}, "long": {"rows": 1, "items": 10_000}},
-        small=("short", "long"),
-        equal=("all pairs",),
-    )
+SOFTJAX_RANKS = {
+    f"softjax {method}": functools.partial(softjax_rank, method)
+    for method in ("fast_soft_sort", "softsort", "neuralsort")
+}
 
 
 # Metrics: probabilities or scores of fixed labels.
+
+
+def per_row(*, rows: int, items: int) -> list[np.ndarray]:
+    """Probabilities, and a label per row."""
+    labels = np.random.default_rng(1).integers(0, items, rows).astype(np.int32)
+    return [1 / (1 + np.exp(-normal(0, rows, items))), labels]
+
+
+def per_entry(*, rows: int, items: int) -> list[np.ndarray]:
+    """Probabilities, and a label 0 or 1 per entry."""
+    labels = np.random.default_rng(1).integers(0, 2, (rows, items)).astype(np.int32)
+    return [1 / (1 + np.exp(-normal(0, rows, items))), labels]
 
 
 def naive_ratio(numerator: Callable[..., Any], denominator: Callable[..., Any]) -> Function:
@@ -277,33 +250,53 @@ def our_stream(p: jax.Array, t: jax.Array) -> jax.Array:
     return streaming_f1(state, p, t, decay=0.0, average="macro")[1]
 
 
-def metric_case(name: str, ours: Function, naive: Function, *, shaped: bool = False) -> Case:
+def metric_case(
+    name: str, ours: Function, naive: Function, inputs: Callable[..., Any] = per_row
+) -> Case:
     sizes = {"small": {"rows": 1024, "items": 100}, "large": {"rows": 65_536, "items": 1000}}
     if name == "smooth_auc":
         sizes = {"small": {"rows": 1024, "items": 1}, "large": {"rows": 10_000, "items": 1}}
-    build = functools.partial(metric, shaped)
-    options = {"sizes": sizes, "small": ("small",), "equal": ("naive JAX",)}
-    return case(name, ours, {"naive JAX": naive}, build=build, work=(6, 2), **options)
+    return make_case(
+        f"smooth.{name}",
+        ours,
+        {"naive JAX": naive},
+        inputs,
+        gradient=True,
+        sizes=sizes,
+        small=("small",),
+        equal=("naive JAX",),
+        **FIELDS,
+    )
 
 
 macro = functools.partial(functools.partial, average="macro")
 naive_f1 = naive_ratio(lambda p, t: 2 * t * p, lambda p, t: t + p)
 naive_precision = naive_ratio(lambda p, t: t * p, lambda p, t: p)
 naive_recall = naive_ratio(lambda p, t: t * p, lambda p, t: t)
-loss = smooth.multilabel_cross_entropy
 CASES = [
     *(
-        top_k_case(method, build)
+        case
         for method in ("gradient", "threshold", "sigmoid", "clipped", "recursive")
-        for build in (forward, gradient)
+        for case in top_k_cases(method)
     ),
-    *(rank_case(build) for build in (forward, gradient)),
+    *forward_and_gradient(
+        "smooth.soft_rank",
+        functools.partial(smooth.soft_rank, temperature=T),
+        {"all pairs": all_pairs_rank, **SOFTJAX_RANKS},
+        numbers,
+        sizes={"short": {"rows": 1024, "items": 64}, "long": {"rows": 1, "items": 10_000}},
+        small=("short", "long"),
+        equal=("all pairs",),
+        **FIELDS,
+    ),
     *(operator_case(name, operator) for name, operator in OPERATORS.items()),
     metric_case("smooth_accuracy", smooth.smooth_accuracy, naive_accuracy),
     metric_case("smooth_precision", macro(smooth.smooth_precision), naive_precision),
     metric_case("smooth_recall", macro(smooth.smooth_recall), naive_recall),
     metric_case("smooth_f1", macro(smooth.smooth_f1), naive_f1),
     metric_case("streaming_f1", our_stream, naive_f1),
-    metric_case("multilabel_cross_entropy", loss, naive_multilabel, shaped=True),
-    metric_case("smooth_auc", our_auc, naive_auc, shaped=True),
+    metric_case(
+        "multilabel_cross_entropy", smooth.multilabel_cross_entropy, naive_multilabel, per_entry
+    ),
+    metric_case("smooth_auc", our_auc, naive_auc, per_entry),
 ]

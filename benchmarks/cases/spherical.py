@@ -1,6 +1,11 @@
 """Cases of `zoo.spherical`: a pass of JoSE over a corpus, and the gradients of its blocks."""
 
 import functools
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -8,16 +13,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.case import Case, Floor, Program
-from benchmarks.cases import jose_programs as rivals
-from benchmarks.cases.jose_programs import NEGATIVES, WINDOW, corpus
+from benchmarks.case import Case, make_case
 from zoo import spherical
+from zoo.extras import require
 from zoo.spherical.blocks import BlockMasks, BlockVectors, block_loss
 from zoo.spherical.objective import two_hinges_loss
 from zoo.spherical.options import JoseOptions
 from zoo.training import make_mesh
 
+WINDOW, NEGATIVES = 10, 2
 BLOCK, NUMBER = 32, (2 * WINDOW + 1) * NEGATIVES  # positions and negatives of a block
+CORES = len(os.sched_getaffinity(0))
+
+
+@functools.cache
+def corpus(words: int, vocabulary: int, length: int) -> tuple[str, ...]:
+    """Documents of Zipf's words: the frequency falls as 1 / rank."""
+    random = np.random.default_rng(0)
+    shares = np.cumsum(1 / np.arange(1, vocabulary + 1))
+    ids = np.searchsorted(shares, random.random(words) * shares[-1])
+    rows = ids[: words // length * length].reshape(-1, length)
+    return tuple(" ".join(f"w{i}" for i in row) for row in rows.tolist())
 
 
 def train(*, words: int, vocabulary: int, length: int, dimension: int) -> Callable[[], Any]:
@@ -41,29 +57,38 @@ def train(*, words: int, vocabulary: int, length: int, dimension: int) -> Callab
     return call
 
 
-def words_read(*, words: int, length: int, **_: int) -> int:
-    return words // length * length
+def original(*, dimension: int, **size: int) -> Callable[[], Any]:
+    """The authors' program on all cores; its complete run, reading and writing included."""
+    program = shutil.which(os.environ.get("JOSE_PROGRAM", "jose"))
+    if program is None:
+        raise ImportError("the authors' program: put jose in PATH or its path in JOSE_PROGRAM")
+    folder = tempfile.mkdtemp()
+    text = pathlib.Path(folder, "text.txt")
+    text.write_text("\n".join(corpus(**size)) + "\n")
+    options = {"train": text, "word-output": f"{folder}/words.txt", "size": dimension}
+    options |= {"window": WINDOW, "negative": NEGATIVES, "iter": 1, "min-count": 1}
+    options["threads"] = CORES
+    command = [program, *(word for n, v in options.items() for word in (f"-{n}", str(v)))]
+    return lambda: subprocess.run(command, check=True, capture_output=True).returncode
 
 
-def train_floor(*, words: int, vocabulary: int, length: int, dimension: int) -> Floor:
-    """Least work of a pass: of the kept words, as many triples as the program of the authors has.
-
-    A triple takes two products and three updates of a vector, 10 operations per number; its vectors
-    are read and written once per chunk at best, here: each table once.
-    """
-    shares = 1 / np.arange(1, vocabulary + 1)
-    shares /= shares.sum()
-    keep = np.minimum(1, np.sqrt(1e-3 / shares) + 1e-3 / shares)
-    kept = words_read(words=words, length=length) * float(np.dot(shares, keep))
-    triples = NEGATIVES * (WINDOW + 2)  # (W + 1) / 2 neighbours to each side, and the document
-    tables = 4 * dimension * (2 * vocabulary + words // length)
-    return Floor(int(kept * triples * 10 * dimension), 2 * tables)
+def in_gensim(name: str, options: dict[str, int], *, dimension: int, **size: int) -> Any:
+    """One epoch of gensim's model, with the options that JoSE has too."""
+    models = require("gensim.models", "bench")
+    texts: list[Any] = [text.split() for text in corpus(**size)]
+    if name == "Doc2Vec":
+        texts = [models.doc2vec.TaggedDocument(words, [n]) for n, words in enumerate(texts)]
+    options = options | {"window": WINDOW, "negative": NEGATIVES, "min_count": 1}
+    make = getattr(models, name)
+    model = make(vector_size=dimension, sample=1e-3, workers=CORES, **options)
+    model.build_vocab(texts)
+    return lambda: model.train(texts, total_examples=len(texts), epochs=1)
 
 
 # The gradients of blocks: matrix products against a loop over triples, as JAX is often written.
 
 
-def blocks(positions: int, dimension: int) -> tuple[BlockVectors, BlockMasks]:
+def blocks(*, positions: int, dimension: int) -> tuple[BlockVectors, BlockMasks]:
     random, count = np.random.default_rng(0), positions // BLOCK
 
     def units(rows: int) -> np.ndarray:
@@ -76,22 +101,18 @@ def blocks(positions: int, dimension: int) -> tuple[BlockVectors, BlockMasks]:
     return vectors, BlockMasks(*reach, np.ones((count, BLOCK), bool), collides)
 
 
-def block_gradient(*, positions: int, dimension: int) -> Program:
+@jax.vmap
+def block_gradient(vectors: BlockVectors, masks: BlockMasks) -> BlockVectors:
     loss = functools.partial(block_loss, options=JoseOptions())
-
-    def gradient(vectors: BlockVectors, masks: BlockMasks) -> BlockVectors:
-        return jax.vmap(jax.grad(lambda *block: loss(*block)[0]))(vectors, masks)
-
-    return gradient, blocks(positions, dimension)
+    return jax.grad(lambda *block: loss(*block)[0])(vectors, masks)
 
 
-def triple_loop(*, positions: int, dimension: int) -> Program:
+@jax.vmap
+def triple_loop(vectors: BlockVectors, masks: BlockMasks) -> BlockVectors:
     """The public loss on one offset and negative after the other."""
     place = np.arange(BLOCK)
 
-    def loss(
-        vectors: BlockVectors, masks: BlockMasks, offset: jax.Array, k: jax.Array
-    ) -> jax.Array:
+    def loss(vectors: BlockVectors, offset: jax.Array, k: jax.Array) -> jax.Array:
         own = offset == 0  # the word with its document
         shared = (offset + WINDOW) * NEGATIVES + k
         negative = jnp.where(own, (place * NEGATIVES + k) % NUMBER, shared)
@@ -99,19 +120,15 @@ def triple_loop(*, positions: int, dimension: int) -> Program:
         counted = jnp.where(own, masks.valid, inside) & ~masks.collides[negative, place]
         target = jnp.where(own, vectors.documents, vectors.contexts)
         center = vectors.centers[place + WINDOW + offset]
-        return jnp.sum(
-            jnp.where(counted, two_hinges_loss(center, target, vectors.negatives[negative]), 0)
-        )
+        hinges = two_hinges_loss(center, target, vectors.negatives[negative])
+        return jnp.sum(jnp.where(counted, hinges, 0))
 
-    def gradient(vectors: BlockVectors, masks: BlockMasks) -> BlockVectors:
-        def add(sums: BlockVectors, triple: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, jax.grad(loss)(vectors, masks, *triple)), None
+    def add(sums: BlockVectors, triple: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, jax.grad(loss)(vectors, *triple)), None
 
-        offsets = np.repeat(np.arange(-WINDOW, WINDOW + 1), NEGATIVES)
-        triples = (offsets, np.tile(np.arange(NEGATIVES), 2 * WINDOW + 1))
-        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, vectors), triples)[0]
-
-    return jax.vmap(gradient), blocks(positions, dimension)
+    offsets = np.repeat(np.arange(-WINDOW, WINDOW + 1), NEGATIVES)
+    triples = (offsets, np.tile(np.arange(NEGATIVES), 2 * WINDOW + 1))
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, vectors), triples)[0]
 
 
 NEWS = {"words": 2_000_000, "vocabulary": 30_000, "length": 300, "dimension": 100}
@@ -127,24 +144,25 @@ CASES = [
         small=("tiny",),
         build=train,
         rivals={
-            "authors' program": rivals.original,
-            "gensim word2vec": rivals.word2vec,
-            "gensim doc2vec": rivals.doc2vec,
+            "authors' program": original,
+            "gensim word2vec": functools.partial(in_gensim, "Word2Vec", {"sg": 1}),
+            # Bag of words, with training of the words.
+            "gensim doc2vec": functools.partial(in_gensim, "Doc2Vec", {"dm": 0, "dbow_words": 1}),
         },
-        count=words_read,
+        count=lambda words, length, **_: words // length * length,
         unit="words",
-        floor=train_floor,
     ),
-    Case(
-        name="spherical.block_descent",
+    make_case(
+        "spherical.block_descent",
+        block_gradient,
+        {"loop over triples": triple_loop},
+        blocks,
         sizes={
             "small": {"positions": 256, "dimension": 100},
             "chunk": {"positions": 1024, "dimension": 100},
             "large": {"positions": 16_384, "dimension": 100},
         },
         small=("small", "chunk"),
-        build=block_gradient,
-        rivals={"loop over triples": triple_loop},
         equal=("loop over triples",),
         count=lambda positions, dimension: positions,
         unit="positions",

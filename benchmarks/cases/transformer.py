@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.case import Case, Floor, Program
-from benchmarks.cases.decoding import bert, rival
+from benchmarks.case import Case, Floor, Program, make_case, torch_programs
+from benchmarks.cases.decoding import bert
 from zoo.transformer import Transformer, masked_cross_entropy
 from zoo.transformer.optimizers import uncorrected_lamb
 
@@ -64,7 +64,7 @@ def step(*, chosen_only: bool = False, unrolled: bool = False, **size: int) -> P
 
 
 def hugging_face(**size: int) -> Program:
-    return rival().gradient_step(model(**size), *rows(**size)[:3])
+    return torch_programs().bert_step(model(**size), *rows(**size)[:3])
 
 
 def step_floor(*, chosen_only: bool = False, **size: int) -> Floor:
@@ -92,18 +92,12 @@ def step_case(name: str, their_name: str, **options: bool) -> Case:
     )
 
 
-LOSS_SIZES = {
-    "small": {"rows": 64, "vocabulary": 1000},
-    "BERT": {"rows": 1024, "vocabulary": 30522},
-}
-
-
-def loss_gradient(function: Any, *, rows: int, vocabulary: int) -> Program:
+def logits(*, rows: int, vocabulary: int) -> list[np.ndarray]:
+    """Logits, targets and weights."""
     generator = np.random.default_rng(0)
-    logits = generator.normal(size=(rows, vocabulary)).astype(np.float32)
+    x = generator.normal(size=(rows, vocabulary)).astype(np.float32)
     targets = generator.integers(vocabulary, size=rows).astype(np.int32)
-    weights = generator.integers(2, size=rows).astype(np.float32)
-    return jax.value_and_grad(function), (logits, targets, weights)
+    return [x, targets, generator.integers(2, size=rows).astype(np.float32)]
 
 
 def optax_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
@@ -111,7 +105,8 @@ def optax_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax
     return jnp.sum(losses * weights) / jnp.sum(weights)
 
 
-def lamb_update(optimizer: optax.GradientTransformation, *, units: int, depth: int) -> Program:
+def trees(*, units: int, depth: int) -> list[Any]:
+    """Gradients and parameters of a Transformer's layers, stacked."""
     generator = np.random.default_rng(0)
     shapes = {"kernel": (depth, 12 * units, units), "bias": (depth, 13 * units)}
 
@@ -119,35 +114,41 @@ def lamb_update(optimizer: optax.GradientTransformation, *, units: int, depth: i
         normal = {n: generator.normal(size=s).astype(np.float32) for n, s in shapes.items()}
         return {"layers": normal}
 
-    def update(gradients: Any, parameters: Any) -> Any:
-        return optimizer.update(gradients, optimizer.init(parameters), parameters)
+    return [draw(), draw()]
 
-    return update, (draw(), draw())
+
+def first_update(optimizer: optax.GradientTransformation) -> Any:
+    return lambda gradients, parameters: optimizer.update(
+        gradients, optimizer.init(parameters), parameters
+    )
 
 
 CASES = [
     step_case("", "Hugging Face"),
     step_case(", logits of predicted tokens alone", "Hugging Face, all logits", chosen_only=True),
-    Case(
-        name="transformer.masked_cross_entropy gradient",
+    make_case(
+        "transformer.masked_cross_entropy",
+        masked_cross_entropy,
+        {"Optax": optax_loss},
+        logits,
+        gradient=True,
         sizes={
             "small": {"rows": 64, "vocabulary": 1000},
             "BERT": {"rows": 1024, "vocabulary": 30522},
         },
         small=("small",),
-        build=functools.partial(loss_gradient, masked_cross_entropy),
-        rivals={"Optax": functools.partial(loss_gradient, optax_loss)},
         equal=("Optax",),
         count=lambda rows, vocabulary: rows * vocabulary,
         unit="logits",
     ),
-    Case(
-        name="transformer.lamb update",
+    make_case(
+        "transformer.lamb update",
+        first_update(uncorrected_lamb(0.01)),
+        # Norms over all layers together and with bias correction: other numbers.
+        {"Optax": first_update(optax.lamb(0.01, weight_decay=0.01))},
+        trees,
         sizes={"small": {"units": 64, "depth": 2}, "BERT-base": {"units": 768, "depth": 12}},
         small=("small",),
-        build=functools.partial(lamb_update, uncorrected_lamb(0.01)),
-        # Norms over all layers together and with bias correction: other numbers.
-        rivals={"Optax": functools.partial(lamb_update, optax.lamb(0.01, weight_decay=0.01))},
         count=lambda units, depth: depth * (12 * units + 13) * units,
         unit="parameters",
     ),

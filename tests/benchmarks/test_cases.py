@@ -10,8 +10,16 @@ from benchmarks.case import discover
 from tests.battery import quick_jit
 
 CASES = discover()
+OTHERS = ("PyTorch", "Hugging Face", "softjax", "blackjax", "gensim", "authors")  # not only JAX
 PROGRAMS = [
-    pytest.param(case, name, id=f"{case.name}-{name}") for case in CASES for name in case.rivals
+    pytest.param(
+        case,
+        name,
+        id=f"{case.name}-{name}",
+        marks=[pytest.mark.slow] * name.startswith(OTHERS),
+    )
+    for case in CASES
+    for name in case.rivals
 ]
 
 
