@@ -61,10 +61,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "features")
-        if self.reference is not None and not self.reference > 0:
-            raise ValueError(f"model.reference must be greater than 0, got {self.reference}")
-        if self.reference is not None and self.network != "dense":
-            raise ValueError(f"model.reference: only the network dense has one, not {self.network}")
+        if self.reference is not None and not (self.reference > 0 and self.network == "dense"):
+            raise ValueError(
+                "model.reference must be greater than 0, and only the network dense has one: got "
+                f"{self.reference} for {self.network}"
+            )
         if self.conditional and self.network == "mnist":
             raise ValueError("model.conditional: the network mnist takes no labels; use another")
 
@@ -93,8 +94,7 @@ class SamplerConfig:
         at_least(1, self, "num_steps", "replay_capacity")
         in_unit_interval(self, "fresh_rate")
         langevin(lambda x: x, **self.langevin_options())  # checks its options
-        low, high = self.bounds
-        if not low <= 0 < 1 <= high:
+        if not self.bounds[0] <= 0 < 1 <= self.bounds[1]:
             raise ValueError(f"sampler.bounds must hold 0..1, got {self.bounds}")
 
     def langevin_options(self) -> dict[str, Any]:
@@ -193,10 +193,7 @@ PRESETS = {
         ),
         loop=LoopConfig(log_every=50, checkpoint_every=100),
     ),
-    "conditional": Config(
-        model=ModelConfig(conditional=True),
-        training=TrainingConfig(steps=6000),
-    ),
+    "conditional": Config(model=ModelConfig(conditional=True), training=TrainingConfig(steps=6000)),
     "mnist": Config(
         data=DataConfig(
             uri="file:$ZOO_DATA/mnist",

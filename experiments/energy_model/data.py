@@ -22,10 +22,8 @@ def outliers(data: DataConfig, test: np.ndarray) -> dict[str, np.ndarray]:
         name = source.uri.rpartition("/")[2].rpartition(":")[2]
         other, _ = image_arrays(head(source, len(test)))
     if other.shape[1:] != test.shape[1:]:
-        raise ValueError(
-            f"data.outliers: expected images of {test.shape[1:]} as in data.uri, got "
-            f"{other.shape[1:]}"
-        )
+        expected, got = test.shape[1:], other.shape[1:]
+        raise ValueError(f"data.outliers: expected images of {expected} as in data.uri, got {got}")
     return {
         "uniform noise": generator.uniform(size=test.shape).astype(np.float32),
         "shuffled pixels": generator.permuted(pixels, axis=1).reshape(test.shape),
@@ -34,14 +32,9 @@ def outliers(data: DataConfig, test: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def photographs(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Grey patches of scikit-learn's two photographs, each pixel the mean of ``SHRINK²`` of theirs.
+    """Patches ``[N, height, width, 1]`` of scikit-learn's two photographs, float32 in 0..1.
 
-    Args:
-        generator: draws the places.
-        shape: ``[N, height, width, 1]``.
-
-    Returns:
-        float32 of that shape, in 0..1.
+    Each pixel is the mean of ``SHRINK²`` of theirs.
     """
     count, height, width, channels = shape
     if channels != 1:
@@ -54,8 +47,9 @@ def photographs(generator: np.random.Generator, shape: tuple[int, ...]) -> np.nd
     patches = np.empty(shape, np.float32)
     for number in range(count):
         picture = grey[number % len(grey)]
-        top = generator.integers(picture.shape[0] - SHRINK * height)
-        left = generator.integers(picture.shape[1] - SHRINK * width)
-        patch = picture[top : top + SHRINK * height, left : left + SHRINK * width]
+        rows, columns = SHRINK * height, SHRINK * width
+        top = generator.integers(picture.shape[0] - rows)
+        left = generator.integers(picture.shape[1] - columns)
+        patch = picture[top : top + rows, left : left + columns]
         patches[number, ..., 0] = patch.reshape(height, SHRINK, width, SHRINK).mean(axis=(1, 3))
     return patches

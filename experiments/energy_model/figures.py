@@ -1,41 +1,12 @@
 """The pictures of images and energies that a run ends with."""
 
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from zoo import extras
+from experiments.pictures import new_figure
 
 BINS = 60
-
-
-def save(
-    workdir: pathlib.Path,
-    samples: np.ndarray,
-    train: np.ndarray,
-    sheets: dict[int, np.ndarray],
-    energies: dict[str, np.ndarray],
-) -> list[pathlib.Path]:
-    """Writes samples.png, training.png and energies.png; returns their paths.
-
-    Args:
-        workdir: of the run.
-        samples: that started from noise, ``[N, height, width, channels]``.
-        train: images of the training set.
-        sheets: samples at every evaluation, by step, each column from the same noise.
-        energies: ``[N]`` of the test images, the samples and the outliers.
-    """
-    drawn = {
-        "samples": draw_samples(samples, train),
-        "training": draw_rows({f"{step:,}": sheets[step] for step in sorted(sheets)}),
-        "energies": draw_energies(energies),
-    }
-    drawn["training"].axes[0].set_ylabel("training steps")
-    paths = [workdir / f"{name}.png" for name in drawn]
-    for path, figure in zip(paths, drawn.values(), strict=True):
-        figure.savefig(path, dpi=110)
-    return paths
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
@@ -52,13 +23,12 @@ def show(axes: Any, images: np.ndarray, columns: int) -> None:
     sheet = tile(1 - images if grey else images, columns)
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def draw_samples(samples: np.ndarray, train: np.ndarray) -> Any:
     """Samples that started from noise, beside images of the training set."""
-    figure = _figure((10, 5.4))
+    figure = new_figure(10, 5.4)
     left, right = figure.subplots(1, 2)
     show(left, samples[:100], 10)
     left.set_title("samples of the model, from uniform noise")
@@ -67,22 +37,23 @@ def draw_samples(samples: np.ndarray, train: np.ndarray) -> Any:
     return figure
 
 
-def draw_rows(rows: dict[str, np.ndarray]) -> Any:
+def draw_rows(rows: dict[str, np.ndarray], label: str = "") -> Any:
     """Named rows of as many images each."""
     images = np.concatenate([*rows.values()])
     columns = len(images) // len(rows)
-    figure = _figure((8, 0.4 + 8 * len(rows) / columns))
+    figure = new_figure(8, 0.4 + 8 * len(rows) / columns)
     axes = figure.subplots()
     show(axes, images, columns)
     height = images.shape[1] + 1
     axes.set_yticks([(i + 0.5) * height for i in range(len(rows))], [*rows])
     axes.tick_params(length=0)
+    axes.set_ylabel(label)
     return figure
 
 
 def draw_energies(energies: dict[str, np.ndarray]) -> Any:
     """Histograms of the energies, by the kind of image."""
-    figure = _figure((7, 3.6))
+    figure = new_figure(7, 3.6)
     axes = figure.subplots()
     bins = np.histogram_bin_edges(np.concatenate([*energies.values()]), BINS - 1)
     for name, values in energies.items():
@@ -90,7 +61,3 @@ def draw_energies(energies: dict[str, np.ndarray]) -> Any:
     axes.set(xlabel="energy", ylabel="density")
     axes.legend(fontsize="small")
     return figure
-
-
-def _figure(size: tuple[float, float]) -> Any:
-    return extras.require("matplotlib.figure", "plot").Figure(size, layout="constrained")

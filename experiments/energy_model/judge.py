@@ -26,7 +26,6 @@ class Classifier(nnx.Module):
     """One hidden layer."""
 
     def __init__(self, pixels: int, num_classes: int, features: int, *, rngs: nnx.Rngs):
-        """Draws the parameters."""
         uniform = nnx.initializers.glorot_uniform()
         self.hidden = nnx.Linear(pixels, features, kernel_init=uniform, rngs=rngs)
         self.output = nnx.Linear(features, num_classes, kernel_init=uniform, rngs=rngs)
@@ -49,9 +48,8 @@ def train_classifier(
     network = Classifier(pixels, num_classes, config.classifier_features, rngs=nnx.Rngs(0))
     graph, parameters = nnx.split(network)
     optimizer = optax.adam(1e-3)
-    generator = np.random.default_rng(0)
-    orders = [generator.permutation(len(labels)) for _ in range(config.classifier_epochs)]
-    rows = np.concatenate(orders)
+    generator, epochs = np.random.default_rng(0), range(config.classifier_epochs)
+    rows = np.concatenate([generator.permutation(len(labels)) for _ in epochs])
     rows = rows[: len(rows) // BATCH * BATCH].reshape(-1, BATCH)
 
     @jax.jit
@@ -111,20 +109,14 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 def encoded_distances(
     encoder: str, sets: dict[str, np.ndarray], train: np.ndarray
 ) -> dict[str, float]:
-    """Fréchet distance of each set to the training set on the features of EfficientNet-Lite0.
+    """Fréchet distances of ``sets`` to ``train`` on the features of EfficientNet-Lite0.
 
-    Not an FID: another network, enlarged another way. Nothing where there is no file of weights.
-
-    Args:
-        encoder: ``file:PATH`` of the weights, or empty.
-        sets: name -> ``[N, height, width, 3]`` in 0..1.
-        train: the same.
+    Not an FID: another network, enlarged another way. None without a file ``encoder`` of weights.
     """
-    if not encoder:
-        return {}
     path = local_path(encoder)
-    if not path.exists():
-        print(f"no file {path}: no Fréchet distance on EfficientNet-Lite0 features")
+    if not encoder or not path.exists():
+        if encoder:
+            print(f"no file {path}: no Fréchet distance on EfficientNet-Lite0 features")
         return {}
     network, encode = load_efficientnet(path), make_encoder(ENCODED_SIZE)
     reference = encode(network, 255 * train)

@@ -1,6 +1,8 @@
 """The energies a run can train."""
 
+import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,13 +43,10 @@ class DenseEnergy(nnx.Module):
         reference: float | None = None,
         rngs: nnx.Rngs,
     ):
-        """Draws the parameters; with classes, biases and output have a row for each."""
         self.reference = reference
-        widths = (pixels, features, features, features)
-        rows = 1 if num_classes is None else num_classes
-        self.kernels = nnx.List(
-            [SpectralKernel(*pair, rngs=rngs) for pair in itertools.pairwise(widths)]
-        )
+        widths = itertools.pairwise((pixels, features, features, features))
+        rows = num_classes or 1  # with classes, biases and output have a row for each
+        self.kernels = nnx.List([SpectralKernel(*pair, rngs=rngs) for pair in widths])
         self.biases = nnx.List([nnx.Param(jnp.zeros((rows, features))) for _ in self.kernels])
         self.output = nnx.Param(jnp.zeros((rows, features)))
         self.shift = nnx.Param(jnp.zeros(rows))
@@ -68,19 +67,20 @@ class DenseEnergy(nnx.Module):
 def make_network(
     model: ModelConfig, shape: tuple[int, ...], num_classes: int | None = None
 ) -> Callable[[nnx.Rngs], nnx.Module]:
-    """Makes the network for images of this shape, and labels if there are, given random streams."""
-    height, width, channels = shape
-    if model.network == "mnist" and shape != (28, 28, 1):
-        raise ValueError(f"model.network=mnist takes images of 28 × 28 × 1, got {shape}")
-    large = model.network == "resnet_large"
-    options: dict[str, Any] = {"num_classes": num_classes}
+    """``(rngs) -> network`` for images of this shape, and for labels if there are classes."""
+    sizes: dict[str, Any] = {"channels": shape[-1], "num_classes": num_classes}
+    network: Callable[..., nnx.Module]
     if model.network == "dense":
-        pixels, options["reference"] = height * width * channels, model.reference
-        return lambda rngs: DenseEnergy(pixels, model.features, **options, rngs=rngs)
-    if model.network == "mnist":
-        return lambda rngs: MnistEnergy(model.features, stem_features=model.features, rngs=rngs)
-    options["channels"] = channels
-    if model.network == "multiscale":
-        return lambda rngs: MultiscaleEnergy(model.features, **options, rngs=rngs)
-    options |= {"blocks": RESNET_LARGE if large else RESNET, "dropout": 0.5 if large else 0.0}
-    return lambda rngs: ResNetEnergy(model.features, **options, rngs=rngs)
+        sizes = {"pixels": math.prod(shape), "num_classes": num_classes}
+        network = functools.partial(DenseEnergy, **sizes, reference=model.reference)
+    elif model.network == "mnist":
+        if shape != (28, 28, 1):
+            raise ValueError(f"model.network=mnist takes images of 28 × 28 × 1, got {shape}")
+        network = functools.partial(MnistEnergy, stem_features=model.features)
+    elif model.network == "multiscale":
+        network = functools.partial(MultiscaleEnergy, **sizes)
+    else:
+        large = model.network == "resnet_large"
+        sizes |= {"blocks": RESNET_LARGE, "dropout": 0.5} if large else {"blocks": RESNET}
+        network = functools.partial(ResNetEnergy, **sizes)
+    return lambda rngs: network(features=model.features, rngs=rngs)

@@ -13,21 +13,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from experiments.command_line import MAY_CHANGE
-from experiments.energy_model import figures, uses
-from experiments.energy_model.config import Config, TrainingConfig
+from experiments.energy_model import uses
+from experiments.energy_model.config import Config, DataConfig, TrainingConfig
 from experiments.energy_model.data import outliers
+from experiments.energy_model.figures import draw_energies, draw_rows, draw_samples
 from experiments.energy_model.judge import auroc, encoded_distances, score, train_classifier
 from experiments.energy_model.model import make_network
 from experiments.image_sets import head, open_splits
-from experiments.running import (
-    Experiment,
-    finish,
-    is_main_process,
-    number_of_parameters,
-    on_devices,
-    open_mesh,
-    train,
-)
+from experiments.pictures import save_figures
+from experiments.running import Experiment, announce, finish, is_main_process, open_mesh, train
 from zoo.data import Pipeline
 from zoo.data.images import image_arrays
 from zoo.energy import (
@@ -72,25 +66,26 @@ def run(config: Config) -> None:
     experiment = build(config, mesh, data)
     generate = make_generator(experiment.merge, config, data)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
-    if is_main_process():
-        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
-        print(
-            f"{config.data.uri}: {len(data.train[0]):,} images to train on, {len(data.test[0]):,} "
-            f"to test; {config.model.network} energy with {size:,} parameters; "
-            f"{experiment.num_steps:,} steps of {config.sampler.num_steps} on {on_devices(mesh)}"
-        )
+    announce(
+        f"{config.data.uri}: {len(data.train[0]):,} images to train on, {len(data.test[0]):,} to "
+        f"test; {config.model.network} energy, chains of {config.sampler.num_steps} steps",
+        experiment,
+        mesh,
+    )
+    limits = {
+        "energy_gap": config.rollback.max_energy_gap,
+        "gradient_norm_of_chains": config.rollback.max_gradient_norm,
+        "excess_saturation": config.rollback.max_excess_saturation,
+    }
     with Checkpointer(workdir / "good", keep=1) as good:
-        limits = {
-            "energy_gap": config.rollback.max_energy_gap,
-            "gradient_norm_of_chains": config.rollback.max_gradient_norm,
-            "excess_saturation": config.rollback.max_excess_saturation,
-        }
         first = experiment.initial_state(mesh)
         rollback = Rollback(good, first, limits=limits, factor=config.rollback.factor)
 
         def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
             watched = generate(state, jax.random.key(1), count=config.evaluation.watched)
-            keep_watched(workdir / "watched", state, watched)
+            if is_main_process():
+                (workdir / "watched").mkdir(exist_ok=True)
+                np.save(workdir / f"watched/{int(state.step)}.npy", np.asarray(watched))
             state, values = experiment.evaluate(state)
             return rollback(state, values), values
 
@@ -105,14 +100,10 @@ def run(config: Config) -> None:
         return
     used: dict[str, Any] = {}
     if num_classes is not None:
-        used = uses.show(
-            workdir,
-            frozen(experiment.merge, state),
-            functools.partial(langevin, **quiet_options(config)),
-            data.test,
-            num_classes=num_classes,
-            num_steps=config.evaluation.num_steps,
-        )
+        network = frozen(experiment.merge, state)
+        sampler = functools.partial(langevin, **quiet_options(config))
+        num_steps = config.evaluation.num_steps
+        used = uses.show(workdir, network, sampler, data.test, num_classes, num_steps)
     report(workdir, data, found, measured, judge(config, data, found), used)
 
 
@@ -178,17 +169,14 @@ def make_optimizer(training: TrainingConfig) -> optax.GradientTransformation:
 
 
 def noisy(
-    key: jax.Array,
-    images: jax.Array,
-    levels: int,
-    noise: float,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    key: jax.Array, images: jax.Array, data: DataConfig, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> jax.Array:
     """Bytes or numbers in 0..1 -> float32 within bounds, every level spread, noise added."""
     spread_key, noise_key = jax.random.split(key)
     images = images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
-    images = (images * (levels - 1) + jax.random.uniform(spread_key, images.shape)) / levels
-    images = images + noise * jax.random.normal(noise_key, images.shape)
+    spread = jax.random.uniform(spread_key, images.shape)
+    images = (images * (data.levels - 1) + spread) / data.levels
+    images = images + data.noise * jax.random.normal(noise_key, images.shape)
     return jnp.clip(images, *bounds)
 
 
@@ -201,9 +189,7 @@ def make_loss(merge: Callable[..., Any], config: Config) -> Callable[..., LossOu
     ) -> LossOutput:
         del carry
         keys = jax.random.split(key, 6)
-        data = noisy(
-            keys[0], batch["image"], config.data.levels, config.data.noise, sampling.bounds
-        )
+        data = noisy(keys[0], batch["image"], config.data, sampling.bounds)
         labels = (batch["label"],) if config.model.conditional else ()
         network, replay = model_state["network"], model_state["replay"]
 
@@ -218,9 +204,8 @@ def make_loss(merge: Callable[..., Any], config: Config) -> Callable[..., LossOu
 
         module = merge(parameters, keys[4], model_state=network)
         of_both = jax.tree.map(lambda *pair: jnp.concatenate(pair), labels, start.labels)
-        energy_data, energy_samples = jnp.split(
-            module(jnp.concatenate([data, samples]), *of_both), 2
-        )
+        energy_both = module(jnp.concatenate([data, samples]), *of_both)
+        energy_data, energy_samples = jnp.split(energy_both, 2)
         loss = contrastive_loss(energy_data, energy_samples, l2=config.training.l2)
         weight = jnp.float32(len(data))
         return LossOutput(
@@ -260,9 +245,7 @@ def make_image_energy(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def energies(
-    energy: Callable[[TrainState, jax.Array], jax.Array], state: TrainState, images: jax.Array
-) -> jax.Array:
+def energies(energy: Callable[..., jax.Array], state: TrainState, images: jax.Array) -> jax.Array:
     """The energies of any number of images, piece by piece."""
     return jax.lax.map(lambda image: energy(state, image[None])[0], images, batch_size=PIECE)
 
@@ -280,7 +263,7 @@ def make_health(
         fresh = jnp.zeros((ROWS, *test.shape[1:]))
         labels = jax.tree.map(lambda x: jnp.zeros(ROWS, x.dtype), replay.labels)
         chains = replay_draw(draw_key, replay, fresh, labels, fresh_rate=0.0)
-        data = noisy(noise_key, test, config.data.levels, config.data.noise, bounds)
+        data = noisy(noise_key, test, config.data, bounds)
         health = chain_health(functools.partial(energy, state), data, chains.samples, bounds=bounds)
         return {
             "energy_gap": health.energy_gap,
@@ -320,13 +303,6 @@ def make_generator(
     return generate
 
 
-def keep_watched(folder: pathlib.Path, state: TrainState, samples: jax.Array) -> None:
-    """Saves the samples of an evaluation for the picture of the training."""
-    if is_main_process():
-        folder.mkdir(exist_ok=True)
-        np.save(folder / f"{int(state.step)}.npy", np.asarray(samples))
-
-
 def judge(config: Config, data: Data, found: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Scores of every kind of image under a classifier that is trained here."""
     classify = train_classifier(*data.train, config.evaluation, noise=config.data.noise)
@@ -356,7 +332,13 @@ def report(
         [{"images": name} | row for name, row in scores.items()],
         title="Under a classifier of this run",
     )
-    sheets = {int(path.stem): np.load(path) for path in (workdir / "watched").glob("*.npy")}
-    pictures = figures.save(workdir, found["samples"], data.train[0], sheets, measured)
+    steps = sorted(int(path.stem) for path in (workdir / "watched").glob("*.npy"))
+    watched = {f"{step:,}": np.load(workdir / f"watched/{step}.npy") for step in steps}
+    drawn = {
+        "samples": draw_samples(found["samples"], data.train[0]),
+        "training": draw_rows(watched, "training steps"),
+        "energies": draw_energies(measured),
+    }
     energy = {name: values.mean() for name, values in measured.items()}
-    finish(workdir, {"auroc": ranks, "scores": scores, "energy": energy, **used}, pictures)
+    summary = {"auroc": ranks, "scores": scores, "energy": energy, **used}
+    finish(workdir, summary, save_figures(workdir, drawn))

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.energy_model import figures
+from experiments.energy_model.figures import draw_rows
+from experiments.pictures import save_figures
 from zoo.energy import Sampler, run_chain
 from zoo.energy.composition import clamped_energy, energies_by_label, product_energy
 from zoo.training import results_table
@@ -29,11 +30,10 @@ def show(
     network: Callable[[jax.Array, jax.Array], jax.Array],
     make_sampler: Callable[[Callable[[jax.Array], jax.Array]], Sampler],
     test: tuple[np.ndarray, np.ndarray],
-    *,
     num_classes: int,
     num_steps: int,
 ) -> dict[str, Any]:
-    """Draws uses.png and says what was measured.
+    """Draws uses.png; returns what was measured.
 
     Args:
         workdir: folder of the picture.
@@ -42,10 +42,6 @@ def show(
         test: images ``[N, height, width, channels]`` and labels ``[N]``.
         num_classes: K.
         num_steps: of the chains.
-
-    Returns:
-        The accuracy of the labels, the mean energies of the compositions, and the error of hidden
-        halves under their own and under another label.
     """
     by_label = jax.jit(lambda x: energies_by_label(network, x, num_classes=num_classes))
     images, labels = test
@@ -91,10 +87,8 @@ def show(
     results_table(table, title="Composed energies")
 
     complete, true = images[:COLUMNS], jnp.asarray(labels[:COLUMNS])
-    halves = {
-        "its label": np.asarray(fill(jax.random.key(1), complete, true)),
-        "another label": np.asarray(fill(jax.random.key(1), complete, (true + 1) % num_classes)),
-    }
+    asked = {"its label": true, "another label": (true + 1) % num_classes}
+    halves = {name: np.asarray(fill(jax.random.key(1), complete, y)) for name, y in asked.items()}
     errors = {
         name: float(np.sqrt(((filled - complete)[:, height // 2 :] ** 2).mean()))
         for name, filled in halves.items()
@@ -102,9 +96,7 @@ def show(
     rows = dict(zip(compositions, np.split(composed, len(compositions)), strict=True))
     rows |= {"test images": complete, "upper half known": np.where(mask, complete, 0.0)}
     rows |= {f"with {name}": filled for name, filled in halves.items()}
-    figures.draw_rows(rows).savefig(workdir / "uses.png", dpi=110)
-    print(
-        f"labels by energy: {accuracy:.3f} right; hidden halves, root mean square error: "
-        + ", ".join(f"{error:.3f} with {name}" for name, error in errors.items())
-    )
+    save_figures(workdir, {"uses": draw_rows(rows)})
+    said = ", ".join(f"{error:.3f} with {name}" for name, error in errors.items())
+    print(f"labels by energy: {accuracy:.3f} right; hidden halves, root mean square error: {said}")
     return {"label_accuracy": accuracy, "compositions": table, "hidden_half_errors": errors}

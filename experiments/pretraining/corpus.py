@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import pathlib
 import re
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -54,7 +53,7 @@ class Shard(NamedTuple):
         return f"{self.split}-{self.number:05d}-of-{self.count:05d}.array_record"
 
 
-def prepare(data: DataConfig, directory: pathlib.Path, *, verbose: bool = True) -> dict[str, Any]:
+def prepare(data: DataConfig, directory: pathlib.Path) -> dict[str, Any]:
     """Makes what is missing of a corpus and returns its manifest.
 
     Raises:
@@ -72,15 +71,11 @@ def prepare(data: DataConfig, directory: pathlib.Path, *, verbose: bool = True) 
         for split, count in zip(SPLITS, (data.shards, 1, 1), strict=True)
         for number in range(count)
     ]
-    begin, done = time.perf_counter(), []
+    done: list[dict[str, Any]] = []
     for entry in write_shards(shards, data.workers):
         done.append(entry)
-        if verbose:
-            rate = sum(e["tokens"] for e in done) / (time.perf_counter() - begin)
-            print(
-                f"{entry['file']}: {entry['rows']:,} rows, {entry['tokens']:,} tokens "
-                f"({len(done)}/{len(shards)} files, {rate:,.0f} tokens/s)"
-            )
+        written = f"{entry['rows']:,} rows, {entry['tokens']:,} tokens"
+        print(f"{entry['file']}: {written} ({len(done)}/{len(shards)} files)")
     manifest = {
         "length": data.length,
         "vocab_size": len(vocabulary),
@@ -148,7 +143,7 @@ def write_shard(shard: Shard) -> dict[str, Any]:
     entry_path = path.with_suffix(".json")
     if entry_path.exists() and path.exists():
         entry = json.loads(entry_path.read_text())
-        if entry["vocabulary"] == shard.vocabulary and entry["sha256"] == _sha256(path):
+        if (entry["vocabulary"], entry["sha256"]) == (shard.vocabulary, _sha256(path)):
             return entry
     source = open_source(shard.data.uri, split=shard.split)
     start, stop = (len(source) * n // shard.count for n in (shard.number, shard.number + 1))
@@ -156,14 +151,9 @@ def write_shard(shard: Shard) -> dict[str, Any]:
     numbers = [number for number, _ in pairs]
     sentences = [sentence for _, sentence in pairs]
     ids, word_starts = load_vocabulary(shard.directory).encode_with_word_starts(sentences)
+    special = {"cls_id": CLS, "sep_id": SEP, "pad_id": PAD}
     rows = pack_sentences(
-        ids,
-        length=shard.data.length,
-        word_starts=word_starts,
-        documents=numbers,
-        cls_id=CLS,
-        sep_id=SEP,
-        pad_id=PAD,
+        ids, length=shard.data.length, word_starts=word_starts, documents=numbers, **special
     )
     records.write(path, rows)
     entry = {

@@ -9,7 +9,7 @@ taken seed by seed. Finished arms are kept: the same command continues with the 
 """
 
 import dataclasses
-import json
+import itertools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -21,9 +21,17 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from experiments.command_line import MAY_CHANGE, RunConfig, at_least
+from experiments.pretraining.config import TrainingConfig
 from experiments.pretraining.corpus import load_vocabulary
-from experiments.pretraining.train import warmup_and_decay
-from experiments.running import Experiment, finish, is_main_process, open_mesh
+from experiments.pretraining.train import make_optimizer
+from experiments.running import (
+    Experiment,
+    finish,
+    held_out_means,
+    is_main_process,
+    open_mesh,
+    read_records,
+)
 from zoo.data import Pipeline, open_source
 from zoo.training import (
     Loop,
@@ -33,12 +41,10 @@ from zoo.training import (
     fit,
     functional,
     open_workdir,
-    put_batch,
     results_table,
 )
 from zoo.transformer import Transformer, TransformerConfig, load_bert, placement_rules
 from zoo.transformer.bert_weights import bert_config
-from zoo.transformer.optimizers import excluding
 
 PRETRAINED, SCRATCH = "pretrained", "from scratch"
 Reviews = list[dict[str, Any]]
@@ -108,34 +114,32 @@ def run(config: Config) -> None:
     starts = {PRETRAINED: nnx.to_pure_dict(nnx.state(weights, nnx.Param)), SCRATCH: None}
     workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "seeds"))
     path = workdir / "metrics.jsonl"
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    accuracies = {(line["weights"], line["seed"]): line["accuracy"] for line in done}
+    done = {(line["weights"], line["seed"]): line["accuracy"] for line in read_records(path)}
     shardings = experiment.abstract_state(mesh).shardings
     step = experiment.train_step(shardings)  # compiled once for all arms
     with MetricsLog(path) as log:
-        for seed in range(config.seeds):
-            for name, start in starts.items():
-                if (name, seed) in accuracies:
-                    continue
-                state = experiment._replace(seed=seed).initial_state(mesh)
-                if start is not None:
-                    place = shardings.parameters["encoder"]
-                    encoder = jax.device_put(start, place, may_alias=False)
-                    state = state._replace(parameters={**state.parameters, "encoder": encoder})
-                state = fit(
-                    step,
-                    state,
-                    batches(config, data, seed),
-                    num_steps=experiment.num_steps,
-                    mesh=mesh,
-                    loop=Loop(rate_unit="reviews", progress=config.loop.progress),
-                )
-                values = experiment.evaluate(state)[1]
-                accuracies[name, seed] = values["accuracy"]
-                log.write(experiment.num_steps, {"weights": name, "seed": seed, **values})
-                if is_main_process():
-                    print(f"{name}, seed {seed}: {values['accuracy']:.1%}")
-    arms = {name: [accuracies[name, seed] for seed in range(config.seeds)] for name in starts}
+        for seed, (name, start) in itertools.product(range(config.seeds), starts.items()):
+            if (name, seed) in done:
+                continue
+            state = experiment._replace(seed=seed).initial_state(mesh)
+            if start is not None:
+                place = shardings.parameters["encoder"]
+                encoder = jax.device_put(start, place, may_alias=False)
+                state = state._replace(parameters={**state.parameters, "encoder": encoder})
+            state = fit(
+                step,
+                state,
+                batches(config, data, seed),
+                num_steps=experiment.num_steps,
+                mesh=mesh,
+                loop=Loop(rate_unit="reviews", progress=config.loop.progress),
+            )
+            values = experiment.evaluate(state)[1]
+            done[name, seed] = values["accuracy"]
+            log.write(experiment.num_steps, {"weights": name, "seed": seed, **values})
+            if is_main_process():
+                print(f"{name}, seed {seed}: {values['accuracy']:.1%}")
+    arms = {name: [done[name, seed] for seed in range(config.seeds)] for name in starts}
     report(workdir, arms, data)
 
 
@@ -167,7 +171,12 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
     data = load(config) if data is None else data
     first = batches(config, data, 0)
     num_steps = config.num_epochs * first.batches_per_epoch
-    schedule = warmup_and_decay(config.learning_rate, max(1, num_steps // 10), num_steps)
+    training = TrainingConfig(
+        num_steps=num_steps,
+        learning_rate=config.learning_rate,
+        warmup_steps=max(1, num_steps // 10),
+        weight_decay=config.weight_decay,
+    )
     init, merge = functional(lambda rngs: Classifier(data.encoder, 2, rngs=rngs))
 
     def loss(parameters: Any, batch: Any, *, key: jax.Array | None, carry: Any = ()) -> LossOutput:
@@ -179,26 +188,20 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
         weight = jnp.sum(weights)
         return LossOutput(jnp.sum(weights * losses), weight, metrics={"accuracy": (right, weight)})
 
-    evaluation_loss = jax.jit(loss, static_argnames="key")
+    @jax.jit
+    def evaluation_loss(parameters: Any, batch: Any, **unused: Any) -> LossOutput:
+        return loss(parameters, batch, key=None)
 
     def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
-        rows = config.batch_size
-        right = total = 0.0
-        for batch in Pipeline(data.test, batch_size=rows, seed=0, num_epochs=1, shuffle=False):
-            output = evaluation_loss(state.parameters, put_batch(batch, mesh), key=None)
-            correct, weight = output.metrics["accuracy"]
-            right, total = right + float(correct), total + float(weight)
-        return state, {"accuracy": right / total}
+        rows, test = config.batch_size, data.test
+        means = held_out_means(evaluation_loss, state.parameters, test, batch_size=rows, mesh=mesh)
+        return state, means
 
-    decay = config.weight_decay
     return Experiment(
         init=init,
         merge=merge,
         loss=loss,
-        optimizer=optax.chain(
-            optax.clip_by_global_norm(1.0),
-            optax.adamw(schedule, eps=1e-6, weight_decay=decay, mask=excluding()),
-        ),
+        optimizer=make_optimizer(training),
         batches=first,
         num_steps=num_steps,
         evaluate=evaluate,

@@ -4,11 +4,11 @@ A record is one row as bytes, see ``row_dtype``. ArrayRecord itself stores a has
 eight records and refuses to read a group that does not fit it.
 """
 
-import dataclasses
 import functools
 import json
 import operator
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,14 +17,13 @@ from zoo.extras import require
 from zoo.transformer.packing import PackedRows
 
 MANIFEST = "manifest.json"
+REMEDY = "delete it and prepare the corpus again, or train with data.corrupt='skip'"
 
 
 def row_dtype(length: int) -> np.dtype:
     """One row ``[T]`` of :class:`PackedRows`."""
-    shape = (length,)
-    return np.dtype(
-        [("ids", "<i4", shape), ("word_starts", "?", shape), ("document_ids", "<i4", shape)]
-    )
+    fields = {"ids": "<i4", "word_starts": "?", "document_ids": "<i4"}
+    return np.dtype([(name, kind, (length,)) for name, kind in fields.items()])
 
 
 def write(path: pathlib.Path, rows: PackedRows) -> None:
@@ -41,11 +40,10 @@ def write(path: pathlib.Path, rows: PackedRows) -> None:
     part.replace(path)
 
 
-@dataclasses.dataclass
 class RecordRows:
     """The rows of one split of a prepared corpus: a source for ``zoo.data.Pipeline``.
 
-    Attributes:
+    Args:
         directory: the corpus.
         split: ``"train"``, ``"valid"`` or ``"test"``.
         corrupt: ``"refuse"`` raises on the first damaged record; ``"skip"`` reads all of them once
@@ -56,28 +54,25 @@ class RecordRows:
         OSError: if the corpus or one of its files is missing.
     """
 
-    directory: pathlib.Path
-    split: str
-    corrupt: Literal["refuse", "skip"] = "refuse"
-
-    def __post_init__(self) -> None:
-        manifest = json.loads((self.directory / MANIFEST).read_text())
-        self.uri = f"file:{self.directory}/{self.split}"
-        self.dtype = row_dtype(manifest["length"])
-        self.shards = [shard for shard in manifest["shards"] if shard["split"] == self.split]
-        self._starts = np.cumsum([0, *(shard["rows"] for shard in self.shards)])
+    def __init__(
+        self, directory: pathlib.Path, split: str, corrupt: Literal["refuse", "skip"] = "refuse"
+    ):
+        manifest = json.loads((directory / MANIFEST).read_text())
+        shards = [shard for shard in manifest["shards"] if shard["split"] == split]
+        self.uri = f"file:{directory}/{split}"
+        self._dtype = row_dtype(manifest["length"])
+        self._files = [directory / shard["file"] for shard in shards]
+        self._starts = np.cumsum([0, *(shard["rows"] for shard in shards)])
         total = int(self._starts[-1])
-        if self.corrupt == "skip":
+        self._numbers: Sequence[int] = range(total)
+        if corrupt == "skip":
             self._numbers = [number for number in range(total) if self._read(number) is not None]
         else:
-            self._numbers = range(total)
-            for shard in self.shards:
-                path = self.directory / shard["file"]
-                if (found := _reader(path).num_records()) != shard["rows"]:
+            for file, shard in zip(self._files, shards, strict=True):
+                if (found := _reader(file).num_records()) != shard["rows"]:
                     raise ValueError(
-                        f"{path} holds {found} records, the manifest says {shard['rows']}: the "
-                        "file is cut off; delete it and prepare the corpus again, or train with "
-                        "data.corrupt='skip'"
+                        f"{file} holds {found} records, the manifest says {shard['rows']}: the "
+                        f"file is cut off; {REMEDY}"
                     )
         self.skipped = total - len(self._numbers)
 
@@ -89,23 +84,20 @@ class RecordRows:
         number = self._numbers[operator.index(index)]
         row = self._read(number)
         if row is None:
-            shard, place = self._place(number)
-            raise ValueError(
-                f"{self.directory / shard['file']}: record {place} is damaged; delete the file and "
-                "prepare the corpus again, or train with data.corrupt='skip'"
-            )
-        return {**{name: row[name] for name in self.dtype.names or ()}, "row": np.int32(number)}
+            file, record = self._place(number)
+            raise ValueError(f"{file}: record {record} is damaged; {REMEDY}")
+        return {**{name: row[name] for name in self._dtype.names or ()}, "row": np.int32(number)}
 
-    def _place(self, number: int) -> tuple[dict[str, Any], int]:
+    def _place(self, number: int) -> tuple[pathlib.Path, int]:
         shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self.shards[shard], number - int(self._starts[shard])
+        return self._files[shard], number - int(self._starts[shard])
 
     def _read(self, number: int) -> Any:
-        shard, place = self._place(number)
+        """A row, or None if its record is damaged or missing."""
+        file, record = self._place(number)
         try:
-            (record,) = _reader(self.directory / shard["file"]).read([place])
-            (row,) = np.frombuffer(record, self.dtype)  # raises if the length is another
-        except (RuntimeError, ValueError, IndexError):
+            (row,) = np.frombuffer(_reader(file).read([record])[0], self._dtype)
+        except (RuntimeError, ValueError, IndexError):  # a ValueError if the length is another
             return None
         return row
 

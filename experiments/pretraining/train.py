@@ -1,7 +1,6 @@
 """Prepares the corpus, trains, and compares with the entropies of tokens and pairs of tokens."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,32 +12,26 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from experiments.command_line import MAY_CHANGE
+from experiments.command_line import MAY_CHANGE, change
+from experiments.pictures import new_figure, save_figures
 from experiments.pretraining import corpus
 from experiments.pretraining.baselines import entropies
 from experiments.pretraining.config import Config, ModelConfig, ObjectiveConfig, TrainingConfig
 from experiments.pretraining.records import RecordRows
 from experiments.running import (
     Experiment,
+    announce,
     finish,
+    held_out_means,
     is_main_process,
-    number_of_parameters,
-    on_devices,
     on_host,
     open_mesh,
+    read_records,
     train,
 )
 from zoo.averaging import averaged_parameters, lookahead, parameter_ema
 from zoo.data import Pipeline
-from zoo.extras import require
-from zoo.training import (
-    LossOutput,
-    TrainState,
-    functional,
-    open_workdir,
-    put_batch,
-    results_table,
-)
+from zoo.training import LossOutput, TrainState, functional, open_workdir, results_table
 from zoo.transformer import (
     Transformer,
     TransformerConfig,
@@ -69,14 +62,10 @@ def run(config: Config) -> None:
     data = load(config)
     experiment = build(config, mesh, data)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
-    if is_main_process():
-        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
-        print(
-            f"{config.data.uri}: {len(data.rows['train']):,} rows, {data.vocab_size:,} types; "
-            f"{size:,} parameters; {experiment.num_steps:,} updates on {on_devices(mesh)}"
-        )
-        if skipped := sum(rows.skipped for rows in data.rows.values()):
-            print(f"{skipped:,} damaged records are skipped")
+    rows = data.rows["train"]
+    announce(f"{config.data.uri}: {len(rows):,} rows, {data.vocab_size:,} types", experiment, mesh)
+    if skipped := sum(rows.skipped for rows in data.rows.values()):
+        print(f"{skipped:,} damaged records are skipped")
     baseline = count_entropies(data)
     state = train(experiment, mesh, workdir, config.loop)
     results = experiment.evaluate(state)[1]
@@ -94,7 +83,7 @@ def load(config: Config) -> Data:
         corpus.prepare(config.data, directory)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("corpus")
-    manifest = corpus.prepare(config.data, directory, verbose=False)
+    manifest = corpus.prepare(config.data, directory)
     rows = {
         split: RecordRows(directory, split, config.data.corrupt) for split in ("train", "valid")
     }
@@ -110,36 +99,21 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
     )
     init, merge = functional(lambda rngs: Transformer(model_config, rngs=rngs))
     # Evaluation masks every held-out row in one way, whatever the step.
-    fixed = dataclasses.replace(
-        config, objective=dataclasses.replace(config.objective, static_copies=1)
-    )
-    evaluation_loss = jax.jit(make_loss(merge, fixed, vocab_size=data.vocab_size, dropout=False))
+    fixed = change(config, objective={"static_copies": 1}, model={"dropout": 0.0})
+    evaluation_loss = jax.jit(make_loss(merge, fixed, data.vocab_size))
 
     def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
-        held_out = Pipeline(
-            data.rows["valid"],
-            batch_size=training.evaluation_batch_size,
-            seed=0,
-            num_epochs=1,
-            shuffle=False,
-        )
-        parameters = state.parameters
+        parameters, rows = state.parameters, training.evaluation_batch_size
         if training.ema_decay is not None:
             parameters = averaged_parameters(state.optimizer_state, parameters, path="average")
-        sums: dict[str, np.ndarray] = {}
-        for batch in held_out:
-            output = evaluation_loss(
-                parameters, put_batch(batch, mesh), key=jax.random.key(0), carry=()
-            )
-            for name, pair in {"loss": (output.total, output.weight), **output.metrics}.items():
-                sums[name] = sums.get(name, 0) + np.array(jax.device_get(pair))
-        means = {f"valid_{n}": float(total / max(weight, 1)) for n, (total, weight) in sums.items()}
-        return state, means
+        valid = data.rows["valid"]
+        means = held_out_means(evaluation_loss, parameters, valid, batch_size=rows, mesh=mesh)
+        return state, {f"valid_{name}": value for name, value in means.items()}
 
     return Experiment(
         init=init,
         merge=merge,
-        loss=make_loss(merge, config, vocab_size=data.vocab_size),
+        loss=make_loss(merge, config, data.vocab_size),
         optimizer=make_optimizer(training),
         batches=Pipeline(
             data.rows["train"], batch_size=training.batch_size, seed=training.seed, remainder="drop"
@@ -238,11 +212,10 @@ def row_keys(key: jax.Array, rows: jax.Array, copies: int | None) -> jax.Array:
 
 
 def make_loss(
-    merge: Callable[..., Transformer], config: Config, *, vocab_size: int, dropout: bool = True
+    merge: Callable[..., Transformer], config: Config, vocab_size: int
 ) -> Callable[..., LossOutput]:
     """Sums of cross-entropies in nats, and of right predictions."""
     objective = config.objective
-    dropout = dropout and config.model.dropout > 0
 
     def loss_fn(parameters: Any, batch: Any, *, key: jax.Array, carry: Any) -> LossOutput:
         del carry
@@ -261,7 +234,7 @@ def make_loss(
             mask=example.mask,
             document_ids=batch["document_ids"] if config.data.separate_documents else None,
             positions=positions,
-            key=dropout_key if dropout else None,
+            key=dropout_key if config.model.dropout > 0 else None,
         )
         total, weight = cross_entropy_sums(logits, targets, weights)
         right = weights * (jnp.argmax(logits, axis=-1) == targets)
@@ -309,22 +282,20 @@ def report(workdir: pathlib.Path, baseline: dict[str, float], results: dict[str,
     for name, value in results.items():
         if name.endswith("accuracy"):
             print(f"{name.removeprefix('valid_').replace('_', ' ')}: {value:.1%}")
-    finish(workdir, {"baseline": baseline, "transformer": results}, [draw(workdir, baseline)])
+    curve = draw_curve(read_records(workdir / "metrics.jsonl"), baseline)
+    summary = {"baseline": baseline, "transformer": results}
+    finish(workdir, summary, save_figures(workdir, {"curve": curve}))
 
 
-def draw(workdir: pathlib.Path, baseline: dict[str, float]) -> pathlib.Path:
+def draw_curve(records: list[dict[str, Any]], baseline: dict[str, float]) -> Any:
     """The loss by update, with the entropies it must pass."""
-    figure = require("matplotlib.figure", "plot").Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    figure = new_figure(7, 4)
+    axes = figure.subplots()
     for name, label, marker in (("loss", "training", None), ("valid_loss", "held-out", "o")):
         points = [(record["step"], record[name]) for record in records if name in record]
         axes.plot(*zip(*points, strict=True), label=f"{label} rows", marker=marker)
     for (name, value), style in zip(baseline.items(), (":", "--"), strict=True):
         axes.axhline(value, color="grey", linestyle=style, label=f"{name} entropy")
-    axes.set_xlabel("update")
-    axes.set_ylabel("cross-entropy, nats per predicted token")
+    axes.set(xlabel="update", ylabel="cross-entropy, nats per predicted token")
     axes.legend()
-    path = workdir / "curve.png"
-    figure.savefig(path, dpi=120)
-    return path
+    return figure

@@ -62,10 +62,10 @@ class AveragingConfig:
     """The one of them made for each of the last ten evaluations."""
 
     def __post_init__(self) -> None:
-        if not self.decays or not self.stored_stds:
-            raise ValueError("averaging.decays and averaging.stored_stds must not be empty")
-        if not all(0 <= decay < 1 for decay in self.decays):
-            raise ValueError(f"averaging.decays must be in [0, 1), got {self.decays}")
+        if not self.decays or not all(0 <= decay < 1 for decay in self.decays):
+            raise ValueError(f"averaging.decays must be some in [0, 1), got {self.decays}")
+        if not self.stored_stds:
+            raise ValueError("averaging.stored_stds must not be empty")
 
 
 @dataclasses.dataclass(frozen=True)

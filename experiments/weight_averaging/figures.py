@@ -1,39 +1,16 @@
 """The pictures a run ends with: accuracy by step and by width, and the orbit of the Dirac GAN."""
 
-import pathlib
 from typing import Any
 
 import numpy as np
 
+from experiments.pictures import new_figure
 from experiments.weight_averaging import dirac_gan
-from zoo import extras
 
 
-def save(
-    workdir: pathlib.Path,
-    curves: dict[str, dict[int, float]],
-    by_width: dict[float, dict[str, float]],
-) -> list[pathlib.Path]:
-    """Writes accuracy.png, post_hoc.png and dirac_gan.png; returns their paths."""
-    figures = {"accuracy": _new(7, 4.5), "post_hoc": _new(5, 3.5), "dirac_gan": _new(9, 4)}
-    draw_accuracy(figures["accuracy"], curves)
-    axes = figures["post_hoc"].subplots()
-    widths = sorted(by_width)
-    axes.plot(widths, [by_width[width]["loss"] for width in widths], "o-")
-    axes.set(xlabel="relative standard deviation of the average", ylabel="test loss")
-    axes.grid(alpha=0.3)
-    draw_orbit(figures["dirac_gan"])
-    for name, figure in figures.items():
-        figure.savefig(workdir / f"{name}.png", dpi=120)
-    return [workdir / f"{name}.png" for name in figures]
-
-
-def _new(*size: float) -> Any:
-    return extras.require("matplotlib.figure", "plot").Figure(size, layout="constrained")
-
-
-def draw_accuracy(figure: Any, curves: dict[str, dict[int, float]]) -> None:
+def draw_accuracy(curves: dict[str, dict[int, float]]) -> Any:
     """Test accuracy by step, one line each; the y-axis leaves out the first quarter."""
+    figure = new_figure(7, 4.5)
     axes, settled = figure.subplots(), []
     for number, (name, curve) in enumerate(curves.items()):
         grey = {"color": f"{0.75 - 0.25 * number}"} if number < 2 else {}
@@ -43,10 +20,22 @@ def draw_accuracy(figure: Any, curves: dict[str, dict[int, float]]) -> None:
     axes.set(xlabel="step", ylabel="test accuracy %", ylim=(min(settled) - 1, max(settled) + 1))
     axes.grid(alpha=0.3)
     figure.legend(fontsize="small", loc="outside upper center", ncols=3)
+    return figure
 
 
-def draw_orbit(figure: Any, start: tuple[float, float] = (0.1, 0.2), *, periods: int = 12) -> None:
+def draw_widths(loss: dict[float, float]) -> Any:
+    """Test loss by the width of the average."""
+    figure = new_figure(5, 3.5)
+    axes = figure.subplots()
+    axes.plot(*zip(*sorted(loss.items()), strict=True), "o-")
+    axes.set(xlabel="relative standard deviation of the average", ylabel="test loss")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def draw_orbit(start: tuple[float, float] = (0.1, 0.2), *, periods: int = 12) -> Any:
     """The game's orbit with its averages, and how far each is from the equilibrium by time."""
+    figure = new_figure(9, 4)
     step = dirac_gan.PERIOD / 256
     points = dirac_gan.orbit(start, time=periods * dirac_gan.PERIOD, step=step)
     plane, decline = figure.subplots(1, 2)
@@ -61,3 +50,4 @@ def draw_orbit(figure: Any, start: tuple[float, float] = (0.1, 0.2), *, periods:
     plane.set(xlabel="discriminator φ", ylabel="generator θ", aspect="equal")
     plane.legend(fontsize="small")
     decline.set(xlabel="time in periods of 4π", ylabel="distance from equilibrium", yscale="log")
+    return figure

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -18,17 +17,19 @@ from jax.sharding import Mesh
 
 from experiments.command_line import MAY_CHANGE
 from experiments.image_sets import head, open_splits
+from experiments.pictures import save_figures
 from experiments.running import (
     Experiment,
+    announce,
     finish,
     is_main_process,
-    number_of_parameters,
-    on_devices,
     open_mesh,
+    read_records,
     train,
 )
-from experiments.weight_averaging import dirac_gan, figures
+from experiments.weight_averaging import dirac_gan
 from experiments.weight_averaging.config import AveragingConfig, Config, DataConfig
+from experiments.weight_averaging.figures import draw_accuracy, draw_orbit, draw_widths
 from experiments.weight_averaging.resnet import ResNet
 from zoo.averaging import averaged_parameters, parameter_ema, post_hoc_average, power_law_ema
 from zoo.averaging.statistics import recompute_statistics
@@ -56,13 +57,12 @@ def run(config: Config) -> None:
     experiment = build(config, mesh, data)
     # The rate is constant: a longer run is the same run, continued.
     workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "training.steps"))
-    if is_main_process():
-        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
-        print(
-            f"{config.data.uri}: {len(data.train):,} images to train on, {len(data.test[1]):,} to "
-            f"test; ResNet-{config.model.depth} with {size:,} parameters; "
-            f"{experiment.num_steps:,} steps on {on_devices(mesh)}"
-        )
+    announce(
+        f"{config.data.uri}: {len(data.train):,} images to train on, {len(data.test[1]):,} to "
+        f"test; ResNet-{config.model.depth}",
+        experiment,
+        mesh,
+    )
     state = train(experiment, mesh, workdir, config.loop)
     if is_main_process():
         made = post_hoc_scores(workdir, config.averaging, experiment, state)
@@ -95,16 +95,14 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
         if averages is None:
             if is_main_process():
                 store(pathlib.Path(config.workdir) / "snapshots", state, config.averaging)
-            decays = map(ema_name, config.averaging.decays)
+            names = [ema_name(decay) for decay in config.averaging.decays]
             averages = {RUNNING: state.parameters, RAW: state.parameters}
-            averages |= {name: average_named(name, state) for name in decays}
-        results = {
-            name: score(parameters, state.model_state, recompute=name != RUNNING)
-            for name, parameters in averages.items()
-        }
-        return state, {
-            f"{name} {key}": v for name, row in results.items() for key, v in row.items()
-        }
+            averages |= {name: average_named(name, state) for name in names}
+        values = {}
+        for name, parameters in averages.items():
+            found = score(parameters, state.model_state, recompute=name != RUNNING)
+            values |= {f"{name} {key}": value for key, value in found.items()}
+        return state, values
 
     return Experiment(
         init=init,
@@ -265,10 +263,10 @@ def post_hoc_scores(
 def read_curves(metrics: pathlib.Path, key: str) -> dict[str, dict[int, float]]:
     """Test accuracy or loss by name and step."""
     curves: dict[str, dict[int, float]] = {}
-    for record in map(json.loads, metrics.read_text().splitlines()):
-        for name, value in record.items():
+    for record in read_records(metrics):
+        for name in record:
             if name.endswith(f" {key}"):
-                curves.setdefault(name.removesuffix(f" {key}"), {})[record["step"]] = value
+                curves.setdefault(name.removesuffix(f" {key}"), {})[record["step"]] = record[name]
     return curves
 
 
@@ -293,19 +291,22 @@ def report(workdir: pathlib.Path, averaging: AveragingConfig, made: dict[str, An
         by_step = {step: score[key] for step, score in made["by step"].items()}
         curves[key][f"post hoc {averaging.post_hoc_checked:g}"] = by_step
         summary[key] = spread(curves[key], unit)
-        rows = [
-            {"evaluated": name} | {column: float(f"{value:.4g}") for column, value in row.items()}
-            for name, row in summary[key].items()
-        ]
-        results_table(rows, title=f"Test {key}{' %' * (unit > 1)}, last {LAST} evaluations")
-    widths = [
-        {"width": std, "accuracy %": 100 * values["accuracy"], "loss": values["loss"]}
-        for std, values in made["by width"].items()
-    ]
-    results_table(widths, title="Power-law averages made afterwards")
-    pictures = figures.save(workdir, curves["accuracy"], made["by width"])
-    summary |= {
-        "post_hoc": {str(std): values for std, values in made["by width"].items()},
-        "dirac_gan": dirac_gan.measure(),
+        results_table(
+            [{"evaluated": name} | row for name, row in summary[key].items()],
+            title=f"Test {key}{' %' * (unit > 1)}, last {LAST} evaluations",
+        )
+    by_width = made["by width"]
+    results_table(
+        [
+            {"width": width, "accuracy %": 100 * row["accuracy"], "loss": row["loss"]}
+            for width, row in by_width.items()
+        ],
+        title="Power-law averages made afterwards",
+    )
+    summary |= {"post_hoc": by_width, "dirac_gan": dirac_gan.measure()}
+    drawn = {
+        "accuracy": draw_accuracy(curves["accuracy"]),
+        "post_hoc": draw_widths({width: row["loss"] for width, row in by_width.items()}),
+        "dirac_gan": draw_orbit(),
     }
-    finish(workdir, summary, pictures)
+    finish(workdir, summary, save_figures(workdir, drawn))

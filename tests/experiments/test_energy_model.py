@@ -1,46 +1,37 @@
 """The experiment as a user runs it, and its parts: data, scores, labels, pictures."""
 
-import dataclasses
 import functools
-import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import command_line
+from experiments.command_line import change
 from experiments.energy_model import figures, judge, uses
-from experiments.energy_model.config import PRESETS, DataConfig, ModelConfig, SamplerConfig
+from experiments.energy_model.config import PRESETS, DataConfig, ModelConfig
 from experiments.energy_model.data import outliers
 from experiments.energy_model.judge import auroc, frechet_distance
 from experiments.energy_model.model import make_network
-from experiments.energy_model.train import Data, build, noisy, run
+from experiments.energy_model.train import Data, build, noisy
 from experiments.image_sets import head, open_splits
 from tests.battery import quick_jit
 from zoo.data.images import image_arrays
 from zoo.energy import langevin
 from zoo.training import make_mesh, put_batch
 
-ROOT = pathlib.Path(__file__).parents[2]
 MESH = make_mesh(devices=jax.devices()[:1])
 
 
 @pytest.mark.slow
-def test_smoke_reaches_what_it_must(tmp_path):
-    arguments = ["--preset=smoke", "--workdir", str(tmp_path)]
-    command_line.main(run, PRESETS, None, arguments)
-    expected = json.loads((ROOT / "experiments/energy_model/expected.json").read_text())
-    summary = json.loads((tmp_path / "summary.json").read_text())
+def test_smoke_reaches_what_it_must(smoke, tmp_path):
+    summary, expected = smoke("energy_model", "samples", "training", "energies")
     for name, least in expected["auroc_at_least"].items():
         assert summary["auroc"][name] >= least, name
     scores = summary["scores"]
     assert scores["samples"]["class entropy"] >= expected["class_entropy_at_least"]
     distances = {name: row["Fréchet distance"] for name, row in scores.items()}
     assert distances["test images"] < distances["samples"] < distances["uniform noise"]
-    for name in ("samples.png", "training.png", "energies.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert {path.stem for path in (tmp_path / "watched").iterdir()} == {"100", "200"}
     assert [path.name for path in (tmp_path / "good").iterdir() if path.is_dir()] == ["200"]
 
@@ -48,29 +39,17 @@ def test_smoke_reaches_what_it_must(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--data.levels=1"], "data.levels must be at least 2, got 1"),
-        (["--model.network=mnist"], "model.network=mnist takes images of 28 × 28 × 1, got (8, 8"),
-        (
-            ["--model.network=mnist", "--model.conditional=True"],
-            "the network mnist takes no labels",
-        ),
-        (["--sampler.step-size=0"], "step_size must be one finite number > 0, got 0"),
-        (["--sampler.bounds", "0.1", "1"], "sampler.bounds must hold 0..1, got (0.1, 1.0)"),
-        (["--model.reference=0"], "model.reference must be greater than 0, got 0.0"),
-        (
-            ["--model.reference=0.2", "--model.network=resnet"],
-            "only the network dense has one",
-        ),
-        (["--data.outliers=file:/absent/set.npz"], "/absent/set.npz"),
+        ("--model.network=mnist", "model.network=mnist takes images of 28 × 28 × 1, got (8, 8"),
+        ("--model.network=mnist --model.conditional=True", "the network mnist takes no labels"),
+        ("--sampler.step-size=0", "step_size must be one finite number > 0, got 0"),
+        ("--sampler.bounds 0.1 1", "sampler.bounds must hold 0..1, got (0.1, 1.0)"),
+        ("--model.reference=0", "model.reference must be greater than 0"),
+        ("--model.reference=0.2 --model.network=resnet", "only the network dense has one"),
+        ("--data.outliers=file:/absent/set.npz", "/absent/set.npz"),
     ],
 )
-def test_mistakes_end_in_one_line(flags, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        command_line.main(run, PRESETS, None, [*flags, "--workdir", str(tmp_path)])
-    assert exit_.value.code == 2
-    said = capsys.readouterr()
-    assert message in said.err + said.out
-    assert "Traceback" not in said.err + said.out
+def test_mistakes_end_in_one_line(refused, flags, message):
+    refused("energy_model", flags, message)
 
 
 def zeros(*shape, num_classes):
@@ -110,12 +89,7 @@ def test_outliers_are_what_they_are_called():
 
 def test_another_set_as_outliers(tmp_path):
     images = np.arange(6, dtype=np.uint8).repeat(64).reshape(6, 8, 8)
-    arrays = {
-        f"{kind}_{split}": x
-        for split in ("train", "test")
-        for kind, x in (("x", images), ("y", np.arange(6)))
-    }
-    np.savez(tmp_path / "other.npz", **arrays)
+    np.savez(tmp_path / "other.npz", x_test=images, y_test=np.arange(6))
     data = DataConfig(outliers=f"file:{tmp_path}/other.npz")
     others = outliers(data, np.zeros((3, 8, 8, 1), np.float32))
     np.testing.assert_allclose(others["other.npz"][:, 0, 0, 0] * 255, [0, 2, 5])
@@ -124,20 +98,21 @@ def test_another_set_as_outliers(tmp_path):
 
 
 def test_levels_are_spread_over_their_shares():
-    blur = quick_jit(noisy)
     images = np.repeat(np.arange(17, dtype=np.float32) / 16, 400).reshape(17, 20, 20, 1)
-    spread = np.asarray(blur(jax.random.key(0), images, 17, 0.0))
+    blur = quick_jit(
+        lambda key: [noisy(key, images, DataConfig(noise=noise)) for noise in (0.0, 0.1)]
+    )
+    spread, blurred = (np.asarray(found) for found in blur(jax.random.key(0)))
     for level, values in enumerate(spread):
         assert level / 17 <= values.min() < values.max() <= (level + 1) / 17
         assert values.std() == pytest.approx(1 / 17 / np.sqrt(12), rel=0.1)
-    blurred = np.asarray(blur(jax.random.key(0), images, 17, 0.1))[8]
-    assert blurred.std() == pytest.approx(np.hypot(0.1, 1 / 17 / np.sqrt(12)), rel=0.1)
+    assert blurred[8].std() == pytest.approx(np.hypot(0.1, 1 / 17 / np.sqrt(12)), rel=0.1)
 
 
 def test_noise_stays_within_the_bounds():
-    black = np.zeros((4, 28, 28, 1), np.uint8)
+    black, data = np.zeros((4, 28, 28, 1), np.uint8), DataConfig(levels=256, noise=0.2)
     free, half = ((-1.0, 2.0), 0.2), ((0.0, 1.0), 0.2 * np.sqrt(0.5 - 0.5 / np.pi))
-    blur = quick_jit(lambda key: [noisy(key, black, 256, 0.2, box) for box, _ in (free, half)])
+    blur = quick_jit(lambda key: [noisy(key, black, data, box) for box, _ in (free, half)])
     for (bounds, deviation), found in zip((free, half), blur(jax.random.key(0)), strict=True):
         blurred = np.asarray(found)
         assert bounds[0] <= blurred.min() <= blurred.max() <= bounds[1]
@@ -195,11 +170,8 @@ def test_distance_on_the_encoder_s_features(tmp_path, monkeypatch, capsys):
 
 
 def test_chains_keep_the_label_they_began_with():
-    config = dataclasses.replace(
-        PRESETS["conditional"],
-        model=ModelConfig(features=4, conditional=True),
-        sampler=SamplerConfig(num_steps=1, replay_capacity=16, fresh_rate=0.0),
-    )
+    sampler = {"num_steps": 1, "replay_capacity": 16, "fresh_rate": 0.0}
+    config = change(PRESETS["conditional"], model={"features": 4}, sampler=sampler)
     experiment = build(config, MESH, zeros(2, 2, 1, num_classes=3))
     state = quick_jit(lambda key: experiment.init_model_state(key))(jax.random.key(0))
     parameters, loss = quick_jit(experiment.init)(jax.random.key(0)), quick_jit(experiment.loss)
@@ -228,9 +200,6 @@ def test_uses_of_a_known_energy(tmp_path):
         num_steps=60,
     )
     assert found["label_accuracy"] == 1
-    energies = {
-        row["composition"]: [row["E(x, 0)"], row["E(x, 1)"]] for row in found["compositions"]
-    }
     expected = {
         "0": [0, 12.5],
         "1": [12.5, 0],
@@ -238,9 +207,9 @@ def test_uses_of_a_known_energy(tmp_path):
         "0, not 1": [12.5, 50],
         "1, not 0": [50, 12.5],
     }
-    assert [*energies] == [*expected]
-    for name, values in expected.items():
-        np.testing.assert_allclose(energies[name], values, atol=1e-3, err_msg=name)
+    assert [row["composition"] for row in found["compositions"]] == [*expected]
+    energies = [[row["E(x, 0)"], row["E(x, 1)"]] for row in found["compositions"]]
+    np.testing.assert_allclose(energies, [*expected.values()], atol=1e-3)
     errors = found["hidden_half_errors"]
     assert errors["its label"] == pytest.approx(0, abs=1e-4)
     assert errors["another label"] == pytest.approx(np.sqrt((14 / 16 + 6 / 4) / 20), rel=1e-3)

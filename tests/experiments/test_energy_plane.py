@@ -1,16 +1,11 @@
 """Energies on the plane: exact densities, their divergence, and chains that learn one."""
 
-import json
-import pathlib
-
 import numpy as np
 import pytest
+from scipy.special import softmax
 
-from experiments import command_line
 from experiments.energy_plane import figures, train
-from experiments.energy_plane.config import PRESETS, Config
-
-ROOT = pathlib.Path(__file__).parents[2]
+from experiments.energy_plane.config import Config
 
 
 def test_targets_and_divergence_on_the_grid():
@@ -22,7 +17,7 @@ def test_targets_and_divergence_on_the_grid():
     assert (mixture * (cells[..., 0] > 0)).sum() == pytest.approx(0.5, abs=1e-6)
     # A normal law read at another temperature: KL = log τ + 1/τ - 1 in two dimensions.
     energy = radius**2 / (2 * 0.3**2)
-    exact = train.probabilities(energy)
+    exact = softmax(-energy)
     assert train.divergence(exact, energy) == pytest.approx(0, abs=1e-12)
     for temperature in (0.5, 2.0):
         expected = np.log(temperature) + 1 / temperature - 1
@@ -36,7 +31,7 @@ def test_persistent_chains_learn_a_density_at_their_temperature():
         features=16, steps=300, batch_size=128, learning_rate=5e-3, step_size=0.05, cells=40
     )
     radius = np.linalg.norm(train.grid(config.cells), axis=2)
-    exact = train.probabilities(radius**2 / (2 * 0.6**2))
+    exact = softmax(-(radius**2) / (2 * 0.6**2))
     learn = train.make_learner(config, 5, persistent=True)
     for temperature in (1.0, 0.25):
         energy = np.asarray(learn(exact, temperature))
@@ -45,21 +40,14 @@ def test_persistent_chains_learn_a_density_at_their_temperature():
 
 
 @pytest.mark.slow
-def test_smoke_reaches_what_it_must(tmp_path):
-    command_line.main(train.run, PRESETS, None, ["--preset=smoke", "--workdir", str(tmp_path)])
-    found = json.loads((tmp_path / "summary.json").read_text())["divergence"]
-    expected = json.loads((ROOT / "experiments/energy_plane/expected.json").read_text())
+def test_smoke_reaches_what_it_must(smoke):
+    summary, expected = smoke("energy_plane", "densities", "temperature")
     for name, most in expected["persistent_kl_at_most"].items():
-        assert found[name]["persistent, 10 steps"] <= most
-    for name in ("densities.png", "temperature.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert summary["divergence"][name]["persistent, 10 steps"] <= most
 
 
-def test_a_mistake_ends_in_one_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        command_line.main(train.run, PRESETS, None, ["--cells=1", "--workdir", str(tmp_path)])
-    assert exit_.value.code == 2
-    assert "cells must be at least 2, got 1" in capsys.readouterr().err
+def test_a_mistake_ends_in_one_line(refused):
+    refused("energy_plane", "--cells=1", "cells must be at least 2, got 1")
 
 
 def test_pictures_are_drawn():

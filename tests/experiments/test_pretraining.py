@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -66,16 +65,12 @@ def tiny(text, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_smoke_reaches_what_it_must(tmp_path):
-    command_line.main(run, PRESETS, None, ["--preset=smoke", f"--workdir={tmp_path}"])
-    expected = json.loads((ROOT / "experiments/pretraining/expected.json").read_text())
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    for name, value in expected["baseline"].items():
-        assert summary["baseline"][name] == pytest.approx(value, abs=1e-3)
-    assert summary["transformer"]["valid_loss"] <= expected["valid_loss_at_most"]
-    assert summary["transformer"]["valid_loss"] < summary["baseline"]["unigram"]
-    assert summary["transformer"]["valid_kept_accuracy"] >= expected["kept_accuracy_at_least"]
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+def test_smoke_reaches_what_it_must(smoke, tmp_path):
+    summary, expected = smoke("pretraining", "curve")
+    baseline, reached = summary["baseline"], summary["transformer"]
+    assert baseline == pytest.approx(expected["baseline"], abs=1e-3)
+    assert reached["valid_loss"] <= expected["valid_loss_at_most"] < baseline["unigram"]
+    assert reached["valid_kept_accuracy"] >= expected["kept_accuracy_at_least"]
     fine_tune_from(tmp_path / "bert", tmp_path)
 
 
@@ -153,7 +148,7 @@ def config_of(text, **changes):
 
 
 def test_corpus_is_the_same_however_it_is_made(text, tmp_path):
-    manifest = corpus.prepare(config_of(text), tmp_path, verbose=False)
+    manifest = corpus.prepare(config_of(text), tmp_path)
     shards = [shard for shard in manifest["shards"] if shard["split"] == "train"]
     assert manifest["rows"]["train"] == sum(shard["rows"] for shard in shards)
     # A run that was stopped: one file is there, one is damaged, one is missing.
@@ -162,20 +157,20 @@ def test_corpus_is_the_same_however_it_is_made(text, tmp_path):
     files[1].write_bytes(b"damaged")
     files[2].unlink()
     (tmp_path / "manifest.json").unlink()
-    assert corpus.prepare(config_of(text), tmp_path, verbose=False) == manifest
+    assert corpus.prepare(config_of(text), tmp_path) == manifest
     assert files[0].stat().st_mtime_ns == kept
     rows = records.RecordRows(tmp_path, "train")
     vocabulary = corpus.load_vocabulary(tmp_path)
     read = vocabulary.decode(np.concatenate([rows[i]["ids"] for i in range(3)]))
     assert read.startswith("first citizen:before we proceed any")
     with pytest.raises(ValueError, match="length: 32 there, 64 here"):
-        corpus.prepare(config_of(text, length=64), tmp_path, verbose=False)
+        corpus.prepare(config_of(text, length=64), tmp_path)
 
 
 @pytest.mark.slow
 def test_corpus_by_processes_of_their_own(text, tmp_path):
     manifests = [
-        corpus.prepare(config_of(text, workers=workers), tmp_path / str(workers), verbose=False)
+        corpus.prepare(config_of(text, workers=workers), tmp_path / str(workers))
         for workers in (0, 2)
     ]
     assert manifests[0] == manifests[1]
@@ -186,7 +181,7 @@ def test_wordpiece_words_and_documents(tmp_path):
     body = "".join(f"{i}\tgreat acting here. dull plot though!\n" for i in range(60))
     path.write_text("id\ttext\n" + body)
     data = config_of(path, tokens="wordpiece", vocab_size=100, shards=1)
-    corpus.prepare(data, tmp_path / "corpus", verbose=False)
+    corpus.prepare(data, tmp_path / "corpus")
     row = records.RecordRows(tmp_path / "corpus", "train")[0]
     vocabulary = corpus.load_vocabulary(tmp_path / "corpus")
     tokens = [vocabulary.tokens[number] for number in row["ids"]]
@@ -278,17 +273,13 @@ def test_the_published_settings_add_up():
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flag", "message"),
     [
-        (["--model.num-heads=3"], "num_heads must divide features, got num_heads=3"),
-        (["--data.uri=file:nowhere.txt"], "nowhere.txt"),
-        (["--objective.rate=1.5"], r"objective.rate must be in \[0, 1\), got 1.5"),
-        (["--training.batch-size=0"], "training.batch_size must be at least 1, got 0"),
+        ("--model.num-heads=3", "num_heads must divide features, got num_heads=3"),
+        ("--data.uri=file:nowhere.txt", "nowhere.txt"),
+        ("--objective.rate=1.5", "objective.rate must be in [0, 1), got 1.5"),
+        ("--training.batch-size=0", "training.batch_size must be at least 1, got 0"),
     ],
 )
-def test_mistakes_end_in_one_line(flags, message, tiny, tmp_path, capfd):
-    tiny = [flag for flag in tiny if not flag.startswith("--data.") or "uri" not in flags[0]]
-    with pytest.raises(SystemExit) as raised:
-        command_line.main(run, PRESETS, None, [*tiny, f"--workdir={tmp_path}", *flags])
-    assert raised.value.code == 2
-    assert re.search(message, capfd.readouterr().err)
+def test_mistakes_end_in_one_line(refused, tiny, flag, message):
+    refused("pretraining", flag if "uri" in flag else " ".join([*tiny, flag]), message)
