@@ -54,30 +54,16 @@ def our_hidden(params: OnLstmParams, xs: jax.Array, *, chunk_size: int) -> jax.A
 
 
 def naive_hidden(params: OnLstmParams, xs: jax.Array, *, chunk_size: int) -> jax.Array:
-    """The equations as they stand in a scan: all products inside it, gates repeated over chunks."""
+    """A scan of the public step: the equations as they stand, all products inside."""
     units = params.recurrent_kernel.shape[0]
-    levels = units // chunk_size
-
-    def cumax(logits: jax.Array) -> jax.Array:
-        return jnp.repeat(jnp.cumsum(jax.nn.softmax(logits), axis=-1), chunk_size, axis=-1)
 
     def step(carry: Any, x: jax.Array) -> tuple[Any, jax.Array]:
-        hidden, cell = carry
-        gates = x @ params.input_kernel + hidden @ params.recurrent_kernel + params.bias[None]
-        master_in, master_forget = (
-            1 - cumax(gates[:, :levels]),
-            cumax(gates[:, levels : 2 * levels]),
-        )
-        output, candidate, inner, forget = jnp.split(gates[:, 2 * levels :], 4, axis=-1)
-        overlap = master_forget * master_in
-        forget = jax.nn.sigmoid(forget) * overlap + (master_forget - overlap)
-        inner = jax.nn.sigmoid(inner) * overlap + (master_in - overlap)
-        cell = forget * cell + inner * jnp.tanh(candidate)
-        hidden = jax.nn.sigmoid(output) * jnp.tanh(cell)
-        return (hidden, cell), hidden
+        carry, _ = ordered.on_lstm_step(params, carry, x, chunk_size=chunk_size)
+        return carry, carry.hidden
 
     zeros = jnp.zeros((xs.shape[1], units))
-    return lax.scan(step, (zeros, zeros), xs)[1]
+    carry = ordered.OnLstmCarry(zeros, zeros.reshape(len(zeros), -1, chunk_size))
+    return lax.scan(step, carry, xs)[1]
 
 
 def recurrence_hidden(params: OnLstmParams, xs: jax.Array, *, chunk_size: int) -> jax.Array:
@@ -100,19 +86,7 @@ def layer(function: Callable[..., jax.Array], *, chunk: int, **size: int) -> Pro
     return functools.partial(function, chunk_size=chunk), layer_inputs(chunk=chunk, **size)
 
 
-def weights(*, batch: int, time: int, units: int, **_: int) -> np.ndarray:
-    return normal(4, time, batch, units)
-
-
-def layer_gradient(function: Callable[..., jax.Array], **size: int) -> Program:
-    def loss(params: OnLstmParams, xs: jax.Array, weights: jax.Array) -> jax.Array:
-        return jnp.vdot(function(params, xs, chunk_size=size["chunk"]), weights)
-
-    inputs = (*layer_inputs(**size), weights(**size))
-    return jax.value_and_grad(loss, argnums=(0, 1)), inputs
-
-
-def flax_layer(size: dict[str, int]) -> tuple[Callable[..., jax.Array], Any]:
+def flax_lstm(**size: int) -> Program:
     cell = nnx.OptimizedLSTMCell(size["inputs"], size["units"], rngs=nnx.Rngs(0))
     graph, params, rest = nnx.split(nnx.RNN(cell, time_major=True), nnx.Param, ...)
 
@@ -120,43 +94,17 @@ def flax_layer(size: dict[str, int]) -> tuple[Callable[..., jax.Array], Any]:
         zeros = jnp.zeros((size["batch"], size["units"]))
         return nnx.merge(graph, params, rest)(xs, initial_carry=(zeros, zeros))
 
-    return function, params
-
-
-def flax_lstm(**size: int) -> Program:
-    function, params = flax_layer(size)
     return function, (params, layer_inputs(**size)[1])
 
 
-def flax_lstm_gradient(**size: int) -> Program:
-    function, params = flax_layer(size)
-
-    def loss(params: Any, xs: jax.Array, weights: jax.Array) -> jax.Array:
-        return jnp.vdot(function(params, xs), weights)
-
-    inputs = (params, layer_inputs(**size)[1], weights(**size))
-    return jax.value_and_grad(loss, argnums=(0, 1)), inputs
-
-
-def torch_layer(*, chunk: int, **size: int) -> Program:
+def torch_layer(*, chunk: int, **size: int) -> tuple:
     params, xs = layer_inputs(chunk=chunk, **size)
-    return rival().forward(functools.partial(rival().on_lstm, chunk_size=chunk), [*params, xs])
+    return functools.partial(rival().on_lstm, chunk_size=chunk), [*params, xs]
 
 
-def torch_layer_gradient(**size: int) -> Program:
-    params, xs = layer_inputs(**size)
-    (fixed,) = rival().tensors([weights(**size)], gradients=False)
-    function = functools.partial(rival().on_lstm, chunk_size=size["chunk"])
-    return rival().backward(lambda *inputs: (function(*inputs) * fixed).sum(), [*params, xs])
-
-
-def torch_lstm(**size: int) -> Program:
-    return rival().lstm_forward(size["inputs"], size["units"], layer_inputs(**size)[1])
-
-
-def torch_lstm_gradient(**size: int) -> Program:
-    xs = layer_inputs(**size)[1]
-    return rival().lstm_backward(size["inputs"], size["units"], xs, weights(**size))
+def torch_lstm(**size: int) -> tuple:
+    layer = rival().Lstm(size["inputs"], size["units"], device=rival().DEVICE)
+    return layer, [layer_inputs(**size)[1]]
 
 
 def layer_floor(*, batch: int, time: int, inputs: int, units: int, chunk: int) -> Floor:
@@ -182,12 +130,8 @@ def tokens(*, batch: int, time: int, **_: int) -> int:
 MODEL_SIZES = {
     "small": {"batch": 20, "time": 35, "vocabulary": 2000, "embed": 100, "units": 200, "depth": 2},
     "paper": {
-        "batch": 20,
-        "time": 70,
-        "vocabulary": 10000,
-        "embed": 400,
-        "units": 1150,
-        "depth": 3,
+        **{"batch": 20, "time": 70},
+        **{"vocabulary": 10000, "embed": 400, "units": 1150, "depth": 3},
     },
 }
 

@@ -20,9 +20,7 @@ torch.set_flush_denormal(True)  # as XLA does on a CPU
 
 def tensors(arrays: Sequence[Any], *, gradients: bool) -> list[torch.Tensor]:
     """Copies of the arrays on the device."""
-    return [
-        torch.tensor(np.asarray(array), device=DEVICE, requires_grad=gradients) for array in arrays
-    ]
+    return [torch.tensor(np.asarray(a), device=DEVICE, requires_grad=gradients) for a in arrays]
 
 
 def finished(values: Any) -> Any:
@@ -43,13 +41,24 @@ def forward(function: Callable[..., Any], arrays: Sequence[Any]) -> Callable[[],
     return thunk
 
 
-def backward(loss: Callable[..., torch.Tensor], arrays: Sequence[Any]) -> Callable[[], Any]:
-    """A thunk of the loss and its gradients with respect to all inputs."""
+def backward(
+    function: Callable[..., torch.Tensor],
+    arrays: Sequence[Any],
+    draw: Callable[..., np.ndarray] | None = None,
+) -> Callable[[], Any]:
+    """A thunk of a sum of the outputs and its gradients with respect to inputs and parameters.
+
+    The weights of the sum are ``draw(*shape)``; without it the output is one number.
+    """
     inputs = tensors(arrays, gradients=True)
+    wanted = [*inputs, *getattr(function, "parameters", list)()]
+    fixed = [] if draw is None else tensors([draw(*function(*inputs).shape)], gradients=False)
 
     def thunk() -> Any:
-        value = loss(*inputs)
-        return finished((value.detach(), torch.autograd.grad(value, inputs)))
+        value = function(*inputs)
+        for weights in fixed:
+            value = (value * weights).sum()
+        return finished((value.detach(), torch.autograd.grad(value, wanted)))
 
     return thunk
 
@@ -96,29 +105,12 @@ def on_lstm(
     return torch.stack(states)
 
 
-def lstm(in_features: int, features: int) -> torch.nn.LSTM:
-    """PyTorch's own LSTM of one layer, time first."""
-    return torch.nn.LSTM(in_features, features, device=DEVICE)
+class Lstm(torch.nn.LSTM):
+    """PyTorch's own LSTM of one layer, time first: its hidden states."""
 
-
-def lstm_forward(in_features: int, features: int, xs: Any) -> Callable[[], Any]:
-    """A thunk of its hidden states."""
-    layer = lstm(in_features, features)
-    return forward(lambda xs: layer(xs)[0], [xs])
-
-
-def lstm_backward(in_features: int, features: int, xs: Any, weights: Any) -> Callable[[], Any]:
-    """A thunk of a weighted sum of its hidden states and all gradients."""
-    layer = lstm(in_features, features)
-    inputs = tensors([xs], gradients=True)
-    (weights,) = tensors([weights], gradients=False)
-
-    def thunk() -> Any:
-        value = torch.vdot(layer(*inputs)[0].flatten(), weights.flatten())
-        wanted = [*inputs, *layer.parameters()]
-        return finished((value.detach(), torch.autograd.grad(value, wanted)))
-
-    return thunk
+    def forward(self, xs: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[T, B, D]``."""
+        return super().forward(xs)[0]
 
 
 def language_model_backward(
@@ -128,18 +120,14 @@ def language_model_backward(
 
     Params: bias and table of the words, then bias, input and recurrent kernel of each layer.
     """
-    inputs = tensors(params, gradients=True)
     indices = torch.tensor(np.asarray(ids), dtype=torch.int64, device=DEVICE)
     wanted = torch.tensor(np.asarray(targets), dtype=torch.int64, device=DEVICE).flatten()
 
-    def thunk() -> Any:
-        shift, table, *layers = inputs
+    def loss(shift: torch.Tensor, table: torch.Tensor, *layers: torch.Tensor) -> torch.Tensor:
         xs = torch.nn.functional.embedding(indices.T, table)
         for bias, input_kernel, recurrent_kernel in zip(*[iter(layers)] * 3, strict=True):
             xs = on_lstm(input_kernel, recurrent_kernel, bias, xs, chunk_size=chunk_size)
-        features = xs.transpose(0, 1).flatten(0, 1)
-        logits = torch.addmm(shift, features, table.T)
-        value = torch.nn.functional.cross_entropy(logits, wanted)
-        return finished((value.detach(), torch.autograd.grad(value, inputs)))
+        logits = torch.addmm(shift, xs.transpose(0, 1).flatten(0, 1), table.T)
+        return torch.nn.functional.cross_entropy(logits, wanted)
 
-    return thunk
+    return backward(loss, params)

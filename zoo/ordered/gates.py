@@ -50,8 +50,7 @@ def cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Array:
     axis = _checks.axis("cumax: axis", axis, x)
     if not x.shape[axis]:
         return x
-    sums = _cpu.running("sum", jax.nn.softmax(wide, axis=axis), axis=axis, reverse=reverse)
-    return _without_rounding_errors(sums, axis, reverse).astype(x.dtype)
+    return _cumax(axis, reverse, wide).astype(x.dtype)
 
 
 def log_cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Array:
@@ -86,17 +85,31 @@ def log_cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Arr
     return (sums - total).astype(x.dtype)
 
 
-def _without_rounding_errors(sums: jax.Array, axis: int, reverse: bool) -> jax.Array:
-    """The sums, monotone and with 1 at their end; the derivative is that of the sums.
-
-    Parallel sums round each entry by itself, so neighbours can swap by one unit in the last place.
-    """
+# A derivative rule, because what makes the end exactly 1 would make its derivative 0.
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _cumax(axis: int, reverse: bool, x: jax.Array) -> jax.Array:
+    sums = _running_sum(axis, reverse, jax.nn.softmax(x, axis=axis))
+    # Parallel sums round each entry by itself, so neighbours can swap by an ulp; the end can miss 1
+    # in any order. Both are promised, and 1 - cumax must not be negative.
     ordered = lax.platform_dependent(
         sums,
-        cpu=lambda sums: sums,  # summed one after the other they never decrease
+        cpu=lambda sums: sums,  # one after the other they never decrease
         default=partial(lax.cummax, axis=axis, reverse=reverse),
     )
-    end = 0 if reverse else sums.shape[axis] - 1
-    at_end = lax.broadcasted_iota(jnp.int32, sums.shape, axis) == end
-    exact = jnp.where(at_end & ~jnp.isnan(sums), 1, jnp.minimum(ordered, 1))
-    return sums + lax.stop_gradient(exact - sums)
+    end = 0 if reverse else x.shape[axis] - 1
+    at_end = lax.broadcasted_iota(jnp.int32, x.shape, axis) == end
+    return jnp.where(at_end & ~jnp.isnan(sums), 1, jnp.minimum(ordered, 1))
+
+
+@_cumax.defjvp
+def _cumax_jvp(
+    axis: int, reverse: bool, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    probabilities = jax.nn.softmax(x, axis=axis)
+    mean = jnp.sum(probabilities * dx, axis=axis, keepdims=True)
+    return _cumax(axis, reverse, x), _running_sum(axis, reverse, probabilities * (dx - mean))
+
+
+def _running_sum(axis: int, reverse: bool, x: jax.Array) -> jax.Array:
+    return _cpu.running("sum", x, axis=axis, reverse=reverse)
