@@ -17,7 +17,8 @@ def largest(x: jax.Array, count: int) -> jax.Array:
     """``lax.top_k(x, count)[0]``: the largest entries of the last axis, in falling order.
 
     Where only a slice of the result is used, XLA sorts all entries; a barrier keeps the top-k.
-    Row: ``smooth.soft_top_k sigmoid/few`` (2.6 ms instead of 0.07 ms for 10 of 10,000).
+    Row: ``smooth.soft_top_k sigmoid/few`` (0.04 ms instead of 1.8 ms on JAX 0.10.2, instead of 4 ms
+    or more on JAX 0.12, for the 11 largest of 10,000).
     """
     return lax.optimization_barrier(lax.top_k(x, count)[0])
 
@@ -103,8 +104,8 @@ def outer(x: jax.Array, y: jax.Array) -> jax.Array:
 def running(kind: str, x: jax.Array, *, axis: int, reverse: bool) -> jax.Array:
     """``lax.cumsum(x)`` (kind "sum") or ``lax.cumlogsumexp(x)``; on a CPU one entry after another.
 
-    XLA's CPU compiler makes a tree of small kernels of a parallel prefix sum. One after another sums
-    also never decrease, which else takes a running maximum. Rows: ``ordered.cumax/tall`` (twice as
+    XLA's CPU compiler makes a tree of small kernels of a parallel prefix sum. Taken one after another
+    sums never decrease, which else needs a running maximum. Rows: ``ordered.cumax/tall`` (twice as
     long without it), ``ordered.log_cumax/tall`` (40 times).
     """
     add, parallel = {
