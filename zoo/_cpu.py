@@ -104,9 +104,9 @@ def outer(x: jax.Array, y: jax.Array) -> jax.Array:
 def running(kind: str, x: jax.Array, *, axis: int, reverse: bool) -> jax.Array:
     """``lax.cumsum(x)`` (kind "sum") or ``lax.cumlogsumexp(x)``; on a CPU one entry after another.
 
-    XLA's CPU compiler makes a tree of small kernels of a parallel prefix sum. Taken one after another
-    sums never decrease, which else needs a running maximum. Rows: ``ordered.cumax/tall`` (twice as
-    long without it), ``ordered.log_cumax/tall`` (40 times).
+    XLA's CPU compiler makes a tree of small kernels of a parallel prefix sum, which also needs a
+    running maximum to be monotone. Rows: ``ordered.cumax/tall`` (twice as long without it),
+    ``ordered.log_cumax/tall`` (40 times).
     """
     add, parallel = {
         "sum": (jnp.add, lax.cumsum),

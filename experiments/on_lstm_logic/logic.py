@@ -122,7 +122,7 @@ def read_pairs(path: pathlib.Path) -> dict[tuple[str, int], list[Pair]]:
 
 def _files(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
-        for file in sorted(path.iterdir()):
+        for file in sorted(filter(pathlib.Path.is_file, path.iterdir())):
             yield file.name, file.read_bytes()
         return
     try:

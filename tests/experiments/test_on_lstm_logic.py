@@ -18,27 +18,33 @@ from flax import nnx
 from experiments import command_line
 from experiments.on_lstm_logic import logic
 from experiments.on_lstm_logic.batches import LONG, SHORT, PairBatches, encode
-from experiments.on_lstm_logic.config import PRESETS, DataConfig
+from experiments.on_lstm_logic.config import PRESETS
 from experiments.on_lstm_logic.logic import Pair
 from experiments.on_lstm_logic.model import PairClassifier
-from experiments.on_lstm_logic.train import run
+from experiments.on_lstm_logic.train import build, run
 from tests.battery import quick_jit
+from zoo.training import make_mesh
 
-ROOT = pathlib.Path(__file__).parents[2]
-MODULE = "experiments.on_lstm_logic"
+FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "on_lstm_logic"
 
 
+@pytest.mark.slow
 def test_smoke_reaches_what_it_must(tmp_path):
-    process = subprocess.run(
-        [sys.executable, "-m", MODULE, "--preset", "smoke", "--workdir", tmp_path],
-        cwd=ROOT,
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.on_lstm_logic"),
+            "--preset=smoke",
+            "--workdir",
+            tmp_path,
+        ],
+        cwd=FOLDER.parents[1],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=600,
+        check=False,
     )
-    assert process.returncode == 0, process.stdout + process.stderr
-    expected = json.loads((ROOT / "experiments/on_lstm_logic/expected.json").read_text())
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = json.loads((FOLDER / "expected.json").read_text())
     summary = json.loads((tmp_path / "summary.json").read_text())
     for name in ("ON-LSTM", "plain LSTM"):
         accuracy = summary["mean_accuracy"]["0 to 2"][name][0]
@@ -49,6 +55,20 @@ def test_smoke_reaches_what_it_must(tmp_path):
     assert {"ON-LSTM, greedy", "plain LSTM, unbiased", "right branching"} <= trees.keys()
     for name in ("accuracy.png", "trees.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("encoder", ["on_lstm", "lstm"])
+def test_build_computes_nothing_and_its_step_fits(encoder):
+    mesh = make_mesh(fsdp=2, model=2)
+    experiment = build(PRESETS["smoke"], mesh, encoder)
+    state = experiment.abstract_state(mesh)
+    after, _ = jax.eval_shape(
+        experiment.train_step(state.shardings), state, next(experiment.batches)
+    )
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    kernel = state.parameters["layer"]["recurrent_kernel"]
+    assert kernel.shape == (32, 4 * 32 + 2 * (8 if encoder == "on_lstm" else 1))
+    assert tuple(kernel.sharding.spec) == ("fsdp", "model")
 
 
 # Formulas.
@@ -94,12 +114,7 @@ def test_drawn_pairs_are_right_and_different():
 def read_formula(tokens):
     """The tree that ``truth_set`` takes, read from an iterator of tokens."""
     token = next(tokens)
-    if token != "(":
-        return token
-    parts = []
-    for part in iter(lambda: read_formula(tokens), ")"):
-        parts.append(part)
-    return parts
+    return list(iter(lambda: read_formula(tokens), ")")) if token == "(" else token
 
 
 def test_the_published_corpus(data_directory):
@@ -115,10 +130,6 @@ def test_the_published_corpus(data_directory):
         for pair in pairs[:: max(1, len(pairs) // 50)]:
             sets = [logic.truth_set(read_formula(iter(text.split()))) for text in pair[1:]]
             assert logic.relation(*sets) == pair.relation
-    corpus = logic.open_corpus(
-        f"file:{path}", train_operators=6, test_operators=12, pairs_per_count=50, seed=0
-    )
-    assert (len(corpus.train), len(corpus.valid)) == (121977, 13552)  # every tenth to validation
 
 
 def test_gold_trees_are_the_parentheses():
@@ -148,56 +159,53 @@ def write_archive(path, **files):
 
 
 def test_archives_and_folders(tmp_path):
-    path = write_archive(tmp_path / "a.tar.xz", train0="=\ta\ta\n", test1="#\ta\t( not b )\n")
-    parts = logic.read_pairs(path)
-    assert parts == {
-        ("train", 0): [Pair("=", "a", "a")],
-        ("test", 1): [Pair("#", "a", "( not b )")],
-    }
+    lines = "".join(f"=\ta\t{variable}\n" for variable in "aaaaaaaaab")
+    path = write_archive(tmp_path / "a.tar.xz", train0=lines, test1="#\ta\t( not b )\n")
     with tarfile.open(path) as archive:
         archive.extractall(tmp_path, filter="data")
-    assert logic.read_pairs(tmp_path / "logic") == parts
+    for where in (path, tmp_path / "logic"):
+        corpus = logic.open_corpus(
+            f"file:{where}", train_operators=1, test_operators=1, pairs_per_count=50, seed=0
+        )
+        assert corpus.train == [Pair("=", "a", "a")] * 9
+        assert corpus.valid == [Pair("=", "a", "b")]  # every tenth
+        assert corpus.test == {1: [Pair("#", "a", "( not b )")]}
+    with pytest.raises(ValueError, match="neither a folder nor a tar archive"):
+        logic.read_pairs(tmp_path / "logic" / "train0")
+    with pytest.raises(ValueError, match="must hold files train0"):
+        logic.read_pairs(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("=\ta", "train0, line 2: expected one of # < > = ^ | v, premise and hypothesis"),
+        ("=\ta", "train0, line 2: expected one of # < > = \\^ \\| v, premise and hypothesis"),
         ("?\ta\tb", r"train0, line 2: expected one of .* got '\?\\ta\\tb'"),
         ("=\ta\tx", "train0, line 2: unknown token 'x'"),
     ],
 )
 def test_bad_lines_are_located(line, message, tmp_path):
     path = write_archive(tmp_path / "a.tar.xz", train0=f"=\ta\ta\n{line}\n", test0="")
-    with pytest.raises(ValueError, match=message.replace("^ |", r"\^ \|")):
+    with pytest.raises(ValueError, match=message):
         logic.read_pairs(path)
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flag", "message"),
     [
-        (["--data.uri=builtin:maths"], "data.uri must be builtin:logic or file:PATH"),
-        (["--data.uri=file:/absent"], "/absent"),
-        (["--model.chunk-size=7"], "chunk_size must divide the number of units 32, got 7"),
-        (["--data.train-operators=20"], "data.test_operators must be at least 20, got 4"),
-        (["--training.seeds=0"], "training.seeds must be at least 1, got 0"),
+        ("--data.uri=builtin:maths", "data.uri must be builtin:logic or file:PATH"),
+        ("--data.uri=file:/absent", "/absent"),
+        ("--model.chunk-size=7", "chunk_size must divide the number of units 32, got 7"),
+        ("--data.train-operators=20", "data.test_operators must be at least 20, got 4"),
+        ("--data.pairs-per-count=3", "data.pairs_per_count must be at least 50, got 3"),
     ],
 )
-def test_mistakes_end_in_one_line(flags, message, tmp_path, capsys):
-    flags = ["--preset=smoke", f"--workdir={tmp_path}", *flags]
-    with pytest.raises(SystemExit) as exit_:
-        command_line.main(run, PRESETS, None, flags)
-    assert exit_.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_text_that_is_no_archive(tmp_path):
-    (tmp_path / "text").write_text("= a a")
-    with pytest.raises(ValueError, match="neither a folder nor a tar archive"):
-        logic.read_pairs(tmp_path / "text")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="must hold files train0"):
-        logic.read_pairs(tmp_path / "folder")
+def test_mistakes_end_in_one_line(flag, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(run, PRESETS, None, ["--preset=smoke", f"--workdir={tmp_path}", flag])
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "Traceback" not in said.err + said.out
 
 
 # Batches.
@@ -226,9 +234,8 @@ def test_every_pair_once_an_epoch(pairs):
             assert len(formulas[0].split()) >= len(formulas[1].split())
             if batch["swapped"][row]:
                 formulas.reverse()
-            rows.append(
-                (Pair(logic.RELATIONS[batch["relation"][row]], *formulas), batch["group"][row])
-            )
+            relation = logic.RELATIONS[batch["relation"][row]]
+            rows.append((Pair(relation, *formulas), batch["group"][row]))
     expected = list(zip(pairs, range(len(pairs)), strict=True))
     assert sorted(rows[: len(pairs)]) == sorted(rows[len(pairs) :]) == sorted(expected)
     assert rows[: len(pairs)] != rows[len(pairs) :]
@@ -246,8 +253,6 @@ def test_few_pairs_make_one_shape_and_batches_resume(pairs):
     again.set_state(state)
     for batch in expected:
         jax.tree.map(np.testing.assert_array_equal, batch, next(again))
-    with pytest.raises(ValueError, match="seed=3"):
-        PairBatches(pairs, batch_size=64, seed=4).set_state(state)
 
 
 # Models.
@@ -262,12 +267,11 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("encoder", ["on_lstm", "lstm"])
-def test_neither_padding_nor_the_order_of_reading_changes_the_answer(encoder, pairs):
-    model = PairClassifier(encoder, **SIZES, rngs=nnx.Rngs(0))
-    logits = quick_jit(lambda batch: model(batch))
+def test_neither_padding_nor_the_order_of_reading_changes_the_answer(pairs):
+    model = nnx.split(PairClassifier("on_lstm", **SIZES, rngs=nnx.Rngs(0)))
+    logits = quick_jit(lambda model, batch: nnx.merge(*model)(batch))
     batch = next(PairBatches(pairs[-200:], batch_size=8))
-    expected = logits(batch)
+    expected = logits(model, batch)
     exchanged = batch | {
         "longer": np.pad(batch["shorter"], ((0, 0), (0, 30))),
         "shorter": np.pad(batch["longer"], ((0, 0), (0, 3))),
@@ -275,8 +279,9 @@ def test_neither_padding_nor_the_order_of_reading_changes_the_answer(encoder, pa
         "shorter_length": batch["longer_length"],
         "swapped": ~batch["swapped"],
     }
-    np.testing.assert_allclose(logits(exchanged), expected, atol=1e-6)
-    assert np.abs(logits(batch | {"swapped": ~batch["swapped"]}) - expected).max() > 1e-3
+    np.testing.assert_allclose(logits(model, exchanged), expected, atol=1e-6)
+    swapped = logits(model, batch | {"swapped": ~batch["swapped"]})
+    assert np.abs(swapped - expected).max() > 1e-3
 
 
 def test_the_plain_lstm_is_one():
@@ -299,8 +304,3 @@ def test_the_plain_lstm_is_one():
     )(ids)
     np.testing.assert_allclose(output.hidden, states, atol=1e-6)
     np.testing.assert_allclose(found, np.stack(depths, axis=1), atol=1e-6)
-
-
-def test_config():
-    with pytest.raises(ValueError, match=r"data\.pairs_per_count must be at least 50, got 3"):
-        DataConfig(pairs_per_count=3)
