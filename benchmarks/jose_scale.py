@@ -12,6 +12,8 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,22 +29,26 @@ LENGTH, WARM, TIMED = 10, 20, 200  # words per document; chunks
 OPTIONS = JoseOptions(window=10, passes=1)
 
 
-def measure(vocabulary: int, documents: int) -> str:
-    """Trains some chunks; one row of the table."""
+def chunks_and_tables(
+    options: JoseOptions, vocabulary: int, documents: int, words: int, drawn: int, shards: int
+) -> tuple[ChunkSampler, Callable[..., Any]]:
+    """Chunks of Zipf's words, of which the first are drawn, and the initialiser of the tables."""
     shares = 1 / np.arange(1, vocabulary + 1)
     shares /= shares.sum()
-    words = documents * LENGTH
     ids = np.zeros(words, np.int32)
-    drawn = min(words, 4 * 1024 * (WARM + TIMED))  # subsampling drops some of them
-    ids[:drawn] = np.random.default_rng(0).choice(vocabulary, drawn, p=shares)
-    corpus = EncodedCorpus(ids, np.arange(0, words + 1, LENGTH))
-    chunks = ChunkSampler(corpus, np.maximum(shares * words, 1).astype(np.int64), OPTIONS)
-    tables = functools.partial(
-        trainer.initial_tables,
-        sizes={"words": vocabulary, "contexts": vocabulary, "documents": documents},
-        dimension=OPTIONS.dimension,
-        shards=1,
-    )
+    ids[:drawn] = np.random.default_rng(0).choice(vocabulary, len(ids[:drawn]), p=shares)
+    corpus = EncodedCorpus(ids, np.append(np.arange(0, words, LENGTH), words))
+    chunks = ChunkSampler(corpus, np.maximum(shares * words, 1).astype(np.int64), options)
+    shape: Any = {"words": vocabulary, "contexts": vocabulary, "documents": documents}
+    shape = {"sizes": shape, "dimension": options.dimension, "shards": shards}
+    return chunks, functools.partial(trainer.initial_tables, **shape)
+
+
+def measure(vocabulary: int, documents: int) -> str:
+    """Trains some chunks; one row of the table."""
+    words = documents * LENGTH
+    drawn = 4 * 1024 * (WARM + TIMED)  # subsampling drops some of them
+    chunks, tables = chunks_and_tables(OPTIONS, vocabulary, documents, words, drawn, 1)
     mesh, optimizer = make_mesh(), riemannian_sgd(OPTIONS.learning_rate)
     state = init_state(tables, optimizer, key=jax.random.key(0), mesh=mesh, rules=trainer.RULES)
     step = trainer.compile_step(OPTIONS, chunks.text_rows)
@@ -57,12 +63,10 @@ def measure(vocabulary: int, documents: int) -> str:
     jax.block_until_ready(state)
     rate = read / (time.perf_counter() - begin)
     chunks.close()
-    tables_bytes = 4 * OPTIONS.dimension * (2 * vocabulary + documents)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (
-        f"| {vocabulary:,} | {documents:,} | {words:,} | {tables_bytes / 2**30:.2f} "
-        f"| {peak / 2**30:.2f} | {rate:,.0f} |"
-    )
+    size = 4 * OPTIONS.dimension * (2 * vocabulary + documents) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    counts = " | ".join(f"{number:,}" for number in (vocabulary, documents, words))
+    return f"| {counts} | {size:.2f} | {peak:.2f} | {rate:,.0f} |"
 
 
 def main(arguments: list[str]) -> None:

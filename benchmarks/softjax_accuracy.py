@@ -28,18 +28,16 @@ INPUTS = {"near": (1.0, 0.1), "far": (3000.0, 1.0)}  # factor, temperature
 ITEMS, K = 1000, 10
 
 
+def rank(x: jax.Array, t: float) -> jax.Array:
+    return soft_rank(x, temperature=t)
+
+
 def operators() -> dict[str, tuple[Function, Function]]:
     """Name -> (ours, softjax's), each of x and the temperature."""
-    table = {
-        name: (own.ours, functools.partial(own.softjax, softjax()))
-        for name, own in OPERATORS.items()
-        if own.softjax is not None
-    }
+    partial = functools.partial
+    table = {n: (o.ours, partial(o.softjax, softjax())) for n, o in OPERATORS.items() if o.softjax}
     for method in ("fast_soft_sort", "softsort"):
-        table[f"rank, {method}"] = (
-            lambda x, t: soft_rank(x, temperature=t),
-            lambda x, t, method=method: softjax_rank(method, x, t),
-        )
+        table[f"rank, {method}"] = rank, partial(softjax_rank, method)
     for method in ("clipped", "threshold", "sigmoid", "gradient"):
         table[f"top {K}, {method}, softsort"] = (
             lambda x, t, method=method: soft_top_k(x, K, temperature=t, method=method),

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from benchmarks.jose_scale import chunks_and_tables
 from experiments.command_line import change
 from experiments.conditional_text import config as text_config
 from experiments.conditional_text import train as text
@@ -39,10 +40,8 @@ from experiments.weight_averaging import config as averaging_config
 from experiments.weight_averaging import train as averaging
 from zoo.data import Vocabulary
 from zoo.spherical import riemannian_sgd
-from zoo.spherical.corpus import EncodedCorpus
 from zoo.spherical.options import JoseOptions
-from zoo.spherical.sampling import ChunkSampler
-from zoo.spherical.trainer import RULES, compile_step, initial_tables
+from zoo.spherical.trainer import RULES, compile_step
 from zoo.training.mesh import batch_sharding
 from zoo.training.state import abstract_state
 
@@ -190,19 +189,10 @@ def spherical_embeddings(mesh: Mesh) -> Step:
     """Of `experiments.jose`, with the words of Wikipedia and 60 million documents."""
     words, documents = 239_672, 60_000_000
     options = JoseOptions(window=10, chunk_size=1024 * mesh.size)
-    counts = np.maximum(2.4e9 / 12 / np.arange(1, words + 1), 1).astype(np.int64)  # Zipf's law
-    generator = np.random.default_rng(0)
-    length = 4 * options.chunk_size
-    ids = generator.choice(words, length, p=counts / counts.sum()).astype(np.int32)
-    chunks = ChunkSampler(EncodedCorpus(ids, np.arange(0, length + 1, 32)), counts, options)
+    text = 4 * options.chunk_size
+    chunks, tables = chunks_and_tables(options, words, documents, text, text, mesh.size)
     chunk = next(chunks)
     chunks.close()
-    tables = functools.partial(
-        initial_tables,
-        sizes={"words": words, "contexts": words, "documents": documents},
-        dimension=options.dimension,
-        shards=mesh.size,
-    )
     optimizer = riemannian_sgd(options.learning_rate)
     state = abstract_state(tables, optimizer, mesh=mesh, rules=RULES)
     step = compile_step(options, chunks.text_rows, state.shardings)

@@ -17,17 +17,8 @@ from benchmarks.case import Case, Program
 from zoo.capture import capture, tap
 from zoo.capture.equations import Equation
 
-SIZES = {
-    "tiny": {"layers": 2, "batch": 1, "tokens": 8, "units": 8, "heads": 2},
-    "small": {"layers": 4, "batch": 8, "tokens": 64, "units": 64, "heads": 4},
-    "wide": {"layers": 8, "batch": 8, "tokens": 256, "units": 512, "heads": 8},
-}
-Reader = Callable[[nn.Module], Callable[..., Any]]
-
-
-def is_attention(equation: Equation) -> bool:
-    """The quotient that ends a softmax."""
-    return equation.primitive.name == "div" and "softmax" in equation.functions
+partial = functools.partial
+Reader = Callable[[nn.Module], Callable[..., Any]]  # from a model to a function of variables and x
 
 
 class Block(nn.Module):
@@ -70,44 +61,41 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> Any:
         """The output, with all hidden states if asked to."""
+        hidden: Any = []
         if self.scanned:
-            scanned = nn.scan(
-                Step,
-                variable_axes={"params": 0, "intermediates": 0},
-                split_rngs={"params": True},
-                length=self.layers,
-            )
-            x, hidden = scanned(self.block)(x, None)
-            return (x, hidden) if self.returns_hidden else x
-        hidden = []
-        for index in range(self.layers):
-            x = Block(**self.block, name=f"block_{index}")(x)
-            hidden.append(x)
+            axes, rngs = {"params": 0, "intermediates": 0}, {"params": True}
+            step = nn.scan(Step, variable_axes=axes, split_rngs=rngs, length=self.layers)
+            x, hidden = step(self.block)(x, None)
+        else:
+            for index in range(self.layers):
+                x = Block(**self.block, name=f"block_{index}")(x)
+                hidden.append(x)
         return (x, hidden) if self.returns_hidden else x
+
+
+def inputs(*, batch: int, tokens: int, units: int, **_: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), (batch, tokens, units))
 
 
 def program(
     reader: Reader,
-    options: dict[str, Any],
-    block: dict[str, Any],
-    gradient: bool = False,
+    block: dict[str, Any] | None = None,
     *,
-    layers: int,
-    batch: int,
-    tokens: int,
-    units: int,
-    heads: int,
+    gradient: bool = False,
+    scanned: bool = False,
+    returns_hidden: bool = False,
+    **size: int,
 ) -> Program:
-    """``reader(model)`` is a function of the variables and x; with options of encoder and block."""
-    x = jax.random.normal(jax.random.key(0), (batch, tokens, units))
-    model = Encoder(layers, {"heads": heads, **block}, **options)
-    plain = Encoder(layers, {"heads": heads}, scanned=model.scanned)
+    """What the reader makes of an encoder of such blocks, or the gradient of its squares too."""
+    x, heads = inputs(**size), {"heads": size["heads"]}
+    plain = Encoder(size["layers"], heads, scanned)
     generator = np.random.default_rng(1)  # initialisers would have to be compiled
+    scale = size["units"] ** -0.5
     variables = jax.tree.map(
-        lambda leaf: jnp.asarray(generator.normal(scale=units**-0.5, size=leaf.shape), leaf.dtype),
+        lambda leaf: jnp.asarray(generator.normal(scale=scale, size=leaf.shape), leaf.dtype),
         jax.eval_shape(plain.init, jax.random.key(1), x),
     )
-    read = reader(model)
+    read = reader(Encoder(size["layers"], heads | (block or {}), scanned, returns_hidden))
     if not gradient:
         return read, (variables, x)
 
@@ -118,18 +106,8 @@ def program(
     return jax.value_and_grad(loss, has_aux=True), (variables, x)
 
 
-def listed(function: Callable[..., Any], values_of: Callable[[Any], Any]) -> Callable[..., Any]:
-    """The same function with the second output as a list."""
-
-    def run(*arguments: Any) -> tuple[Any, list[jax.Array]]:
-        output, values = function(*arguments)
-        return output, list(values_of(values))
-
-    return run
-
-
 def by_capture(**options: Any) -> Reader:
-    return lambda model: listed(capture(model.apply, **options), dict.values)
+    return lambda model: capture(model.apply, **options)
 
 
 def by_return(model: nn.Module) -> Callable[..., Any]:
@@ -137,8 +115,7 @@ def by_return(model: nn.Module) -> Callable[..., Any]:
 
 
 def by_linen(**options: Any) -> Reader:
-    options = {"mutable": ["intermediates"], **options}
-    return lambda model: listed(functools.partial(model.apply, **options), jax.tree.leaves)
+    return lambda model: partial(model.apply, **{"mutable": ["intermediates"], **options})
 
 
 def not_read(model: nn.Module) -> Callable[..., Any]:
@@ -160,7 +137,7 @@ def by_list(**size: int) -> Program:
         kept.append(nn.dot_product_attention_weights(query, key))
         return jnp.einsum("...hqk,...khd->...qhd", kept[-1], value)
 
-    return program(reader, {}, {"attention_fn": attend}, **size)
+    return program(reader, {"attention_fn": attend}, **size)
 
 
 class AttentionStack(nnx.Module):
@@ -179,16 +156,14 @@ class AttentionStack(nnx.Module):
         return x
 
 
-def by_nnx_capture(*, layers: int, batch: int, tokens: int, units: int, heads: int) -> Program:
-    structure, state = nnx.split(AttentionStack(layers, units, heads))
+def by_nnx_capture(**size: int) -> Program:
+    model = AttentionStack(size["layers"], size["units"], size["heads"])
+    structure, state = nnx.split(model)
 
     def run(state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
         return nnx.capture(nnx.merge(structure, state), nnx.Intermediate)(x)
 
-    return listed(run, jax.tree.leaves), (
-        state,
-        jax.random.normal(jax.random.key(0), (batch, tokens, units)),
-    )
+    return run, (state, inputs(**size))
 
 
 def tapped(_: nn.Module, x: jax.Array) -> jax.Array:
@@ -200,35 +175,36 @@ def sown(module: nn.Module, x: jax.Array) -> jax.Array:
     return x
 
 
-def case(
-    name: str,
-    build: Callable[..., Program],
-    rivals: dict[str, Callable[..., Program]],
-    unequal: tuple[str, ...] = (),
-) -> Case:
+def is_attention(equation: Equation) -> bool:
+    """The quotient that ends a softmax."""
+    return equation.primitive.name == "div" and "softmax" in equation.functions
+
+
+def case(name: str, ours: Any, rivals: dict[str, Any], unequal: tuple[str, ...] = ()) -> Case:
     return Case(
         name=f"capture.{name}",
-        build=build,
+        build=ours,
         rivals=rivals,
         equal=tuple(rival for rival in rivals if rival not in unequal),
-        sizes=SIZES,
+        sizes={
+            "tiny": {"layers": 2, "batch": 1, "tokens": 8, "units": 8, "heads": 2},
+            "small": {"layers": 4, "batch": 8, "tokens": 64, "units": 64, "heads": 4},
+            "wide": {"layers": 8, "batch": 8, "tokens": 256, "units": 512, "heads": 8},
+        },
         small=("tiny", "small"),
         count=lambda layers, batch, tokens, **_: layers * batch * tokens,
         unit="layer tokens",
     )
 
 
-def hidden_case(name: str, *, scanned: bool = False, gradient: bool = False) -> Case:
-    def build(reader: Reader, block: dict[str, Any] | None = None, **options: Any) -> Any:
-        options["scanned"] = scanned
-        return functools.partial(program, reader, options, block or {}, gradient)
-
+def hidden_case(name: str, **options: bool) -> Case:
+    build = partial(partial, program, **options)
     rivals = {
         "returned by hand": build(by_return, returns_hidden=True),
         "Linen sow": build(by_linen(), {"mark": sown}),
         "not read": build(not_read),
     }
-    if not scanned:
+    if "scanned" not in options:
         blocks = by_linen(capture_intermediates=lambda module, _: isinstance(module, Block))
         rivals["Linen capture_intermediates"] = build(blocks)
     ours = build(by_capture(names="hidden"), {"mark": tapped})
@@ -241,17 +217,17 @@ CASES = [
     hidden_case(" in a scan", scanned=True),
     case(
         "attention",
-        functools.partial(program, by_capture(where=is_attention), {}, {}),
+        partial(program, by_capture(where=is_attention)),
         {
             "list in attention_fn": by_list,
-            "Linen sow_weights": functools.partial(program, by_linen(), {}, {"sow_weights": True}),
+            "Linen sow_weights": partial(program, by_linen(), {"sow_weights": True}),
             "NNX capture, attention only": by_nnx_capture,
         },
         unequal=("NNX capture, attention only",),
     ),
     case(
         "tap nobody reads",
-        functools.partial(program, by_return, {}, {"mark": tapped}),
-        {"no tap": functools.partial(program, by_return, {}, {})},
+        partial(program, by_return, {"mark": tapped}),
+        {"no tap": partial(program, by_return)},
     ),
 ]
