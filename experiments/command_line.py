@@ -6,6 +6,7 @@ A preset is a complete config; every field of it is a flag. The settings that sa
 run is computed, but not what comes out, are the same for all experiments and are here.
 """
 
+import argparse
 import dataclasses
 import os
 import pathlib
@@ -126,16 +127,19 @@ def main(
     noticed.
     """
     tyro = extras.require("tyro", "train")
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?", default="small")
+    chosen, others = parser.parse_known_args(arguments)
     try:
-        preset, arguments = _take_preset(arguments, presets)
+        if (preset := chosen.preset) not in presets:
+            raise ValueError(f"--preset must be one of {', '.join(presets)}, got {preset!r}")
         package = run.__module__.rpartition(".")[0]
         folder = package.rpartition(".")[2] + ("" if preset == "small" else f"_{preset}")
         workdir = presets[preset].workdir or f"runs/{folder}"
         config = tyro.cli(
             type(presets[preset]),
             default=dataclasses.replace(presets[preset], workdir=workdir),
-            args=arguments,
+            args=others,
             prog=f"python -m {package}",
             config=(tyro.conf.FlagConversionOff,),  # --any.field value for truth values too
             description=f"{description or ''}\n\nPresets: --preset {' | '.join(presets)}.",
@@ -147,18 +151,3 @@ def main(
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         print("(ZOO_TRACEBACK=1 shows where.)", file=sys.stderr)
         sys.exit(2)
-
-
-def _take_preset(arguments: list[str], presets: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Takes ``--preset NAME`` or ``--preset=NAME`` out of the arguments."""
-    preset, rest = "small", []
-    remaining = iter(arguments)
-    for argument in remaining:
-        flag, equals, value = argument.partition("=")
-        if flag != "--preset":
-            rest.append(argument)
-            continue
-        preset = value if equals else next(remaining, "")
-        if preset not in presets:
-            raise ValueError(f"--preset must be one of {', '.join(presets)}, got {preset!r}")
-    return preset, rest

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zoo import extras
+from experiments.pictures import new_figure
 from zoo.ordered import bracket_scores, tree_spans
 from zoo.ordered.trees import Tree, tree_words
 
@@ -29,8 +29,7 @@ def draw_trees(trees: dict[str, Tree], *, gold: Tree | None = None) -> Any:
     drawings = [_lay_out(tree) for tree in trees.values()]
     width = max(3.0, max(text_width(words) for words, _, _ in drawings))
     heights = [0.28 * height + 0.75 for _, _, height in drawings]
-    figure_class = extras.require("matplotlib.figure", "plot").Figure
-    figure = figure_class(figsize=(width, sum(heights)), layout="constrained")
+    figure = new_figure(width, sum(heights))
     grid = figure.subplots(len(trees), 1, squeeze=False, height_ratios=heights)
     for axes, title, (words, lines, height) in zip(grid[:, 0], trees, drawings, strict=True):
         for x, y, span in lines:

@@ -62,10 +62,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         at_least(1, self, "features")
         if self.reference is not None and not (self.reference > 0 and self.network == "dense"):
-            raise ValueError(
-                "model.reference must be greater than 0, and only the network dense has one: got "
-                f"{self.reference} for {self.network}"
-            )
+            got = f"{self.reference} and {self.network}"
+            raise ValueError(f"model.reference must be > 0 and the network dense, got {got}")
         if self.conditional and self.network == "mnist":
             raise ValueError("model.conditional: the network mnist takes no labels; use another")
 

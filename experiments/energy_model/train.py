@@ -66,12 +66,9 @@ def run(config: Config) -> None:
     experiment = build(config, mesh, data)
     generate = make_generator(experiment.merge, config, data)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
-    announce(
-        f"{config.data.uri}: {len(data.train[0]):,} images to train on, {len(data.test[0]):,} to "
-        f"test; {config.model.network} energy, chains of {config.sampler.num_steps} steps",
-        experiment,
-        mesh,
-    )
+    images = f"{len(data.train[0]):,} images to train on, {len(data.test[0]):,} to test"
+    energy = f"{config.model.network} energy, chains of {config.sampler.num_steps} steps"
+    announce(f"{config.data.uri}: {images}; {energy}", experiment, mesh)
     limits = {
         "energy_gap": config.rollback.max_energy_gap,
         "gradient_norm_of_chains": config.rollback.max_gradient_norm,
@@ -94,17 +91,15 @@ def run(config: Config) -> None:
     samples = np.asarray(generate(state, key, count=config.evaluation.num_samples))
     found = {"test images": data.test[0], "samples": samples, **data.others}
     num_classes = number_of_classes(config, data)
-    energy = make_image_energy(experiment.merge, num_classes)
-    measured = {name: np.asarray(energies(energy, state, x)) for name, x in found.items()}
-    if not is_main_process():
-        return
-    used: dict[str, Any] = {}
-    if num_classes is not None:
-        network = frozen(experiment.merge, state)
-        sampler = functools.partial(langevin, **quiet_options(config))
-        num_steps = config.evaluation.num_steps
-        used = uses.show(workdir, network, sampler, data.test, num_classes, num_steps)
-    report(workdir, data, found, measured, judge(config, data, found), used)
+    energy_fn = make_image_energy(experiment.merge, num_classes)
+    measured = {name: np.asarray(energies(energy_fn, state, x)) for name, x in found.items()}
+    if is_main_process():
+        used: dict[str, Any] = {}
+        if num_classes is not None:
+            network, num_steps = frozen(experiment.merge, state), config.evaluation.num_steps
+            sampler = functools.partial(langevin, **quiet_options(config))
+            used = uses.show(workdir, network, sampler, data.test, num_classes, num_steps)
+        report(workdir, data, found, measured, judge(config, data, found), used)
 
 
 def load(config: Config) -> Data:

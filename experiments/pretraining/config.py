@@ -42,10 +42,8 @@ class DataConfig:
     """What to do with damaged records; skipped ones are counted."""
 
     def __post_init__(self) -> None:
-        at_least(16, self, "length")
-        at_least(1, self, "shards")
-        at_least(0, self, "workers")
-        at_least(100, self, "vocab_size")
+        for name, bound in {"length": 16, "vocab_size": 100, "shards": 1, "workers": 0}.items():
+            at_least(bound, self, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +109,11 @@ class TrainingConfig:
     bfloat16: bool = False
     """Compute in bfloat16; parameters and sums stay float32."""
     evaluate_every: int = 500
-    evaluation_batch_size: int = 32
     seed: int = 0
 
     def __post_init__(self) -> None:
         at_least(1, self, "num_steps", "batch_size", "accumulation_steps", "warmup_steps")
-        at_least(1, self, "evaluate_every", "evaluation_batch_size")
+        at_least(1, self, "evaluate_every")
         at_least(0, self, "learning_rate", "weight_decay")
         if self.ema_decay is not None:
             in_unit_interval(self, "ema_decay")
@@ -154,11 +151,7 @@ PRESETS = {
         data=DataConfig(length=64, shards=2),
         model=ModelConfig(features=64, num_layers=2, num_heads=2, feedforward_features=128),
         training=TrainingConfig(
-            num_steps=250,
-            batch_size=16,
-            learning_rate=4e-3,
-            warmup_steps=20,
-            evaluate_every=1000,
+            num_steps=250, batch_size=16, learning_rate=4e-3, warmup_steps=20, evaluate_every=1000
         ),
         loop=LoopConfig(log_every=50, checkpoint_every=100),
     ),
@@ -197,7 +190,6 @@ PRESETS = {
             warmup_steps=3125,
             gradient_clip=None,
             evaluate_every=5000,
-            evaluation_batch_size=256,
         ),
         loop=LoopConfig(checkpoint_every=500),
     ),

@@ -218,16 +218,15 @@ def report(workdir: pathlib.Path, arms: dict[str, list[float]], data: Data) -> N
         name: {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=spread))}
         for name, values in {**arms, "margin": margins}.items()
     }
-    trained, tested = len(data.train), len(data.test)
+    counts = {"train_examples": len(data.train), "test_examples": len(data.test)}
     results_table(
         [
             {"weights": name, "test accuracy, %": 100 * row["mean"], "±": 100 * row["std"]}
             for name, row in rows.items()
         ],
-        title=f"{tested:,} reviews after {trained:,}, {len(margins)} seeds",
+        title=f"{len(data.test):,} reviews after {len(data.train):,}, {len(margins)} seeds",
     )
     if is_main_process():
-        counts = {"train_examples": trained, "test_examples": tested}
         finish(workdir, {**rows, "accuracies": arms, **counts})
 
 

@@ -16,7 +16,7 @@ from experiments.command_line import MAY_CHANGE, change
 from experiments.pictures import new_figure, save_figures
 from experiments.pretraining import corpus
 from experiments.pretraining.baselines import entropies
-from experiments.pretraining.config import Config, ModelConfig, ObjectiveConfig, TrainingConfig
+from experiments.pretraining.config import Config, ObjectiveConfig, TrainingConfig
 from experiments.pretraining.records import RecordRows
 from experiments.running import (
     Experiment,
@@ -62,10 +62,9 @@ def run(config: Config) -> None:
     data = load(config)
     experiment = build(config, mesh, data)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
-    rows = data.rows["train"]
-    announce(f"{config.data.uri}: {len(rows):,} rows, {data.vocab_size:,} types", experiment, mesh)
-    if skipped := sum(rows.skipped for rows in data.rows.values()):
-        print(f"{skipped:,} damaged records are skipped")
+    skipped = sum(rows.skipped for rows in data.rows.values())
+    rows = f"{len(data.rows['train']):,} rows, {skipped:,} damaged ones skipped"
+    announce(f"{config.data.uri}: {rows}; {data.vocab_size:,} types", experiment, mesh)
     baseline = count_entropies(data)
     state = train(experiment, mesh, workdir, config.loop)
     results = experiment.evaluate(state)[1]
@@ -94,16 +93,16 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
     """Model, loss, optimiser, batches and evaluation; ``data`` is ``load(config)`` if None."""
     data = load(config) if data is None else data
     training = config.training
-    model_config = transformer_config(
-        config.model, config.objective, vocab_size=data.vocab_size, length=config.data.length
-    )
+    model_config = transformer_config(config, data.vocab_size)
     init, merge = functional(lambda rngs: Transformer(model_config, rngs=rngs))
     # Evaluation masks every held-out row in one way, whatever the step.
     fixed = change(config, objective={"static_copies": 1}, model={"dropout": 0.0})
     evaluation_loss = jax.jit(make_loss(merge, fixed, data.vocab_size))
 
+    rows = training.batch_size // training.accumulation_steps
+
     def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
-        parameters, rows = state.parameters, training.evaluation_batch_size
+        parameters = state.parameters
         if training.ema_decay is not None:
             parameters = averaged_parameters(state.optimizer_state, parameters, path="average")
         valid = data.rows["valid"]
@@ -129,18 +128,16 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
     )
 
 
-def transformer_config(
-    model: ModelConfig, objective: ObjectiveConfig, *, vocab_size: int, length: int
-) -> TransformerConfig:
+def transformer_config(config: Config, vocab_size: int) -> TransformerConfig:
     """The model of these settings; with LayerNorm before each part it is a GPT-2."""
-    gpt = model.norm_position == "pre"
+    gpt = config.model.norm_position == "pre"
     return TransformerConfig(
-        **dataclasses.asdict(model),
+        **dataclasses.asdict(config.model),
         vocab_size=vocab_size,
-        max_positions=length,
-        mask=PATTERNS[objective.kind],  # type: ignore[arg-type]
+        max_positions=config.data.length,
+        mask=PATTERNS[config.objective.kind],  # type: ignore[arg-type]
         head="tied" if gpt else "mlm",
-        num_segments=0 if gpt and objective.kind != "prefix" else 2,
+        num_segments=0 if gpt and config.objective.kind != "prefix" else 2,
     )
 
 
@@ -254,8 +251,8 @@ def count_entropies(data: Data) -> dict[str, float]:
         np.stack([rows[index]["ids"] for index in range(min(len(rows), BASELINE_ROWS))])
         for rows in (data.rows["train"], data.rows["valid"])
     )
-    special = (corpus.PAD, corpus.CLS, corpus.SEP, corpus.MASK)
-    is_token = ~np.isin(np.arange(data.vocab_size), special)
+    is_token = np.ones(data.vocab_size, bool)
+    is_token[[corpus.PAD, corpus.CLS, corpus.SEP, corpus.MASK]] = False
     return entropies(counted, held_out, vocab_size=data.vocab_size, is_token=is_token)
 
 

@@ -57,12 +57,8 @@ def run(config: Config) -> None:
     experiment = build(config, mesh, data)
     # The rate is constant: a longer run is the same run, continued.
     workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "training.steps"))
-    announce(
-        f"{config.data.uri}: {len(data.train):,} images to train on, {len(data.test[1]):,} to "
-        f"test; ResNet-{config.model.depth}",
-        experiment,
-        mesh,
-    )
+    images = f"{len(data.train):,} images to train on, {len(data.test[1]):,} to test"
+    announce(f"{config.data.uri}: {images}; ResNet-{config.model.depth}", experiment, mesh)
     state = train(experiment, mesh, workdir, config.loop)
     if is_main_process():
         made = post_hoc_scores(workdir, config.averaging, experiment, state)
@@ -186,12 +182,10 @@ def make_score(
     them for these parameters from training images.
     """
 
-    def split(arrays: tuple[np.ndarray, ...]) -> list[tuple[jax.Array, ...]]:
-        count = -(-len(arrays[0]) // batch_size)
-        pieces = (map(jnp.asarray, np.array_split(array, count)) for array in arrays)
-        return list(zip(*pieces, strict=True))
+    def chunks(array: np.ndarray) -> list[jax.Array]:
+        return [jnp.asarray(x) for x in np.array_split(array, -(-len(array) // batch_size))]
 
-    train_chunks, test_chunks = split(data.statistics), split(data.test)
+    known, test = chunks(data.statistics[0]), [chunks(array) for array in data.test]
 
     @jax.jit
     def batch_statistics(parameters: Any, model_state: Any, images: jax.Array) -> Any:
@@ -209,8 +203,8 @@ def make_score(
     def score(parameters: Any, model_state: Any, recompute: bool) -> dict[str, float]:
         if recompute:
             statistics = functools.partial(batch_statistics, parameters, model_state)
-            model_state = recompute_statistics(statistics, (images for images, _ in train_chunks))
-        results = [sums(parameters, model_state, *chunk) for chunk in test_chunks]
+            model_state = recompute_statistics(statistics, known)
+        results = [sums(parameters, model_state, *pair) for pair in zip(*test, strict=True)]
         correct, losses = np.sum(jax.device_get(results), axis=0) / len(data.test[1])
         return {"accuracy": float(correct), "loss": float(losses)}
 

@@ -43,8 +43,8 @@ def test_smoke_reaches_what_it_must(smoke, tmp_path):
         ("--model.network=mnist --model.conditional=True", "the network mnist takes no labels"),
         ("--sampler.step-size=0", "step_size must be one finite number > 0, got 0"),
         ("--sampler.bounds 0.1 1", "sampler.bounds must hold 0..1, got (0.1, 1.0)"),
-        ("--model.reference=0", "model.reference must be greater than 0"),
-        ("--model.reference=0.2 --model.network=resnet", "only the network dense has one"),
+        ("--model.reference=0", "must be > 0 and the network dense, got 0.0 and dense"),
+        ("--model.reference=1 --model.network=resnet", "dense, got 1.0 and resnet"),
         ("--data.outliers=file:/absent/set.npz", "/absent/set.npz"),
     ],
 )

@@ -6,7 +6,6 @@ That a run which broke off ends bit for bit as if it had not is proved in tests/
 import dataclasses
 import functools
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +18,11 @@ from experiments.pretraining import corpus, finetune, records
 from experiments.pretraining.baselines import entropies
 from experiments.pretraining.config import PRESETS, DataConfig, ObjectiveConfig
 from experiments.pretraining.train import build, make_example, row_keys, run
+from experiments.running import read_records
 from zoo.data import open_source
 from zoo.training import make_mesh
 from zoo.transformer.packing import PackedRows
 
-ROOT = pathlib.Path(__file__).parents[2]
 # Compiling is most of the cost of these runs. On level 1 the programs are compiled in a fifth of
 # the time and run nearly as fast.
 LEVEL = {"xla_backend_optimization_level": 1}
@@ -58,7 +57,6 @@ def tiny(text, tmp_path_factory):
         "--training.batch-size=8",
         "--training.num-steps=6",
         "--training.warmup-steps=2",
-        "--training.evaluation-batch-size=8",
         "--loop.log-every=2",
         "--loop.checkpoint-every=3",
     ]
@@ -99,12 +97,13 @@ def fine_tune_from(pretrained, folder):
     finetune.run(config)
     assert (folder / "finetune/metrics.jsonl").read_text().startswith(first)
     summary = json.loads((folder / "finetune/summary.json").read_text())
-    arms = summary["accuracies"]
-    assert {name: len(v) for name, v in arms.items()} == {"pretrained": 2, "from scratch": 2}
-    assert np.mean(arms["pretrained"]) == summary["pretrained"]["mean"] > 0.9
-    margins = np.subtract(arms["pretrained"], arms["from scratch"])
-    assert summary["margin"]["mean"] == pytest.approx(margins.mean())
-    assert summary["margin"]["std"] == pytest.approx(margins.std(ddof=1))
+    pretrained, scratch = np.array(
+        [summary["accuracies"][name] for name in ("pretrained", "from scratch")]
+    )
+    assert pretrained.shape == (2,)
+    assert pretrained.mean() == summary["pretrained"]["mean"] > 0.9
+    margins = pretrained - scratch
+    assert summary["margin"] == pytest.approx({"mean": margins.mean(), "std": margins.std(ddof=1)})
     assert (summary["train_examples"], summary["test_examples"]) == (24, 20)
 
 
@@ -112,27 +111,18 @@ def fine_tune_from(pretrained, folder):
 @pytest.mark.parametrize("kind", ["masked", "causal", "prefix"])
 def test_every_objective_trains(tiny, tmp_path, kind):
     """On eight devices; that losses do not depend on the mesh is proved in tests/transformer."""
-    flags = [
-        *tiny,
-        f"--workdir={tmp_path}",
-        f"--objective.kind={kind}",
-        "--mesh.fsdp=2",
-        "--mesh.model=2",
-        "--training.optimizer=lamb",
-        "--training.lookahead=True",
-        "--training.ema-decay=0.5",
-        f"--data.separate-documents={kind == 'causal'}",
-    ]
+    flags = [*tiny, f"--workdir={tmp_path}", f"--objective.kind={kind}"]
+    flags += ["--mesh.fsdp=2", "--mesh.model=2", f"--data.separate-documents={kind == 'causal'}"]
+    flags += ["--training.optimizer=lamb", "--training.lookahead=True", "--training.ema-decay=0.5"]
     command_line.main(run, PRESETS, None, flags)
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    losses = [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+    written = read_records(tmp_path / "metrics.jsonl")
+    losses = [record["loss"] for record in written if "loss" in record]
     assert losses[-1] < losses[0]
 
 
 def test_it_is_built_without_being_run(tiny, tmp_path):
-    config = dataclasses.replace(
-        PRESETS["small"], data=config_of(tiny[1].partition("file:")[2]), workdir=str(tmp_path)
-    )
+    data = config_of(tiny[1].partition("file:")[2])
+    config = dataclasses.replace(PRESETS["small"], data=data, workdir=str(tmp_path))
     mesh = make_mesh(data=4, model=2)
     experiment = build(config, mesh)
     state = experiment.abstract_state(mesh)
@@ -169,11 +159,11 @@ def test_corpus_is_the_same_however_it_is_made(text, tmp_path):
 
 @pytest.mark.slow
 def test_corpus_by_processes_of_their_own(text, tmp_path):
-    manifests = [
+    alone, together = (
         corpus.prepare(config_of(text, workers=workers), tmp_path / str(workers))
         for workers in (0, 2)
-    ]
-    assert manifests[0] == manifests[1]
+    )
+    assert alone == together
 
 
 def test_wordpiece_words_and_documents(tmp_path):
@@ -191,49 +181,41 @@ def test_wordpiece_words_and_documents(tmp_path):
     assert set(np.diff(row["document_ids"][row["document_ids"] > 0]).tolist()) <= {0, 1}
 
 
-def written(folder, rows):
-    """A corpus of one file with these rows."""
-    records.write(folder / "rows", rows)
-    shards = [{"file": "rows", "split": "train", "rows": len(rows.ids)}]
-    manifest = {"length": rows.ids.shape[1], "shards": shards}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    records._reader.cache_clear()
-    return folder / "rows"
-
-
 def test_damaged_records_are_refused_or_skipped(tmp_path):
-    generator = np.random.default_rng(0)
-    shape = (40, 21)
+    generator, shape, path = np.random.default_rng(0), (40, 21), tmp_path / "rows"
     rows = PackedRows(
         generator.integers(70_000, size=shape),
         generator.integers(2, size=shape) > 0,
         generator.integers(9, size=shape),
     )
-    path = written(tmp_path, rows)
-    intact = records.RecordRows(tmp_path, "train")
-    for number, row in enumerate(intact):
+    records.write(path, rows)
+    shard = {"file": "rows", "split": "train", "rows": len(rows.ids)}
+    (tmp_path / "manifest.json").write_text(json.dumps({"length": 21, "shards": [shard]}))
+
+    def opened(**options):
+        records._reader.cache_clear()
+        return records.RecordRows(tmp_path, "train", **options)
+
+    for number, row in enumerate(opened()):
         for name, value in rows._asdict().items():
             np.testing.assert_array_equal(row[name], value[number])
     content = bytearray(path.read_bytes())
     content[200] ^= 1  # within the first group of eight
     path.write_bytes(content)
-    records._reader.cache_clear()
-    refusing = records.RecordRows(tmp_path, "train")
+    refusing = opened()
     refusing[8]
     with pytest.raises(ValueError, match="record 2 is damaged"):
         refusing[2]
-    skipping = records.RecordRows(tmp_path, "train", corrupt="skip")
+    skipping = opened(corrupt="skip")
     assert (skipping.skipped, len(skipping), skipping[0]["row"]) == (8, 32, 8)
     # A file that was cut off, and one that is missing.
     path.write_bytes(content[:-30])
-    records._reader.cache_clear()
     with pytest.raises(ValueError, match="holds 0 records, the manifest says 40"):
-        records.RecordRows(tmp_path, "train")
-    assert records.RecordRows(tmp_path, "train", corrupt="skip").skipped == 40
+        opened()
+    assert opened(corrupt="skip").skipped == 40
     path.unlink()
-    records._reader.cache_clear()
     with pytest.raises(FileNotFoundError, match="prepare the corpus again"):
-        records.RecordRows(tmp_path, "train")
+        opened()
 
 
 def test_static_copies_are_that_many():
@@ -261,8 +243,7 @@ def test_entropies_of_a_known_chain():
     stationary = np.array([0.75, 0.25])
     unigram = -np.sum(stationary * np.log(stationary))
     bigram = -np.sum(stationary[:, None] * chain * np.log(chain))
-    assert found["unigram"] == pytest.approx(unigram, rel=0.03)
-    assert found["bigram"] == pytest.approx(bigram, rel=0.03)
+    assert found == pytest.approx({"unigram": unigram, "bigram": bigram}, rel=0.03)
 
 
 def test_the_published_settings_add_up():

@@ -75,12 +75,10 @@ def test_splits_of_the_digits():
 
 
 def test_splits_of_an_archive(tmp_path):
-    images, labels = np.zeros((6, 2, 2), np.uint8), np.arange(6)
-    sets = {"x_train": images[:4], "y_train": labels[:4], "x_test": images[4:]}
-    np.savez(tmp_path / "set.npz", **sets, y_test=labels[4:])
+    images = {"x_train": np.zeros((4, 2, 2)), "x_test": np.zeros((2, 2, 2))}
+    np.savez(tmp_path / "set.npz", **images, y_train=np.arange(4), y_test=np.arange(2))
     train, test = open_splits(f"file:{tmp_path}/set.npz")
-    assert [int(example["label"]) for example in train] == [0, 1, 2, 3]
-    assert [int(example["label"]) for example in test] == [4, 5]
+    assert (len(train), len(test)) == (4, 2)
 
 
 def test_augmentation_moves_and_mirrors():
@@ -115,8 +113,8 @@ def test_snapshots_and_what_is_made_of_them(tmp_path):
 
 def test_table_takes_the_last_ten():
     curves = {
-        "parameters": {step: 0.1 if step < 5 else 0.5 + 0.1 * (step % 2) for step in range(15)},
-        "EMA": {step: 0.1 if step < 5 else 0.5 + 0.02 * (step % 2) for step in range(15)},
+        name: {step: 0.1 if step < 5 else 0.5 + height * (step % 2) for step in range(15)}
+        for name, height in {"parameters": 0.1, "EMA": 0.02}.items()
     }
     rows = spread(curves, 100.0)
     assert rows["parameters"] == pytest.approx({"mean": 55, "deviation": 5, "ratio": 1})
@@ -126,29 +124,18 @@ def test_table_takes_the_last_ten():
 # The Dirac GAN (article 6583): numbers of the reference.
 
 
-@pytest.fixture(scope="module")
-def small_orbit():
-    """16 periods from a start in the direction of the original's (0.1, 0.2), and its step."""
-    step = dirac_gan.PERIOD / 128
-    return dirac_gan.orbit((0.001, 0.002), time=16 * dirac_gan.PERIOD, step=step), step
-
-
-def test_the_orbit_has_period_4_pi_and_its_mean_is_the_equilibrium(small_orbit):
-    points, _ = small_orbit
-    radius = np.linalg.norm(points[0])
-    np.testing.assert_allclose(points[128], points[0], atol=1e-4 * radius)
-    assert np.abs(points[64] - points[0]).max() > radius
-    assert np.linalg.norm(points[: 4 * 128].mean(axis=0)) <= 1e-3 * radius
-
-
-def test_average_shrinks_the_orbit(small_orbit):
-    points, step = small_orbit
-    memory = 2 * dirac_gan.PERIOD
-    averaged = dirac_gan.averages(points, memory=memory, step=step)
-    shrinkage = np.linalg.norm(averaged[-128:], axis=1) / np.linalg.norm(points[-128:], axis=1)
+def test_average_shrinks_an_orbit_of_period_4_pi():
+    """In the direction of the original's start, (0.1, 0.2)."""
+    step, memory = dirac_gan.PERIOD / 128, 2 * dirac_gan.PERIOD
+    points = dirac_gan.orbit((0.001, 0.002), time=16 * dirac_gan.PERIOD, step=step)
+    radius = np.linalg.norm(points, axis=1)
+    np.testing.assert_allclose(points[128], points[0], atol=1e-4 * radius[0])
+    assert np.abs(points[64] - points[0]).max() > radius[0]
+    assert np.linalg.norm(points[: 4 * 128].mean(axis=0)) <= 1e-3 * radius[0]
+    averaged = np.linalg.norm(dirac_gan.averages(points, memory=memory, step=step), axis=1)
     expected = 1 / np.sqrt(1 + (memory / 2) ** 2)
     assert dirac_gan.expected_shrinkage(memory) == pytest.approx(expected)
-    np.testing.assert_allclose(shrinkage, expected, rtol=0.02)
+    np.testing.assert_allclose(averaged[-128:] / radius[-128:], expected, rtol=0.02)
 
 
 def test_larger_orbits_spiral_in():
