@@ -1,13 +1,12 @@
 """The pictures a run ends with: angles of every layer beside chance, and learning curves."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from experiments.pictures import new_figure
 from experiments.self_orthogonality.model import LAYERS
-from zoo import extras
 from zoo.orthogonal.angles import random_angle_density, random_angle_std
 
 TITLES = {
@@ -24,17 +23,13 @@ NORMS = {False: "no batch norm", True: "batch norm"}
 Pair = tuple[str, bool]  # method, batch norm
 
 
-def _figure(size: tuple[float, float]) -> Any:
-    return extras.require("matplotlib.figure", "plot").Figure(size, layout="constrained")
-
-
 def draw_angles(angles: Mapping[Pair, Mapping[str, np.ndarray]], entries: Mapping[str, int]) -> Any:
     """Histograms of the angles of all seeds: a row per method, a column per layer; chance in black.
 
     ``entries`` are the numbers of entries of a filter by layer.
     """
     methods = list(dict.fromkeys(method for method, _ in angles))
-    figure = _figure((9, 1.0 + 1.25 * len(methods)))
+    figure = new_figure(9, 1.0 + 1.25 * len(methods))
     grid = figure.subplots(len(methods), len(LAYERS), squeeze=False, sharex="col")
     for column, layer in enumerate(LAYERS):
         chance = random_angle_std(entries[layer])
@@ -65,7 +60,7 @@ def draw_angles(angles: Mapping[Pair, Mapping[str, np.ndarray]], entries: Mappin
 def draw_curves(curves: Mapping[Pair, np.ndarray], steps: Sequence[int]) -> Any:
     """Cross-entropy ``[seeds, steps]`` while training, the mean over the seeds."""
     norms = list(dict.fromkeys(norm for _, norm in curves))
-    figure = _figure((4.5 * len(norms), 3.5))
+    figure = new_figure(4.5 * len(norms), 3.5)
     grid = figure.subplots(1, len(norms), squeeze=False, sharey=True)[0]
     for axes, norm in zip(grid, norms, strict=True):
         for (method, own), values in curves.items():
@@ -75,19 +70,3 @@ def draw_curves(curves: Mapping[Pair, np.ndarray], steps: Sequence[int]) -> Any:
     grid[0].set_ylabel("cross-entropy of the batches")
     grid[-1].legend(fontsize="small")
     return figure
-
-
-def save(
-    workdir: pathlib.Path,
-    angles: Mapping[Pair, Mapping[str, np.ndarray]],
-    entries: Mapping[str, int],
-    curves: Mapping[Pair, np.ndarray],
-    steps: Sequence[int],
-) -> list[pathlib.Path]:
-    """Draws both as PNGs and gives their paths."""
-    paths = [workdir / "angles.png", workdir / "curves.png"]
-    for path, figure in zip(
-        paths, (draw_angles(angles, entries), draw_curves(curves, steps)), strict=True
-    ):
-        figure.savefig(path, dpi=110)
-    return paths

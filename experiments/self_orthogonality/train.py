@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +14,16 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from experiments.command_line import MAY_CHANGE
-from experiments.running import Experiment, finish, is_main_process, on_host, open_mesh, train
+from experiments.pictures import save_figures
+from experiments.running import (
+    Experiment,
+    finish,
+    is_main_process,
+    on_host,
+    open_mesh,
+    read_records,
+    train,
+)
 from experiments.self_orthogonality import ablation, figures
 from experiments.self_orthogonality.config import Config, DataConfig, Method
 from experiments.self_orthogonality.model import LAYERS, Classifier
@@ -76,7 +84,7 @@ def run(config: Config) -> None:
         kernels = on_host({layer: state.parameters[layer]["kernel"] for layer in LAYERS})
         if is_main_process():
             angles = {layer: np.asarray(filter_angles(kernels[layer])) for layer in LAYERS}
-            outcome = Outcome(read_records(workdir / network.name), angles)
+            outcome = Outcome(read_records(workdir / network.name / "metrics.jsonl"), angles)
             outcomes.setdefault(network[:2], []).append(outcome)
             print(f"{network.name}: {outcome.records[-1]['accuracy']:.2%} correct", flush=True)
     ablated = ablation.run(config.ablation) if config.ablation.num_steps else []
@@ -232,11 +240,6 @@ def make_evaluate(merge: Callable[..., Classifier], images: Images) -> Callable:
     return evaluate
 
 
-def read_records(folder: pathlib.Path) -> list[dict[str, float]]:
-    """What a network's training and evaluation logged."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def report(
     workdir: pathlib.Path,
     config: Config,
@@ -280,9 +283,9 @@ def report(
         title = f"The loss alone, {steps} steps: mean / std / largest deviation from 90"
         results_table([ablation.as_text(row) for row in ablated], title=title)
     steps = [record["step"] for record in group[0].records[:-1]]
-    pictures = figures.save(workdir, angles, entries, curves, steps)
-    finish(
-        workdir,
-        {"networks": networks, "random_angle_std": chance, "ablation": ablated},
-        pictures,
-    )
+    drawn = {
+        "angles": figures.draw_angles(angles, entries),
+        "curves": figures.draw_curves(curves, steps),
+    }
+    summary = {"networks": networks, "random_angle_std": chance, "ablation": ablated}
+    finish(workdir, summary, save_figures(workdir, drawn))

@@ -4,17 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from zoo import extras
+from experiments.pictures import new_figure
 
 COLORS = ("tab:gray", "black", "tab:green", "tab:orange", "tab:blue")
 
 
 def draw(records: list[dict[str, Any]], bias: list[dict[str, float]]) -> Any:
     """Two panels with batch sizes on a logarithmic axis; bars are standard errors over seeds."""
-    figure_class = extras.require("matplotlib.figure", "plot").Figure
-    figure = figure_class(figsize=(10, 4), layout="constrained")
+    figure = new_figure(10, 4)
     trained, measured = figure.subplots(1, 2)
-    records = sorted(records, key=lambda record: record["batch_size"])
     sizes = np.array([record["batch_size"] for record in records], float)
     names = list(records[0]["scores"])
     for number, (name, color) in enumerate(zip(names, COLORS, strict=True)):

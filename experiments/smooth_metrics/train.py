@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.running import finish
+from experiments.pictures import save_figures
+from experiments.running import finish, read_records
 from experiments.smooth_metrics import figures
 from experiments.smooth_metrics.bias import bias_table
 from experiments.smooth_metrics.config import Config
@@ -53,13 +53,13 @@ def run(config: Config) -> None:
     workdir = open_workdir(config.workdir, config, ignore=("workdir",))
     split = load(config)
     learners = build(config, split)
-    done = read_records(workdir / "metrics.jsonl")
     print(
         f"{config.data.uri}: {split.train_x.shape[1]:,} training and {split.test_x.shape[1]:,} "
         f"test samples per seed, {split.train_t.mean():.1%} positive, {training.num_seeds} seeds"
     )
     with MetricsLog(workdir / "metrics.jsonl") as log:
-        log.resume(len(done))
+        log.resume(len(training.batch_sizes))  # drops what a crash cut off
+        done = read_records(log.path)
         for size in training.batch_sizes[len(done) :]:
             parameters = train_all(learners, split, size, config)
             scores = test_all(parameters, split)
@@ -70,17 +70,6 @@ def run(config: Config) -> None:
     key = jax.random.key(training.seed)
     bias = bias_table(config.bias, key, remembered_examples=training.remembered_examples)
     report(workdir, done, bias)
-
-
-def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of an earlier run; a batch size is recorded when all of it is done."""
-    records: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # cut off by a crash
-            break
-    return records
 
 
 def load(config: Config) -> Split:
@@ -254,6 +243,6 @@ def report(workdir: pathlib.Path, records: list[dict[str, Any]], bias: list[dict
     ]
     results_table(rows, title="Test scores at threshold 1/2, mean ± standard error over seeds")
     results_table(bias, title="F1 of one simulated scorer")
-    figures.draw(records, bias).savefig(workdir / "f1.png", dpi=100)
+    pictures = save_figures(workdir, {"f1": figures.draw(records, bias)})
     scores = {str(record["batch_size"]): record["scores"] for record in records}
-    finish(workdir, {"scores": scores, "bias": bias}, [workdir / "f1.png"])
+    finish(workdir, {"scores": scores, "bias": bias}, pictures)

@@ -1,27 +1,17 @@
 """The experiment as a user runs it: what it must reach, going on where it stopped, mistakes."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
 
-from experiments import command_line
 from experiments.smooth_metrics import train
-from experiments.smooth_metrics.config import PRESETS, Config, TrainingConfig
-
-EXPECTED = pathlib.Path(__file__).parents[2] / "experiments/smooth_metrics/expected.json"
-
-
-def main(*flags):
-    command_line.main(train.run, PRESETS, None, ["--preset=smoke", *map(str, flags)])
+from experiments.smooth_metrics.config import Config, TrainingConfig
 
 
 @pytest.mark.slow
-def test_smoke_reaches_what_it_must(tmp_path, capsys):
-    main("--workdir", tmp_path)
-    expected = json.loads(EXPECTED.read_text())
-    summary = json.loads((tmp_path / "summary.json").read_text())
+def test_smoke_reaches_what_it_must(smoke, capsys):
+    summary, expected = smoke("smooth_metrics", "f1")
     smallest = summary["bias"][0]
     assert smallest["batch size"] == 8
     assert smallest["mean of batch F1"] <= expected["mean_of_batch_f1_at_8_at_most"]
@@ -36,7 +26,6 @@ def test_smoke_reaches_what_it_must(tmp_path, capsys):
             assert np.mean(scores[name]["f1"]) >= least
         most = expected["f1_of_smooth_accuracy_at_most"]
         assert np.mean(scores["smooth accuracy"]["f1"]) <= most
-    assert (tmp_path / "f1.png").read_bytes().startswith(b"\x89PNG")
     assert "smooth accuracy" in capsys.readouterr().out
 
 
@@ -74,13 +63,8 @@ def test_a_stopped_run_goes_on_with_the_next_batch_size(tmp_path, monkeypatch):
         ("--bias.rows=1000", "bias.batch_sizes must divide bias.rows = 1000"),
     ],
 )
-def test_mistakes_end_in_one_line(flag, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(flag, "--workdir", tmp_path)
-    assert exit_.value.code == 2
-    said = capsys.readouterr()
-    assert message in said.err + said.out
-    assert "Traceback" not in said.err + said.out
+def test_mistakes_end_in_one_line(flag, message, refused):
+    refused("smooth_metrics", flag, message)
 
 
 def test_tuned_threshold_is_the_best_of_all():
