@@ -7,25 +7,21 @@ in nats per token, on held-out rows. α is the best of ``ALPHAS`` on the same he
 favours the baseline.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 def entropies(
-    train: np.ndarray, held_out: np.ndarray, *, vocab_size: int, is_token: np.ndarray
+    train: np.ndarray, held_out: np.ndarray, *, vocab_size: int, special: Sequence[int] = ()
 ) -> dict[str, float]:
-    """Cross-entropies of held-out rows under counts of training rows.
+    """Cross-entropies in nats of held-out rows ``[M, T]`` under counts of training rows ``[N, T]``.
 
-    Args:
-        train: ``[N, T]`` ids.
-        held_out: ``[M, T]`` ids.
-        vocab_size: V.
-        is_token: ``[V]`` bool, false for ids that are never predicted.
-
-    Returns:
-        ``{"unigram": …, "bigram": …}`` in nats.
+    ``special`` ids are never predicted.
     """
+    is_token = ~np.isin(np.arange(vocab_size), special)
     first, second = _pairs(train, is_token)
     held_first, held_second = _pairs(held_out, is_token)
     counts = np.bincount(second, minlength=vocab_size) + is_token  # none is impossible

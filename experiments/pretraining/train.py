@@ -251,9 +251,8 @@ def count_entropies(data: Data) -> dict[str, float]:
         np.stack([rows[index]["ids"] for index in range(min(len(rows), BASELINE_ROWS))])
         for rows in (data.rows["train"], data.rows["valid"])
     )
-    is_token = np.ones(data.vocab_size, bool)
-    is_token[[corpus.PAD, corpus.CLS, corpus.SEP, corpus.MASK]] = False
-    return entropies(counted, held_out, vocab_size=data.vocab_size, is_token=is_token)
+    special = corpus.PAD, corpus.CLS, corpus.SEP, corpus.MASK
+    return entropies(counted, held_out, vocab_size=data.vocab_size, special=special)
 
 
 def export(folder: pathlib.Path, model: Transformer, directory: pathlib.Path) -> None:

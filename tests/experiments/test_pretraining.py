@@ -239,7 +239,7 @@ def test_entropies_of_a_known_chain():
     for draw in generator.random(60_000):
         tokens.append(int(draw > chain[tokens[-1]][0]))
     rows = np.array(tokens[:60_000]).reshape(-1, 100)
-    found = entropies(rows[:300], rows[300:], vocab_size=2, is_token=np.ones(2, bool))
+    found = entropies(rows[:300], rows[300:], vocab_size=2)
     stationary = np.array([0.75, 0.25])
     unigram = -np.sum(stationary * np.log(stationary))
     bigram = -np.sum(stationary[:, None] * chain * np.log(chain))
