@@ -83,6 +83,9 @@ def make_case(
     argnums: int | tuple[int, ...] = 0,
     options: tuple[str, ...] = (),
     keeps_output: bool = False,
+    sizes: Mapping[str, Mapping[str, Any]],
+    small: tuple[str, ...] = (),
+    equal: tuple[str, ...] | None = None,
     **fields: Any,
 ) -> Case:
     """A case whose programs are functions of the same arrays, or their gradients.
@@ -96,6 +99,9 @@ def make_case(
         argnums: the inputs the gradient belongs to; for PyTorch, all of floating point.
         options: the entries of a size that the functions take as keyword arguments.
         keeps_output: the gradient case returns the output itself, not its weighted sum.
+        sizes: of the `Case`.
+        small: of the `Case`; the first size if none is named.
+        equal: of the `Case`; all rivals if not given.
         **fields: of the `Case`.
     """
 
@@ -135,6 +141,9 @@ def make_case(
         name=name + " gradient" * gradient,
         build=bound(ours),
         rivals={rival: bound(program) for rival, program in rivals.items()},
+        sizes=sizes,
+        small=small or tuple(sizes)[:1],
+        equal=tuple(rivals) if equal is None else equal,
         **fields,
     )
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cases.smooth import OPERATORS, softjax, softjax_rank, softjax_top_k
+from benchmarks.cases.smooth import OPERATORS, our_operator, softjax, softjax_rank, softjax_top_k
 from zoo.smooth import soft_rank, soft_top_k
 
 Function = Callable[[jax.Array, float], jax.Array]
@@ -35,7 +35,11 @@ def rank(x: jax.Array, t: float) -> jax.Array:
 def operators() -> dict[str, tuple[Function, Function]]:
     """Name -> (ours, softjax's), each of x and the temperature."""
     partial = functools.partial
-    table = {n: (o.ours, partial(o.softjax, softjax())) for n, o in OPERATORS.items() if o.softjax}
+    table: dict[str, tuple[Function, Function]] = {
+        name: (partial(our_operator, name), partial(operator.softjax, softjax()))
+        for name, operator in OPERATORS.items()
+        if operator.softjax is not None
+    }
     for method in ("fast_soft_sort", "softsort"):
         table[f"rank, {method}"] = rank, partial(softjax_rank, method)
     for method in ("clipped", "threshold", "sigmoid", "gradient"):

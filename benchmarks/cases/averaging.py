@@ -158,7 +158,6 @@ CASES = [
             "PyTorch swa_utils": "swa_utils",
         },
         trees,
-        equal=("optax.ema", "incremental_update", "PyTorch swa_utils"),
         sizes={
             "small": {"layers": 8, "units": 128},
             "4 M": {"layers": 4, "units": 1024},
@@ -180,7 +179,6 @@ CASES = [
         reconstruct,
         {"stack and contract": functools.partial(reconstruct, stacked=True)},
         snapshots,
-        equal=("stack and contract",),
         sizes={
             "small": {"layers": 8, "units": 128, "snapshots": 10},
             "1 M": {"layers": 4, "units": 512, "snapshots": 20},

@@ -89,7 +89,6 @@ CASES = [
         rms,
         {"naive JAX": naive_rms},
         gradient=True,
-        equal=("naive JAX",),
         **SHARED,
     ),
 ]

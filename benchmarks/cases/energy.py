@@ -159,7 +159,7 @@ def kernel_case(name: str, rival: str) -> Case:
             "100 chains, 10 dimensions": {"chains": 100, "dimensions": 10, "num_steps": 100},
             "1000 chains, 100 dimensions": {"chains": 1000, "dimensions": 100, "num_steps": 1000},
         },
-        small=("100 chains, 10 dimensions",),
+        equal=(),
         count=lambda chains, dimensions, num_steps: chains * num_steps,
         unit="steps",
     )
@@ -213,7 +213,6 @@ CASES = [
             "128 of 1,000": {"capacity": 1000, "batch": 128},
             "128 of 10,000": {"capacity": 10_000, "batch": 128},
         },
-        small=("128 of 1,000",),
         count=lambda capacity, batch: batch,
         unit="chains",
     ),

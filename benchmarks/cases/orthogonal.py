@@ -16,39 +16,25 @@ from benchmarks.case import Case, Floor, make_case, normal
 from zoo import orthogonal
 from zoo.orthogonal.angles import random_angle_density
 
-Function = Callable[..., Any]
 ITERATIONS = 10
 
 
-def case(
-    name: str,
-    ours: Function,
-    naive: Function,
-    inputs: Callable[..., list[Any]],
-    sizes: dict[str, dict[str, int]],
-    *,
-    torch: str = "",
-    rival: str = "naive JAX",
-    **options: Any,
-) -> Case:
-    """A case with a rival in JAX, and with ``torch`` one in PyTorch, that give our numbers."""
-    rivals = {rival: naive} | ({"PyTorch": torch} if torch else {})
-    shared = {"sizes": sizes, "small": tuple(sizes)[:1], "equal": tuple(rivals)}
-    return make_case(f"orthogonal.{name}", ours, rivals, inputs, **shared, **options)
-
-
 # Penalties on a kernel W [D, K].
-
-KERNELS = {
-    "conv 3x3, 128 to 128": {"entries": 1152, "filters": 128},
-    "conv 3x3, 512 to 512": {"entries": 4608, "filters": 512},
-    "wide dense, 256 to 4096": {"entries": 256, "filters": 4096},
-}
 
 
 def kernel(*, entries: int, filters: int) -> list[np.ndarray]:
     # Filters of length around 1, as penalties make them.
     return [normal(0, entries, filters) / np.float32(np.sqrt(entries))]
+
+
+KERNELS: dict[str, Any] = {
+    "inputs": kernel,
+    "sizes": {
+        "conv 3x3, 128 to 128": {"entries": 1152, "filters": 128},
+        "conv 3x3, 512 to 512": {"entries": 4608, "filters": 512},
+        "wide dense, 256 to 4096": {"entries": 256, "filters": 4096},
+    },
+}
 
 
 def distance(w: jax.Array) -> jax.Array:
@@ -82,25 +68,21 @@ def soft_floor(*, entries: int, filters: int) -> Floor:
     return Floor(3 * entries * filters * min(entries, filters), 8 * entries * filters)
 
 
-def penalty_case(kind: str, naive: Function, **options: Any) -> Case:
-    return case(
-        f"orthogonality_penalty {kind}",
+def penalty_case(kind: str, naive: Callable[..., Any], **options: Any) -> Case:
+    return make_case(
+        f"orthogonal.orthogonality_penalty {kind}",
         functools.partial(orthogonal.orthogonality_penalty, kind=kind, power_iterations=ITERATIONS),
-        naive,
-        kernel,
-        KERNELS,
+        {"naive JAX": naive, "PyTorch": kind},
         gradient=True,
-        torch=kind,
         count=lambda entries, filters: entries * filters,
         unit="weights",
+        **KERNELS,
         **options,
     )
 
 
 # The transformation: one update of the kernels of a residual block and of a Transformer's dense
 # layers, and their biases.
-
-BLOCKS = {"width 64": {"width": 64}, "width 512": {"width": 512}}
 
 
 def block(*, width: int) -> list[dict[str, np.ndarray]]:
@@ -133,15 +115,21 @@ def naive_update(updates: Any, parameters: Any) -> Any:
 
 # Penalties on responses Y [B, K].
 
-RESPONSES = {
-    "dense, 256 of 512": {"samples": 256, "filters": 512},
-    "conv, 8 of 28x28 of 128": {"samples": 6272, "filters": 128},
-    "more filters than samples": {"samples": 256, "filters": 4096},
-}
-
 
 def responses(*, samples: int, filters: int) -> list[np.ndarray]:
     return [normal(0, samples, filters)]
+
+
+RESPONSES: dict[str, Any] = {
+    "inputs": responses,
+    "sizes": {
+        "dense, 256 of 512": {"samples": 256, "filters": 512},
+        "conv, 8 of 28x28 of 128": {"samples": 6272, "filters": 128},
+        "more filters than samples": {"samples": 256, "filters": 4096},
+    },
+    "count": lambda samples, filters: samples * filters,
+    "unit": "responses",
+}
 
 
 def naive_correlation(y: jax.Array) -> jax.Array:
@@ -156,12 +144,6 @@ def naive_self_orthogonality(y: jax.Array) -> jax.Array:
 
 
 # The responses themselves, and the angles.
-
-IMAGES = {
-    "14x14, 64 to 64": {"batch": 8, "side": 14, "channels": 64},
-    "28x28, 128 to 128": {"batch": 32, "side": 28, "channels": 128},
-}
-ANGLES = {"a histogram": {"points": 1000}, "many": {"points": 1_000_000}}
 
 
 def layer(*, batch: int, side: int, channels: int) -> list[np.ndarray]:
@@ -193,70 +175,59 @@ def naive_density(degrees: jax.Array, dimension: int = 27) -> jax.Array:
     return jnp.exp(scale + (dimension - 2) * jnp.log(sine)) * jnp.pi / 180
 
 
-RESPONSES_OF: dict[str, Any] = {
-    "count": lambda samples, filters: samples * filters,
-    "unit": "responses",
-}
 CASES = [
     penalty_case("soft", naive_soft, floor=soft_floor),
     penalty_case("off_diagonal", naive_off_diagonal),
     penalty_case("mutual_coherence", naive_mutual_coherence),
     penalty_case("spectral", naive_spectral),
-    case(
-        "add_orthogonality_penalty",
+    make_case(
+        "orthogonal.add_orthogonality_penalty",
         our_update,
-        naive_update,
+        {"naive JAX": naive_update},
         block,
-        BLOCKS,
+        sizes={"width 64": {"width": 64}, "width 512": {"width": 512}},
         count=lambda width: 26 * width**2,
         unit="weights",
     ),
-    case(
-        "self_orthogonality",
+    make_case(
+        "orthogonal.self_orthogonality",
         orthogonal.self_orthogonality,
-        naive_self_orthogonality,
-        responses,
-        RESPONSES,
+        {"naive JAX": naive_self_orthogonality, "PyTorch": "self_orthogonality"},
         gradient=True,
-        torch="self_orthogonality",
-        **RESPONSES_OF,
+        **RESPONSES,
     ),
-    case(
-        "sign_correlation",
+    make_case(
+        "orthogonal.sign_correlation",
         orthogonal.sign_correlation,
-        naive_correlation,
-        responses,
-        RESPONSES,
-        torch="correlation",
-        **RESPONSES_OF,
+        {"naive JAX": naive_correlation, "PyTorch": "correlation"},
+        **RESPONSES,
     ),
-    case(
-        "filter_responses",
+    make_case(
+        "orthogonal.filter_responses",
         orthogonal.filter_responses,
-        patches_layer,
+        {"patches": patches_layer, "PyTorch": "convolution"},
         layer,
-        IMAGES,
-        rival="patches",
-        torch="convolution",
+        sizes={
+            "14x14, 64 to 64": {"batch": 8, "side": 14, "channels": 64},
+            "28x28, 128 to 128": {"batch": 32, "side": 28, "channels": 128},
+        },
         count=lambda batch, side, channels: batch * side**2 * channels,
         unit="responses",
     ),
-    case(
-        "filter_angles",
+    make_case(
+        "orthogonal.filter_angles",
         orthogonal.filter_angles,
-        naive_angles,
-        kernel,
-        KERNELS,
-        torch="angles",
+        {"naive JAX": naive_angles, "PyTorch": "angles"},
         count=lambda entries, filters: filters * (filters - 1) // 2,
         unit="pairs",
+        **KERNELS,
     ),
-    case(
-        "random_angle_density",
+    make_case(
+        "orthogonal.random_angle_density",
         functools.partial(random_angle_density, dimension=27),
-        naive_density,
+        {"naive JAX": naive_density},
         degrees,
-        ANGLES,
+        sizes={"a histogram": {"points": 1000}, "many": {"points": 1_000_000}},
         count=lambda points: points,
         unit="angles",
     ),

@@ -163,7 +163,6 @@ CASES = [
             "large": {"positions": 16_384, "dimension": 100},
         },
         small=("small", "chunk"),
-        equal=("loop over triples",),
         count=lambda positions, dimension: positions,
         unit="positions",
     ),

@@ -24,6 +24,7 @@ def step():
     return tpu_steps.pretraining(TINY, 64, make_mesh(data=1, fsdp=8))
 
 
+@pytest.mark.slow  # compiles for eight devices
 def test_the_step_of_pretraining_gathers_single_layers_alone(step):
     cheap = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     text = step.function.lower(*step.arguments).compile(compiler_options=cheap).as_text()
