@@ -14,8 +14,9 @@ import pytest
 from experiments import command_line
 from experiments.on_lstm_language_model import ngram, parsing
 from experiments.on_lstm_language_model.config import PRESETS, TrainingConfig
-from experiments.on_lstm_language_model.train import build, make_optimizer, run
+from experiments.on_lstm_language_model.train import build, keep_vocabulary, make_optimizer, run
 from experiments.on_lstm_language_model.windows import RandomWindows, draw_lengths
+from experiments.running import train
 from tests.battery import quick_jit
 from zoo.data import build_vocabulary, open_source
 from zoo.ordered import OnLstmLanguageModel
@@ -71,11 +72,22 @@ def tiny(tmp_path_factory):
 
 @pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(tiny, tmp_path):
-    one, eight = tmp_path / "one", tmp_path / "eight"
-    command_line.main(run, PRESETS, None, [*tiny, f"--workdir={one}", "--mesh.data=1"])
-    flags = [*tiny, f"--workdir={eight}", "--mesh.fsdp=2", "--mesh.model=2"]
-    command_line.main(run, PRESETS, None, flags)
-    for ours, theirs in zip(records(eight), records(one), strict=True):
+    uri = next(flag for flag in tiny if "uri" in flag).partition("=")[2]
+    config = PRESETS["smoke"]
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, uri=uri),
+        training=dataclasses.replace(config.training, batch_size=8, num_steps=20),
+        loop=dataclasses.replace(config.loop, log_every=5),
+    )
+    for name, mesh in (
+        ("one", make_mesh(devices=jax.devices()[:1])),
+        ("eight", make_mesh(fsdp=2, model=2)),
+    ):
+        train(build(config, mesh), mesh, tmp_path / name, config.loop)
+    one, eight = records(tmp_path / "one"), records(tmp_path / "eight")
+    assert len(one) > 5
+    for ours, theirs in zip(eight, one, strict=True):
         for name in theirs.keys() & {"loss", "valid_perplexity"}:
             # Rounding grows: Adam divides small gradients by their own size.
             tolerance = 2e-6 if theirs["step"] <= 5 else 3e-4
@@ -217,25 +229,12 @@ def test_mistakes_end_in_one_line(flag, message, tiny, tmp_path, capsys):
     assert "Traceback" not in said.err + said.out
 
 
-@pytest.mark.slow
-def test_another_vocabulary_is_refused_and_so_is_divergence(tmp_path, capsys):
-    text = tmp_path / "text.txt"
-    text.write_text("to be or not to be\n" * 400)
-    sgd = ["--training.optimizer=sgd", "--training.gradient-clip=1e38"]
-    flags = ["--preset=smoke", f"--data.uri=file:{text}", "--data.min-count=1", *sgd]
-
-    def run_in(folder, rate):
-        arguments = [*flags, f"--training.learning-rate={rate}", f"--workdir={tmp_path / folder}"]
-        command_line.main(run, PRESETS, None, arguments)
-
-    with pytest.raises(SystemExit):
-        run_in("diverging", 1e38)
-    assert "FloatingPointError" in capsys.readouterr().err
-    run_in("run", 0.1)
-    text.write_text("to see or not to see it\n" * 400)
-    with pytest.raises(SystemExit):
-        run_in("run", 0.1)
-    assert "trained with 6 tokens" in capsys.readouterr().err
+def test_a_run_goes_on_with_its_own_vocabulary(tmp_path):
+    ours, other = (build_vocabulary([text], min_count=1) for text in ("to be", "to see it"))
+    keep_vocabulary(tmp_path / "vocabulary.json", ours)
+    keep_vocabulary(tmp_path / "vocabulary.json", ours)
+    with pytest.raises(ValueError, match=f"trained with {len(ours)} tokens"):
+        keep_vocabulary(tmp_path / "vocabulary.json", other)
 
 
 def kneser_ney_by_definition(train, history, word, vocab_size, order):
