@@ -65,10 +65,6 @@ def compile_program(function: Callable[..., Any], arguments: tuple) -> Compiled:
     compiled = traced.lower().compile()
     end = time.perf_counter()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    used = None
-    if memory is not None:
-        parts = (memory.argument_size_in_bytes, memory.output_size_in_bytes)
-        used = sum(parts) + memory.temp_size_in_bytes - memory.alias_size_in_bytes
     counted = None
     if cost.get("bytes accessed"):
         counted = Floor(int(cost.get("flops", 0)), int(cost["bytes accessed"]))
@@ -76,9 +72,15 @@ def compile_program(function: Callable[..., Any], arguments: tuple) -> Compiled:
         lambda: jax.block_until_ready(compiled(*arguments)),
         trace_seconds=middle - start,
         compile_seconds=end - middle,
-        memory_bytes=used,
+        memory_bytes=None if memory is None else planned_bytes(memory),
         counted=counted,
     )
+
+
+def planned_bytes(memory: Any) -> int:
+    """Arguments, outputs and temporaries of a compiled program, from its memory analysis."""
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return kept + memory.temp_size_in_bytes
 
 
 def time_in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:

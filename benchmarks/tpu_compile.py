@@ -29,6 +29,7 @@ import jax
 from jax.experimental import topologies
 from jax.extend.core import jaxprs_in_params
 
+from benchmarks.measure import planned_bytes
 from benchmarks.tpu_steps import STEPS, Step
 from zoo._paths import path_name
 from zoo.training import make_mesh
@@ -154,12 +155,7 @@ def check(name: str, slice_name: str) -> list[str]:
     compiled = lowered.compile()
     seconds = time.perf_counter() - traced
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    used = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
+    used = planned_bytes(memory)
     text = compiled.as_text()
     counts = collections.Counter(kind for kind, _ in collectives(text))
     print(f"{name} on {slice_name} ({mesh.size} devices, fsdp), {size:,} parameters")

@@ -1,11 +1,12 @@
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import measure, report
 from benchmarks import run as command
-from benchmarks.case import Case, Floor, discover, select
+from benchmarks.case import Case, Floor, discover, forward_and_gradient, normal, select
 from zoo.extras import require
 
 PEAKS = measure.Peaks({"float32": 1e9}, 1e9)
@@ -50,6 +51,33 @@ def known_peaks(monkeypatch):
 @pytest.fixture
 def file(tmp_path):
     return tmp_path / "new folder" / "rows.jsonl"
+
+
+@pytest.mark.parametrize("keeps_output", [False, True])
+def test_forward_and_gradient_of_plain_functions(keeps_output):
+    forward, gradient = forward_and_gradient(
+        "toy.power",
+        lambda x, *, n: x**n,
+        {"absent": lambda x, *, n: absent(n)},
+        lambda rows, **_: [np.arange(1.0, 1 + rows, dtype=np.float32)],
+        options=("n",),
+        keeps_output=keeps_output,
+        sizes={"small": {"rows": 3, "n": 2}},
+        floor=lambda rows, n: Floor(rows, rows),
+    )
+    assert (forward.name, gradient.name) == ("toy.power", "toy.power gradient")
+    assert forward.small == gradient.small == ("small",)
+    assert (forward.floor, gradient.equal) == (None, ("absent",))
+    function, arguments = forward.build(rows=3, n=2)
+    np.testing.assert_allclose(function(*arguments), [1, 4, 9])
+    function, arguments = gradient.build(rows=3, n=2)
+    output, slope = function(*arguments)
+    weights = normal(1, 3)
+    expected = [1, 4, 9] if keeps_output else weights @ [1, 4, 9]
+    np.testing.assert_allclose(output, expected, rtol=1e-6)
+    np.testing.assert_allclose(slope, weights * [2, 4, 6], rtol=1e-6)
+    with pytest.raises(ImportError, match="a_framework_that_is_not_here"):
+        gradient.rivals["absent"](rows=3, n=2)
 
 
 def test_rows_hold_what_was_measured(file, capsys):
