@@ -67,7 +67,7 @@ class TrainingConfig:
     batch_size: int = 16
     """Rows of the text read in parallel, over all devices."""
     num_steps: int = 35
-    """Tokens a row between two updates; the recurrent state is carried over."""
+    """Tokens per row between two updates; the recurrent state is carried over."""
     random_lengths: bool = False
     """Windows of random length around num_steps, the rate scaled by it (see windows.py)."""
     optimizer: Literal["adamw", "sgd", "nt_asgd"] = "adamw"

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from experiments.on_lstm_language_model.parsing import Seen
-from experiments.tree_pictures import draw_trees, text_width
-from zoo import extras
+from experiments.pictures import new_figure, save_figures
+from experiments.trees import draw_trees, text_width
 from zoo.ordered import depths_to_tree
 from zoo.ordered.trees import Tree
 
@@ -21,13 +21,7 @@ def brackets(tree: Tree) -> str:
 def save(workdir: pathlib.Path, baseline: float, seen: Seen) -> list[pathlib.Path]:
     """Writes curve.png, and as far as there is something to show trees.png, gates.png and gold.png.
 
-    Args:
-        workdir: holds metrics.jsonl.
-        baseline: perplexity of the n-gram model on the validation text.
-        seen: what the layers see.
-
-    Returns:
-        The paths.
+    ``workdir`` holds metrics.jsonl; ``baseline`` is the n-gram model's validation perplexity.
     """
     figures = {"curve": draw_curve(workdir / "metrics.jsonl", baseline)}
     if seen.sentences:
@@ -44,15 +38,12 @@ def save(workdir: pathlib.Path, baseline: float, seen: Seen) -> list[pathlib.Pat
             for number, layer in enumerate(depths, start=1)
         }
         figures["gold"] = draw_trees(found, gold=gold.tree)
-    for name, figure in figures.items():
-        figure.savefig(workdir / f"{name}.png", dpi=120)
-    return [workdir / f"{name}.png" for name in figures]
+    return save_figures(workdir, figures)
 
 
 def draw_gates(gates: np.ndarray, words: list[str], title: str) -> Any:
     """A master gate ``[words, levels]`` as a heat map: words to the right, levels upwards."""
-    figure_class = extras.require("matplotlib.figure", "plot").Figure
-    figure = figure_class(figsize=(max(4.0, text_width(words)) + 1, 3), layout="constrained")
+    figure = new_figure(max(4.0, text_width(words)) + 1, 3)
     axes = figure.subplots()
     image = axes.imshow(gates.T, aspect="auto", origin="lower", vmin=0, vmax=1)
     axes.set_xticks(range(len(words)), words, rotation=45, ha="right")
@@ -64,7 +55,7 @@ def draw_gates(gates: np.ndarray, words: list[str], title: str) -> Any:
 def draw_curve(metrics: pathlib.Path, baseline: float) -> Any:
     """Perplexity by step: training (with dropout), validation, and the baseline as a line."""
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    figure = extras.require("matplotlib.figure", "plot").Figure((6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     train = [(r["step"], np.exp(r["loss"])) for r in records if r.get("loss")]
     valid = [(r["step"], r["valid_perplexity"]) for r in records if r.get("valid_perplexity")]

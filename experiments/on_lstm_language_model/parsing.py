@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.trees import tree_table
 from zoo.data import Source, Vocabulary
 from zoo.ordered import depths_to_tree, read_treebank
-from zoo.ordered.baselines import baseline_trees
-from zoo.ordered.scores import treebank_scores
 from zoo.ordered.treebank import GoldTree
 from zoo.ordered.trees import Tree
 
@@ -25,8 +24,6 @@ NOTE = (
     "which the sample wsj_0001 to wsj_0199 is from: its sentences are not held out."
 )
 LABELS = ("ADJP", "NP", "PP", "INTJ")  # those of the paper's table
-SCORES = ("sentence F1", "corpus F1", "EVALB F1")
-SHORT = 10  # words
 LENGTHS = (16, 32, 64, 128, 256, 512)  # columns of a batch: one program is compiled for each
 ROWS = 32
 
@@ -126,20 +123,12 @@ def table_of_scores(
     """The scores of every layer by both readers, then those of the baselines, in percent."""
     predicted = {
         f"layer {layer + 1}, {rule}": [
-            depths_to_tree(sentence[layer], tree.words, rule=rule)
-            for sentence, tree in zip(depths, gold, strict=True)
+            [
+                depths_to_tree(sentence[layer], tree.words, rule=rule)
+                for sentence, tree in zip(depths, gold, strict=True)
+            ]
         ]
         for layer in range(len(depths[0]))
         for rule in ("greedy", "unbiased")
     }
-    table: list[dict[str, str | float]] = []
-    for name, trees in (predicted | baseline_trees(gold)).items():
-        scores = treebank_scores(trees, gold, short=SHORT)
-        row: dict[str, str | float] = {"trees": name}
-        for suffix, of_these in (("", scores.every), (f", ≤ {SHORT} words", scores.short)):
-            for column, score in zip(SCORES, of_these, strict=True):
-                row[column + suffix] = 100 * score
-        row["depth"] = scores.depth
-        recall = {label: 100 * scores.recall.get(label, np.nan) for label in LABELS}
-        table.append(row | recall)
-    return table
+    return tree_table(predicted, gold, LABELS)

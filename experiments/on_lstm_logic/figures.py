@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.tree_pictures import draw_trees
-from zoo import extras
+from experiments.pictures import new_figure, save_figures
+from experiments.trees import draw_trees
 from zoo.ordered.treebank import GoldTree
 
 
@@ -31,14 +31,12 @@ def save(
             for rule, trees in of_seeds[0].trees.items()
         }
         figures["trees"] = draw_trees(trees, gold=gold[chosen].tree)
-    for name, figure in figures.items():
-        figure.savefig(workdir / f"{name}.png", dpi=120)
-    return [workdir / f"{name}.png" for name in figures]
+    return save_figures(workdir, figures)
 
 
 def draw_accuracy(accuracy: dict[str, np.ndarray], majority: dict[int, float], *, seen: int) -> Any:
     """Accuracy by number of operators: mean over seeds, from the lowest to the highest of them."""
-    figure = extras.require("matplotlib.figure", "plot").Figure((6.4, 4.2), layout="constrained")
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     numbers = list(majority)
     for (name, values), marker in zip(accuracy.items(), "os", strict=True):

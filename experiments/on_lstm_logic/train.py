@@ -27,9 +27,8 @@ from experiments.running import (
     open_mesh,
     train,
 )
+from experiments.trees import tree_table
 from zoo.ordered import depths_to_tree
-from zoo.ordered.baselines import baseline_trees
-from zoo.ordered.scores import treebank_scores
 from zoo.ordered.treebank import GoldTree
 from zoo.ordered.trees import Tree, prune_tree
 from zoo.training import LossOutput, TrainState, functional, open_workdir, put_batch, results_table
@@ -227,9 +226,15 @@ def report(
             shown = {name: spread(shares) for name, shares in means[title].items()}
             rows.append({"operators": title, "test pairs": "", **shown})
     results_table(rows, title="Right relations in percent, mean ± standard deviation")
-    trees = tree_rows(results, gold)
+    predicted = {
+        f"{name}, {rule}": [result.trees[rule] for result in of_seeds]
+        for name, of_seeds in results.items()
+        for rule in ("greedy", "unbiased")
+    }
+    trees = tree_table(predicted, gold, LABELS)
+    shown = ("trees", "sentence F1", "corpus F1", "depth", *LABELS)
     title = "Trees against the parentheses, F1 and recall in percent, mean over seeds"
-    results_table(trees, title=title)
+    results_table([{name: row[name] for name in shown} for row in trees], title=title)
     pictures = figures.save(workdir, accuracy, majority, results, gold, seen=seen)
     summary = {
         "accuracy": {name: [r.accuracy for r in of_seeds] for name, of_seeds in results.items()},
@@ -244,26 +249,3 @@ def spread(shares: np.ndarray) -> str:
     """Mean of the seeds, and their standard deviation if there are several, in percent."""
     mean = f"{100 * shares.mean():.1f}"
     return mean if len(shares) == 1 else f"{mean} ± {100 * shares.std(ddof=1):.1f}"
-
-
-def tree_rows(
-    results: Mapping[str, list[Result]], gold: list[GoldTree]
-) -> list[dict[str, str | float]]:
-    """Scores of the trees in percent: of each model, the means over its seeds; of the baselines."""
-    trees = {
-        f"{name}, {rule}": [result.trees[rule] for result in of_seeds]
-        for name, of_seeds in results.items()
-        for rule in ("greedy", "unbiased")
-    } | {name: [trees] for name, trees in baseline_trees(gold).items()}
-
-    def numbers(trees: list[Tree]) -> list[float]:
-        scores = treebank_scores(trees, gold)
-        recall = [100 * scores.recall.get(label, np.nan) for label in LABELS]
-        return [100 * score for score in scores.every[:2]] + [scores.depth, *recall]
-
-    columns = ("sentence F1", "corpus F1", "depth", *LABELS)
-    return [
-        {"trees": name}
-        | dict(zip(columns, np.mean([*map(numbers, of_seeds)], axis=0).tolist(), strict=True))
-        for name, of_seeds in trees.items()
-    ]

@@ -253,14 +253,7 @@ class OnLstmLanguageModel(nnx.Module):
         return words.T
 
     def master_gates(self, ids: jax.Array) -> tuple[MasterGates, ...]:
-        """The master gates of every layer while it reads ``ids`` from the start, without dropout.
-
-        Args:
-            ids: ``[B, T]`` int.
-
-        Returns:
-            One ``MasterGates`` per layer, each ``[B, T, L]``.
-        """
+        """The master gates of every layer, ``[B, T, L]``, while it reads ``ids`` ``[B, T]``."""
         x = self.embedding[...].at[ids.T].get(mode="fill", fill_value=jnp.nan)
         gates = []
         for layer in self.layers:

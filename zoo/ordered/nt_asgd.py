@@ -128,12 +128,6 @@ def nt_asgd_parameters(opt_state: Any, parameters: Any) -> Any:
         opt_state: state of an optimiser with one ``nt_asgd``, anywhere in it.
         parameters: of the last step.
 
-    Returns:
-        A tree like the parameters.
-
-    Raises:
-        ValueError: if there is not exactly one ``NtAsgdState``.
-
     >>> import jax.numpy as jnp
     >>> nt_asgd_parameters(nt_asgd().init(jnp.zeros(2)), jnp.ones(2)).tolist()
     [1.0, 1.0]

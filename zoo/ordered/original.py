@@ -92,14 +92,7 @@ def load_original(model: OnLstmLanguageModel, arrays: Mapping[str, ArrayLike]) -
 def original_parameter_count(model: OnLstmLanguageModel) -> int:
     """How many parameters the original counts for a model of these sizes.
 
-    It has two biases per layer where we have their sum: 4D + 2L more for each layer. At the
-    paper's sizes it has 25,232,180.
-
-    Args:
-        model: its sizes count, values may be abstract.
-
-    Returns:
-        The number.
+    It has two biases per layer where we have their sum. Only the sizes of the model are used.
 
     >>> from flax import nnx
     >>> build = lambda: OnLstmLanguageModel(10_000, 400, 1150, 3, chunk_size=10, rngs=nnx.Rngs(0))

@@ -169,12 +169,6 @@ def treebank_scores(
         gold: the labelled trees to find, over the same numbers of words.
         short: number of words that a short sentence has at most.
 
-    Returns:
-        ``TreebankScores``.
-
-    Raises:
-        ValueError: if the numbers of trees, or of words of a pair, differ.
-
     >>> gold = [GoldTree(("the", "dog", "barks"), (("S", 0, 3), ("NP", 0, 2)))]
     >>> treebank_scores([[["the", "dog"], "barks"]], gold).recall
     {'NP': 1.0}

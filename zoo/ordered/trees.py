@@ -120,16 +120,7 @@ def split_tree(words: Sequence[str], middle: Callable[[int, int], int]) -> Tree:
 
 
 def tree_words(tree: Tree) -> list[str]:
-    """The words of a tree from left to right.
-
-    Args:
-        tree: nested lists with words as leaves.
-
-    Returns:
-        The words.
-
-    Raises:
-        TypeError: if a node is neither a word nor a list; ValueError: if a list is empty.
+    """The words of a tree from left to right; raises as :func:`tree_spans`.
 
     >>> tree_words([["a", "b"], "c"])
     ['a', 'b', 'c']

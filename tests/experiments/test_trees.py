@@ -1,6 +1,7 @@
 import pytest
 
-from experiments.tree_pictures import draw_trees
+from experiments.trees import draw_trees, tree_table
+from zoo.ordered.treebank import GoldTree
 
 
 def test_a_tree_has_a_line_for_every_child_and_words_in_order(tmp_path):
@@ -24,3 +25,13 @@ def test_brackets_that_gold_lacks_look_otherwise():
     assert not any(line.get_linestyle() == "--" for line in gold.lines)
     with pytest.raises(ValueError, match="predicted has 2 words and gold 3"):
         draw_trees({"induced": ["a", "b"]}, gold=["a", "b", "c"])
+
+
+def test_the_table_has_the_means_over_seeds_and_the_baselines():
+    gold = [GoldTree(tuple("abcd"), (("S", 0, 4), ("NP", 1, 4), ("PP", 2, 4)))]
+    right, left = ["a", ["b", ["c", "d"]]], [[["a", "b"], "c"], "d"]
+    ours, *baselines = tree_table({"ours": [[right], [left]]}, gold, ("NP", "VP"))
+    assert (ours["trees"], ours["sentence F1"], ours["corpus F1, ≤ 10 words"]) == ("ours", 50, 50)
+    assert ours["NP"] == 50
+    assert ours["VP"] != ours["VP"]  # there is none
+    assert [row["sentence F1"] for row in baselines[:2]] == [100, 0]

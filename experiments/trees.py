@@ -1,10 +1,46 @@
-"""Pictures of trees, for the two ON-LSTM experiments."""
+"""What the two ON-LSTM experiments share: tables and pictures of trees."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from experiments.pictures import new_figure
 from zoo.ordered import bracket_scores, tree_spans
+from zoo.ordered.baselines import baseline_trees
+from zoo.ordered.scores import treebank_scores
+from zoo.ordered.treebank import GoldTree
 from zoo.ordered.trees import Tree, tree_words
+
+SCORES = ("sentence F1", "corpus F1", "EVALB F1")
+SHORT = 10  # words
+
+
+def tree_table(
+    predicted: Mapping[str, Sequence[Sequence[Tree]]],
+    gold: Sequence[GoldTree],
+    labels: Sequence[str],
+) -> list[dict[str, str | float]]:
+    """Scores in percent of the predicted trees, then of the baselines, one row for each name.
+
+    Args:
+        predicted: name -> for each seed, a tree for each sentence; the scores are means over seeds.
+        gold: the labelled trees to find.
+        labels: those whose recall gets a column.
+    """
+    columns = (*SCORES, *(f"{name}, ≤ {SHORT} words" for name in SCORES), "depth", *labels)
+
+    def row(trees: Sequence[Tree]) -> list[float]:
+        scores = treebank_scores(trees, gold, short=SHORT)
+        recall = [100 * scores.recall.get(label, np.nan) for label in labels]
+        return [*(100 * score for score in (*scores.every, *scores.short)), scores.depth, *recall]
+
+    baselines = {name: [trees] for name, trees in baseline_trees(gold).items()}
+    return [
+        {"trees": name}
+        | dict(zip(columns, np.mean([*map(row, of_seeds)], axis=0).tolist(), strict=True))
+        for name, of_seeds in (dict(predicted) | baselines).items()
+    ]
 
 
 def draw_trees(trees: dict[str, Tree], *, gold: Tree | None = None) -> Any:
