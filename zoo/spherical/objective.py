@@ -93,7 +93,7 @@ def two_hinges_loss(
     >>> optimizer = riemannian_sgd(0.1, angular=False)
     >>> update, _ = optimizer.update(gradient, optimizer.init(v), v)
     >>> print(v + update)
-    [0.724 0.690]
+    [0.724 0.690 ]
     """
     margin = _checks.number("margin", margin, above=0)
     fixed = jax.lax.stop_gradient
