@@ -96,9 +96,9 @@ def run(config: Config) -> None:
     if is_main_process():
         used: dict[str, Any] = {}
         if num_classes is not None:
-            network, num_steps = frozen(experiment.merge, state), config.evaluation.num_steps
-            sampler = functools.partial(langevin, **quiet_options(config))
-            used = uses.show(workdir, network, sampler, data.test, num_classes, num_steps)
+            generate_for = functools.partial(sample_from_noise, config)
+            network = frozen(experiment.merge, state)
+            used = uses.show(workdir, network, generate_for, data.test, num_classes)
         report(workdir, data, found, measured, judge(config, data, found), used)
 
 
@@ -270,13 +270,22 @@ def make_health(
     return measure
 
 
-def quiet_options(config: Config) -> dict[str, Any]:
-    """Options of ``langevin`` for generation: the noise falls to 0 in the last tenth."""
+def sample_from_noise(
+    config: Config,
+    key: jax.Array,
+    energy: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """Chains ``[B, …]`` that start uniformly; in the last tenth the noise falls to 0."""
     options, steps = config.sampler.langevin_options(), config.evaluation.num_steps
-    scale = options["noise_scale"]
-    scale = np.sqrt(2 * options["step_size"]).item() if scale is None else scale
+    if options["noise_scale"] is None:
+        options["noise_scale"] = np.sqrt(2 * options["step_size"]).item()
     last = max(1, steps // 10)
-    return options | {"noise_scale": optax.linear_schedule(scale, 0.0, last, steps - last)}
+    falling = optax.linear_schedule(options.pop("noise_scale"), 0.0, last, steps - last)
+    sampler = langevin(energy, noise_scale=falling, **options)
+    start_key, chain_key = jax.random.split(key)
+    start = sampler.init(jax.random.uniform(start_key, shape))
+    return run_chain(chain_key, sampler, start, steps)[0].position
 
 
 def make_generator(
@@ -289,10 +298,7 @@ def make_generator(
     def generate(state: TrainState, key: jax.Array, *, count: int) -> jax.Array:
         network = frozen(merge, state)
         labels = () if num_classes is None else (jnp.arange(count) % num_classes,)
-        sampler = langevin(lambda x: network(x, *labels), **quiet_options(config))
-        start_key, chain_key = jax.random.split(key)
-        start = sampler.init(jax.random.uniform(start_key, (count, *shape)))
-        samples = run_chain(chain_key, sampler, start, config.evaluation.num_steps)[0].position
+        samples = sample_from_noise(config, key, lambda x: network(x, *labels), (count, *shape))
         return jnp.clip(samples, 0, 1)
 
     return generate

@@ -16,7 +16,6 @@ import numpy as np
 
 from experiments.energy_model.figures import draw_rows
 from experiments.pictures import save_figures
-from zoo.energy import Sampler, run_chain
 from zoo.energy.composition import clamped_energy, energies_by_label, product_energy
 from zoo.training import results_table
 
@@ -28,20 +27,18 @@ NEGATION = 0.5  # w
 def show(
     workdir: pathlib.Path,
     network: Callable[[jax.Array, jax.Array], jax.Array],
-    make_sampler: Callable[[Callable[[jax.Array], jax.Array]], Sampler],
+    generate: Callable[[jax.Array, Callable, tuple[int, ...]], jax.Array],
     test: tuple[np.ndarray, np.ndarray],
     num_classes: int,
-    num_steps: int,
 ) -> dict[str, Any]:
     """Draws uses.png; returns what was measured.
 
     Args:
         workdir: folder of the picture.
         network: E(x, y), ``(images, labels [B]) -> [B]``.
-        make_sampler: of an energy.
+        generate: ``(key, energy, shape) -> samples`` of this energy.
         test: images ``[N, height, width, channels]`` and labels ``[N]``.
         num_classes: K.
-        num_steps: of the chains.
     """
     by_label = jax.jit(lambda x: energies_by_label(network, x, num_classes=num_classes))
     images, labels = test
@@ -57,12 +54,6 @@ def show(
     }
     columns = zip(*compositions.values(), strict=True)
     one, other, weight = (jnp.repeat(jnp.asarray(x), COLUMNS) for x in columns)
-
-    def generate(key: jax.Array, energy: Callable, shape: tuple[int, ...]) -> jax.Array:
-        start_key, chain_key = jax.random.split(key)
-        sampler = make_sampler(energy)
-        start = sampler.init(jax.random.uniform(start_key, shape))
-        return run_chain(chain_key, sampler, start, num_steps)[0].position
 
     @jax.jit
     def compose(key: jax.Array) -> jax.Array:

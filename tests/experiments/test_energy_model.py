@@ -13,11 +13,10 @@ from experiments.energy_model.config import PRESETS, DataConfig, ModelConfig
 from experiments.energy_model.data import outliers
 from experiments.energy_model.judge import auroc, frechet_distance
 from experiments.energy_model.model import make_network
-from experiments.energy_model.train import Data, build, noisy
+from experiments.energy_model.train import Data, build, noisy, sample_from_noise
 from experiments.image_sets import head, open_splits
 from tests.battery import quick_jit
 from zoo.data.images import image_arrays
-from zoo.energy import langevin
 from zoo.training import make_mesh, put_batch
 
 MESH = make_mesh(devices=jax.devices()[:1])
@@ -191,14 +190,10 @@ def test_uses_of_a_known_energy(tmp_path):
 
     labels = np.arange(21) % 3
     images = np.broadcast_to((1 + labels.reshape(-1, 1, 1, 1)) / 4, (21, 2, 2, 1))
-    found = uses.show(
-        tmp_path,
-        network,
-        lambda energy: langevin(energy, step_size=0.005, noise_scale=0.0, bounds=(0.0, 1.0)),
-        (images.astype(np.float32), labels),
-        num_classes=3,
-        num_steps=60,
-    )
+    sampler, evaluation = {"step_size": 0.005, "noise_scale": 0.0}, {"num_steps": 60}
+    config = change(PRESETS["conditional"], sampler=sampler, evaluation=evaluation)
+    test = images.astype(np.float32), labels
+    found = uses.show(tmp_path, network, functools.partial(sample_from_noise, config), test, 3)
     assert found["label_accuracy"] == 1
     expected = {
         "0": [0, 12.5],
