@@ -1,4 +1,4 @@
-"""Checks of arguments, shared by every package: what was expected, what came, what to do.
+"""Checks of arguments, shared by every package; errors say what was expected, got, and to do.
 
 Concrete values are checked in plain Python and raise; a traced value that is out of range becomes
 NaN. Python, NumPy and JAX scalars are treated alike.

@@ -14,12 +14,6 @@ import jax
 def path_name(path: tuple[Any, ...]) -> str:
     """The slash-joined name of a leaf, as patterns, checkpoints and error messages write it.
 
-    Args:
-        path: key path from ``jax.tree_util``.
-
-    Returns:
-        The name.
-
     >>> path_name(jax.tree.leaves_with_path({"layers": [{"kernel": 1.0}]})[0][0])
     'layers/0/kernel'
     """

@@ -1,4 +1,4 @@
-"""Labelled images: archives, folders of idx files, and what is said about broken ones."""
+"""Labelled images: archives, folders of idx files, and the errors of broken ones."""
 
 import gzip
 import struct

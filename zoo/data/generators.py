@@ -10,6 +10,7 @@ multiprocessing.
 
 import collections
 import concurrent.futures
+import itertools
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -65,13 +66,15 @@ class SafeGenerator:
         with self._lock:
             if not self._ahead:  # closed
                 raise StopIteration
-            run, item = self._run, self._ahead.popleft()
-            self._ahead.append(self._thread.submit(run.advance))
-        result = item.result()
+            results, first = self._results, self._ahead.popleft()
+            self._ahead.append(self._thread.submit(next, results))
+        item, failure, traceback = first.result()
+        if failure is not None:
+            raise failure.with_traceback(traceback)
         with self._lock:
-            if run is self._run:  # not moved by set_state meanwhile
+            if results is self._results:  # not moved by set_state meanwhile
                 self._count += 1
-        return result
+        return item
 
     def get_state(self) -> dict[str, int]:
         """The position: how many items were handed out."""
@@ -99,56 +102,52 @@ class SafeGenerator:
 
     def _start(self, position: int) -> None:
         self._count = position
-        self._run = _Run(self._factory)
+        self._results: Any = _results(self._factory)
         # The idle thread of an executor ends with the interpreter; one at a full queue does not.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="zoo-generator")
         if position:
-            self._thread.submit(self._run.skip, position).result()
+            self._thread.submit(_skip, self._results, position).result()
         for _ in range(self._prefetch):
-            self._ahead.append(self._thread.submit(self._run.advance))
+            self._ahead.append(self._thread.submit(next, self._results))
 
     def _stop(self) -> None:
-        if self._run.closed:
+        if self._results is None:
             return
         for item in self._ahead:
             item.cancel()
         self._ahead.clear()
-        self._thread.submit(self._run.close).result()
+        self._thread.submit(self._results.close).result()
         self._thread.shutdown()
+        self._results = None
 
 
-class _Run:
-    """One generator; called by one thread only."""
+Result = tuple[Any, BaseException | None, types.TracebackType | None]
 
-    def __init__(self, factory: Callable[[], Iterator[Any]]):
-        self._factory = factory
-        self._iterator: Iterator[Any] | None = None
-        self._failure: BaseException | None = None
-        self._traceback: types.TracebackType | None = None
-        self.closed = False
 
-    def advance(self) -> Any:
-        if self._failure is None:
-            try:
-                if self._iterator is None:
-                    self._iterator = iter(self._factory())
-                return next(self._iterator)
-            except BaseException as error:
-                self._failure, self._traceback = error, error.__traceback__
-        # Raised again for every later consumer, who would else see an ordinary end of the data.
-        raise self._failure.with_traceback(self._traceback)
-
-    def skip(self, position: int) -> None:
-        for number in range(position):
-            try:
-                self.advance()
-            except StopIteration:
-                raise ValueError(
-                    f"state is at item {position}, but the generator ended after {number}; "
-                    "the factory must give the same items each time"
-                ) from None
-
-    def close(self) -> None:
-        self.closed = True
-        if (close := getattr(self._iterator, "close", None)) is not None:
+def _results(factory: Callable[[], Iterator[Any]]) -> Iterator[Result]:
+    """Every item; then, without end, the exception that a later consumer would else not see."""
+    iterator = None
+    try:
+        iterator = iter(factory())
+        for item in iterator:
+            yield item, None, None
+        failure: BaseException = StopIteration()
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        failure = error
+    finally:
+        if (close := getattr(iterator, "close", None)) is not None:
             close()
+    yield from itertools.repeat((None, failure, failure.__traceback__))
+
+
+def _skip(results: Iterator[Result], position: int) -> None:
+    for number, (_, failure, _) in enumerate(itertools.islice(results, position)):
+        if isinstance(failure, StopIteration):
+            raise ValueError(
+                f"state is at item {position}, but the generator ended after {number}; "
+                "the factory must give the same items each time"
+            )
+        if failure is not None:
+            raise failure

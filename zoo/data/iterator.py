@@ -90,7 +90,7 @@ class BatchIterator:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """The position, as what JSON can hold: the next batch, and whose position it is."""
+        """The position, as JSON: the number of the next batch, and the identity of the pipeline."""
         return {"batch": self._position, "pipeline": dict(self._identity)}
 
     def set_state(self, state: dict[str, Any]) -> None:

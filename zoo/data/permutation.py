@@ -1,9 +1,8 @@
 """A permutation of 0..N-1 that is evaluated where it is needed, in O(1) memory and without set-up.
 
 NumPy's permutation takes 8 N bytes in every worker process and is made anew in each of them and on
-every resume: too much from N = 10^8 on; and the order of all runs hangs on this one. A Feistel
-network is a bijection of pairs (left, right) whatever its round function F is, since each round can
-be undone:
+every resume: too much from N = 10^8 on; and saved runs depend on this order. A Feistel network is a
+bijection of pairs (left, right) whatever its round function F is, since each round can be undone:
 
     left = left ^ F(right, key)        in even rounds
     right = right ^ F(left, key)       in odd rounds

@@ -2,8 +2,8 @@
 
 Batch i of epoch e is a pure function of (seed, e, i): a pipeline is a random-access sequence of
 batches, numbered n = e * batches_per_epoch + i, that is read from a position on. The number of
-worker processes and of hosts changes nothing but the speed, the position is one number, and going
-there costs nothing. Batches are global: host h of H gets rows h * B/H to (h + 1) * B/H.
+worker processes and of hosts changes only the speed, the position is one number, and resuming costs
+nothing. Batches are global: host h of H gets rows h * B/H to (h + 1) * B/H.
 
 A worker process imports the main module of the program again, as every process that Python starts
 does: keep ``if __name__ == "__main__":`` around what a program does, ``jax.distributed.initialize``

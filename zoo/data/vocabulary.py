@@ -3,7 +3,7 @@ r"""Text to integers and back: one frozen type over words, characters and traine
 Special tokens have the first ids. ``<eos>``, where a vocabulary has it, is the end of a line: a
 line break in a text *is* that token, in both directions, so the ids of a corpus are those of its
 lines with their breaks. A vocabulary is saved as JSON and named by a short digest of its contents,
-which belongs beside a checkpoint: under another vocabulary the same ids mean other tokens.
+which is to be kept with a checkpoint: in another vocabulary the same ids mean other tokens.
 
 The library ``tokenizers`` (extra ``data``) runs ``"subwords"``, ``"wordpiece"`` and
 ``"bert_characters"``. Words and characters are looked up in a dictionary instead, which is three to

@@ -1,11 +1,11 @@
-"""A checksum of arrays that the devices compute where the arrays lie.
+"""A checksum of arrays, computed on the devices that hold them.
 
 For an array of 32-bit words w_i, in row-major order:
 
     checksum = Σ_i (2·i + 1)·w_i  modulo 2^32
 
-The odd factors make every change of a single word visible, and tell places apart. Integer sums have
-no order, so the result is the same however the array is split over devices.
+Every change of a single word is visible, since its factor is odd, and the factors differ by place.
+Sums of integers have no order: the result is the same however the array is split over devices.
 """
 
 from typing import Any
@@ -18,23 +18,12 @@ from zoo._paths import path_name
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf, anything with a dtype, is an array of typed keys.
-
-    >>> is_key(jax.random.key(0)), is_key(jnp.zeros(2))
-    (True, False)
-    """
+    """Whether a leaf, anything with a dtype, is an array of typed keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def describe(tree: Any) -> dict[str, dict[str, Any]]:
-    """What a tree holds, leaf by leaf.
-
-    Args:
-        tree: pytree of arrays.
-
-    Returns:
-        Slash-joined name -> shape, dtype and checksum; for keys also the implementation that makes
-        a key from its numbers.
+    """Slash-joined name of each array -> shape, dtype, checksum; for keys also the implementation.
 
     >>> describe({"bias": jnp.ones(2, jnp.uint32)})
     {'bias': {'shape': [2], 'dtype': 'uint32', 'checksum': 4}}
@@ -55,13 +44,7 @@ def _checksums(leaves: list[jax.Array]) -> jax.Array:
 
 
 def checksum(leaf: jax.Array) -> jax.Array:
-    """The checksum of one array.
-
-    Args:
-        leaf: array of any shape, dtype and sharding.
-
-    Returns:
-        ``[]`` uint32.
+    """The checksum, uint32 ``[]``, of one array of any shape, dtype and sharding.
 
     >>> int(checksum(jnp.array([[1, 2], [3, 4]])))  # 1·1 + 3·2 + 5·3 + 7·4
     50

@@ -1,4 +1,4 @@
-"""Where parameters and optimiser states lie: ordered (path pattern, axes) rules.
+"""Placement of parameters and optimiser states: ordered (path pattern, axes) rules.
 
 A rule is ``(pattern, PartitionSpec)``. The path of a leaf is its keys joined by slashes, such as
 ``layers/0/kernel``; the first rule whose pattern ``re.search`` finds in it says how the leaf is

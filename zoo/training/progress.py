@@ -51,14 +51,7 @@ class Progress:
             self._bar.update(self._task, completed=done)
 
     def report(self, done: int, record: Mapping[str, float], *, rate: float, pace: float) -> None:
-        """Shows what was just logged.
-
-        Args:
-            done: steps done.
-            record: has ``loss`` and ``nonfinite_steps``.
-            rate: weight per second.
-            pace: steps per second.
-        """
+        """Shows a record that was just logged; rate: weight per second; pace: steps per second."""
         text = f"loss {record['loss']:.4g}  {rate:,.4g} {self._rate_unit}/s"
         if record["nonfinite_steps"]:
             text += f"  ({record['nonfinite_steps']} steps refused: not finite)"

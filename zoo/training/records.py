@@ -108,12 +108,7 @@ class MetricsLog:
         self.close()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Adds a line.
-
-        Args:
-            step: how many steps are done.
-            values: name -> number or anything else that JSON, NumPy or JAX scalars can say.
-        """
+        """Adds a line: the number of steps done, and what JSON, NumPy or JAX scalars can hold."""
         if self._writes:
             self._file.write(json.dumps({"step": step, **_plain(values)}) + "\n")
             self._file.flush()
@@ -143,14 +138,7 @@ class MetricsLog:
 
 
 def write_summary(directory: str | pathlib.Path, summary: Mapping[str, Any]) -> pathlib.Path:
-    """Writes ``summary.json``, completely or not at all.
-
-    Args:
-        directory: of the run.
-        summary: the results.
-
-    Returns:
-        The path of the file.
+    """Writes ``summary.json`` in the folder of a run, completely or not at all; gives its path.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

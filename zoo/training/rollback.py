@@ -1,7 +1,7 @@
 """Rollback of a run that diverges: back to the last good state, on with a smaller learning rate.
 
-For training whose loss does not tell when it is lost, such as an energy against its own samples:
-what an evaluation measures is held against limits that a healthy run never reaches.
+For training whose loss does not show divergence, such as an energy against its own samples: the
+values of an evaluation are compared with limits that a healthy run never reaches.
 """
 
 import logging

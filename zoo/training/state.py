@@ -1,7 +1,7 @@
 """The training state: what one step needs from the last, as one pytree of fixed structure.
 
 Abstract first: shapes come from ``jax.eval_shape``, the rules turn them into shardings, and one
-``jax.jit`` fills every array where it belongs, so that no device ever holds all of a large model.
+``jax.jit`` fills every array on its own devices, so that none ever holds all of a large model.
 """
 
 import functools

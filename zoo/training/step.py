@@ -29,9 +29,9 @@ class LossOutput(NamedTuple):
     Attributes:
         total: ``[]`` floating, the sum of what is averaged (over rows, words …).
         weight: ``[]``, how many there are.
-        carry: for the next batch; same structure, shapes and dtypes as the one that came in.
+        carry: for the next batch; same structure, shapes and dtypes as the argument ``carry``.
         metrics: name -> (total, weight), reported as their ratio.
-        model_state: what the model made of the one that came in; same structure.
+        model_state: the new model state; same structure as the argument ``model_state``.
     """
 
     total: jax.Array
