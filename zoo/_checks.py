@@ -77,10 +77,8 @@ def number(
     if isinstance(value, jax.core.Tracer):
         inside = (value > above) & (value >= at_least) & (value < below) & (value <= at_most)
         return jnp.where(inside, value, jnp.nan)
-    try:
-        plain = float(np.asarray(value)[()])
-    except (TypeError, ValueError):
-        plain = math.nan
+    scalar = np.asarray(value)
+    plain = math.nan if scalar.ndim or scalar.dtype.kind in "OSUc" else float(scalar)
     if not (above < plain < below and at_least <= plain <= at_most and math.isfinite(plain)):
         bounds = (("> ", above), ("≥ ", at_least), ("< ", below), ("≤ ", at_most))
         wanted = " and ".join(f"{sign}{bound:g}" for sign, bound in bounds if abs(bound) < math.inf)
