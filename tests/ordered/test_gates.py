@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 
+from tests.battery import quick_jit
 from zoo.ordered import cumax, log_cumax
 
 GOLDEN = json.loads(
@@ -18,6 +19,10 @@ GOLDEN = json.loads(
 
 cumax = functools.partial(jax.jit, static_argnames=("axis", "reverse"))(cumax)
 log_cumax = functools.partial(jax.jit, static_argnames=("axis", "reverse"))(log_cumax)
+
+
+def normal(seed, *shape, scale=1.0):
+    return jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape))
 
 
 def logits(levels):
@@ -43,7 +48,7 @@ def test_is_monotone_and_ends_at_one(x, offset, reverse):
 
 def test_rounding_never_breaks_the_promises():
     # Long axes make parallel prefix sums round neighbours apart: found by the plain formula.
-    x = 10 * jax.random.normal(jax.random.key(0), (500, 1000))
+    x = normal(0, 500, 1000, scale=10)
     for reverse in (False, True):
         y = np.asarray(cumax(x, reverse=reverse))
         y = y[:, ::-1] if reverse else y
@@ -71,7 +76,7 @@ def test_hard_limit_and_excluded_levels():
 
 
 def test_axis():
-    x = jax.random.normal(jax.random.key(1), (3, 4, 2))
+    x = normal(1, 3, 4, 2)
     expected = jnp.cumsum(jax.nn.softmax(x, axis=1), axis=1)
     np.testing.assert_allclose(cumax(x, axis=1), expected, rtol=1e-6)
     np.testing.assert_allclose(log_cumax(x, axis=-2), jnp.log(expected), atol=1e-6)
@@ -87,10 +92,10 @@ def test_log_is_exact_where_cumax_underflows(double_precision):
 
 
 def test_second_derivative(double_precision):
-    x = jax.random.normal(jax.random.key(2), (5,))
+    x = normal(2, 5)
     weights = jnp.arange(5.0) ** 2
     hessians = [
-        jax.jit(jax.hessian(lambda x, f=f: weights @ f(x)))(x)
+        quick_jit(jax.hessian(lambda x, f=f: weights @ f(x)))(x)
         for f in (cumax, lambda x: jnp.cumsum(jnp.exp(x)) / jnp.sum(jnp.exp(x)))
     ]
     np.testing.assert_allclose(*hessians, rtol=1e-10, atol=1e-12)
