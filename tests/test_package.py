@@ -61,7 +61,7 @@ message(lambda: zoo.training.Checkpointer("nowhere"))
 """
     )
     extras = re.findall(r"needs the module '(\w+).*?'.*pip install 'zoo\[(\w+)\]'", out)
-    assert [extra for _, extra in extras] == ["plot", "data", "data", "train"], out
+    assert [extra for _, extra in extras] == ["data", "data", "data", "train"], out
 
 
 def test_tensorflow_is_never_imported():
