@@ -11,12 +11,13 @@ from tests.battery import quick_jit
 
 CASES = discover()
 OTHERS = ("PyTorch", "Hugging Face", "softjax", "blackjax", "gensim", "authors")  # not only JAX
+MODELS = ("transformer.Transformer", "ordered.OnLstmLanguageModel")  # seconds to compile
 PROGRAMS = [
     pytest.param(
         case,
         name,
         id=f"{case.name}-{name}",
-        marks=[pytest.mark.slow] * name.startswith(OTHERS),
+        marks=[pytest.mark.slow] * (name.startswith(OTHERS) or case.name.startswith(MODELS)),
     )
     for case in CASES
     for name in case.rivals

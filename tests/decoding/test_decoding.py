@@ -322,6 +322,7 @@ def test_guidance():
         )
 
 
+@pytest.mark.slow
 def test_the_cache_lies_on_the_mesh_like_the_model():
     """Rows over data, heads over model; the same texts as on one device."""
     config = dataclasses.replace(CONFIG, num_layers=1)

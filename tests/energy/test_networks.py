@@ -88,12 +88,13 @@ def original_resnet():
             0.041484058,
             [0.05490012, 0.05504305],
         ),
-        (
+        pytest.param(
             original_resnet,
             (2, 32, 32, 3),
             [0.00476845, 0.00479656],
             0.21160537,
             [0.00477088, 0.00480206],
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["mnist", "resnet"],

@@ -114,6 +114,7 @@ def test_the_encoder_knows_dogs(data_directory):
     assert guesses[named == 0].mean() < 0.1
 
 
+@pytest.mark.slow
 def test_an_encoder_that_is_trained_begins_as_the_frozen_one():
     """Its loss is that of vectors made beforehand; its gradient comes through the norms."""
 

@@ -186,6 +186,7 @@ def test_damaged_newest_is_reported_and_the_one_before_is_used(folder, state, da
         assert checkpointer.restore(abstract_on(1))[1] == 66
 
 
+@pytest.mark.slow
 def test_flipped_bit_in_the_data_is_found_wherever_it_is(saved, tmp_path, state):
     """Each flip either is found or leaves the state as it was saved."""
     found = 0

@@ -180,6 +180,7 @@ def loss_and_gradients(config, ids, key=None):
     return value, nnx.to_pure_dict(gradients)
 
 
+@pytest.mark.slow
 def test_unrolled_and_rematerialised_layers_give_the_same(ids):
     key = jax.random.key(3)  # the same dropout too
     base = changed(norm_position="pre", dropout=0.2)

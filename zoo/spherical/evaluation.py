@@ -38,8 +38,8 @@ def word_similarity(
         The correlation over the pairs whose words are both known, and how many those are.
 
     >>> from zoo.spherical import train_jose
-    >>> model = train_jose(["sun moon star"] * 9, dimension=4, passes=1)
-    >>> word_similarity(model, [("Sun", "moon", 9.0), ("sun", "ox", 1.0)]).coverage
+    >>> model = train_jose(["sun moon sun moon", "ox cow ox cow"] * 9, dimension=4, passes=1)
+    >>> word_similarity(model, [("Sun", "moon", 9.0), ("sun", "iron", 1.0)]).coverage
     0.5
     """
     ids = embeddings.vocabulary.ids

@@ -168,7 +168,8 @@ def train_jose(
     Raises:
         ValueError, TypeError: as :class:`JoseTrainer`.
 
-    >>> embeddings = train_jose(["sun moon sun moon", "ox cow"] * 5, dimension=4, passes=1)
+    >>> texts = ["sun moon sun moon", "ox cow ox cow"] * 9
+    >>> embeddings = train_jose(texts, dimension=4, passes=1)
     >>> sorted(embeddings.vocabulary.tokens)
     ['cow', 'moon', 'ox', 'sun']
 
