@@ -176,9 +176,11 @@ def affine(vector: jax.Array, kernel: jax.Array, conditions: Sequence[jax.Array]
     total, row = vector.astype(wide)[(None,) * conditions[0].ndim], 0
     for c in conditions:
         rows = kernel[row : row + c.shape[-1]]
-        # With an axis of size 1 in between, the gradients of vector and W are summed from one sum
-        # over positions, which XLA makes twice otherwise.
-        total += jnp.matmul(c[..., None, :], rows, preferred_element_type=wide)
+        # One product of matrices. With an axis of size 1 added behind it, the gradients of vector
+        # and W are summed from one sum over positions, which XLA makes twice otherwise.
+        flat = c.reshape(math.prod(c.shape[:-1]), c.shape[-1])
+        product = jnp.matmul(flat, rows, preferred_element_type=wide)
+        total += product.reshape(*c.shape[:-1], 1, product.shape[-1])
         row += c.shape[-1]
     return total
 
