@@ -134,19 +134,6 @@ BAD_PARAMETERS = (
     ),
 )
 
-# What the first row of a function shows for its other options too: numbers alone differ.
-AS_FIRST = dict.fromkeys(
-    (
-        "scan_equals_loop",
-        "known_from_shapes",
-        "accepts_empty_batch",
-        "sharded_equals_unsharded",
-        "shard_map_equals_unsharded",
-        "donation_is_safe",
-    ),
-    "shown by the first row of this function",
-)
-
 ROWS = [
     Row(
         name="zoo.orthogonal.sign_correlation",
@@ -174,7 +161,6 @@ ROWS = [
             # Subtracting the mean may double the largest response.
             extreme=0.4 if center else 1.0,
             bad=() if center else BAD_LOSSES,
-            skip=AS_FIRST if center else {},
         )
         for reduction, center in (("sum", False), ("mean", True))
     ),
@@ -195,7 +181,6 @@ ROWS = [
             tolerance=INPUT_ROUNDING,
             extreme=1e-30,  # fourth powers
             bad=BAD_PENALTIES if kind == "soft" else (),
-            skip={} if kind == "soft" else AS_FIRST,
         )
         # Not double_soft, which is the code of soft.
         for kind in ("soft", "off_diagonal", "mutual_coherence", "spectral")
@@ -238,7 +223,6 @@ ROWS = [
             extreme=1e-3,
             extreme_arguments=(0,),
             bad=BAD_LAYERS if arguments is dense else (),
-            skip={} if arguments is dense else AS_FIRST,
         )
         for arguments in (dense, convolution)
     ),

@@ -160,18 +160,6 @@ def bad_pair(function, *rest):
     return (BadInput("another dtype", call, ValueError, "hard", "float32", "int32"),)
 
 
-# What the first row of a function shows for its other options too: numbers alone differ.
-AS_FIRST = dict.fromkeys(
-    (
-        "scan_equals_loop",
-        "known_from_shapes",
-        "accepts_empty_batch",
-        "sharded_equals_unsharded",
-        "shard_map_equals_unsharded",
-        "donation_is_safe",
-    ),
-    "shown by the first row of this function",
-)
 ANOTHER_GRADIENT = {"gradients_match_differences": "its gradient is another one on purpose"}
 
 ROWS = [
@@ -188,8 +176,8 @@ ROWS = [
         )
     ),
     operator(smooth.smooth_relu, variant="logistic", bad=(bad_relu(),)),
-    operator(smooth.smooth_relu, variant="gaussian", kernel="gaussian", skip=AS_FIRST),
-    operator(smooth.smooth_relu, variant="square", kernel="square", skip=AS_FIRST),
+    operator(smooth.smooth_relu, variant="gaussian", kernel="gaussian"),
+    operator(smooth.smooth_relu, variant="square", kernel="square"),
     *(
         operator(function, bad=(bad_axis(function),))
         for function in (smooth.soft_one_hot, smooth.smooth_argmax, smooth.soft_rank)
@@ -204,7 +192,6 @@ ROWS = [
             # Above, the shift by the smallest overflows.
             extreme=0.4 if method == "recursive" else 1.0,
             bad=BAD_TOP_K if method == "gradient" else (),
-            skip={} if method == "gradient" else AS_FIRST,
         )
         # Not sigmoid, which is the code of threshold with another form.
         for method in ("gradient", "threshold", "clipped", "recursive")
@@ -231,9 +218,7 @@ ROWS = [
     metric(smooth.smooth_precision, binary),
     metric(smooth.smooth_recall, binary),
     metric(smooth.smooth_f1, binary, bad=BAD_METRIC),
-    metric(
-        smooth.smooth_f1, classes, variant="macro", average="macro", bad=BAD_MACRO, skip=AS_FIRST
-    ),
+    metric(smooth.smooth_f1, classes, variant="macro", average="macro", bad=BAD_MACRO),
     metric(
         smooth.smooth_auc,
         scores,
