@@ -18,11 +18,11 @@ from experiments.conditional_text.model import Generator, transformer_config, wi
 from experiments.conditional_text.texts import SPLITS, Pieces, banned, start_of
 from experiments.running import (
     Experiment,
+    announce,
     decaying_adamw,
     finish,
     is_main_process,
     number_of_parameters,
-    on_devices,
     on_host,
     open_mesh,
     train,
@@ -60,10 +60,7 @@ def run(config: Config) -> None:
     results: dict[str, Any] = {"classes": data.classes, "held_out_text": describe(data.held_out)}
     for variant in config.variants:
         experiment = build(config, mesh, data, variant)
-        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
-        if is_main_process():
-            steps = f"{experiment.num_steps:,} steps on {on_devices(mesh)}"
-            print(f"class by {NAMES[variant]}: {size:,} parameters, {steps}")
+        announce(f"class by {NAMES[variant]}", experiment, mesh)
         state = train(experiment, mesh, workdir / variant, config.loop)
         parameters = on_host(state.parameters)
         samples = {
@@ -71,7 +68,7 @@ def run(config: Config) -> None:
             for scale in config.sampling.guidance
         }
         results[variant] = {
-            "parameters": size,
+            "parameters": number_of_parameters(parameters),
             **held_out_perplexities(experiment.merge, parameters, data, config),
             "samples": {scale: describe(pieces) for scale, pieces in samples.items()},
         }

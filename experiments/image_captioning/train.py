@@ -25,11 +25,11 @@ from experiments.image_captioning.data import (
 from experiments.image_captioning.model import Captioner, make_captioner, transformer_config
 from experiments.running import (
     Experiment,
+    announce,
     decaying_adamw,
     finish,
+    held_out_means,
     is_main_process,
-    number_of_parameters,
-    on_devices,
     on_host,
     open_mesh,
     train,
@@ -41,7 +41,6 @@ from zoo.training import (
     TrainState,
     functional,
     open_workdir,
-    put_batch,
     results_table,
 )
 from zoo.transformer import placement_rules
@@ -80,16 +79,12 @@ def run(config: Config) -> None:
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     data = load(config, workdir / "features.npz")
     experiment = build(config, mesh, data)
-    if is_main_process():
-        captions = sum(map(len, data.sets["train"].captions))
-        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
-        print(
-            f"{config.data.uri}: {len(data.sets['train'].images):,} pictures with {captions:,} "
-            f"captions, {len(data.vocabulary):,} words; {size:,} parameters; "
-            f"{experiment.num_steps:,} steps on {on_devices(mesh)}"
-        )
-        if config.data.uri == "builtin:digits":
-            print("Digits with captions from templates: a smoke test, no measurement of captions.")
+    captions = sum(map(len, data.sets["train"].captions))
+    pictures = f"{len(data.sets['train'].images):,} pictures with {captions:,} captions"
+    words = f"{len(data.vocabulary):,} words"
+    announce(f"{config.data.uri}: {pictures}, {words}", experiment, mesh)
+    if is_main_process() and config.data.uri == "builtin:digits":
+        print("Digits with captions from templates: a smoke test, no measurement of captions.")
     state = train(experiment, mesh, workdir, config.loop)
     state, values = experiment.evaluate(state)
     write = make_writer(experiment.merge, on_host(state.parameters), data.vocabulary, config)
@@ -129,14 +124,11 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
     evaluation_loss = jax.jit(make_loss(merge))
 
     def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
-        total = weight = 0.0
-        for batch in Pipeline(
-            held_out, batch_size=training.batch_size, seed=0, num_epochs=1, shuffle=False
-        ):
-            batch = put_batch(batch, mesh)
-            output = evaluation_loss(state.parameters, batch, key=state.key, carry=None)
-            total, weight = total + float(output.total), weight + float(output.weight)
-        return state, {"valid_perplexity": float(np.exp(total / weight))}
+        rows = training.batch_size
+        means = held_out_means(
+            evaluation_loss, state.parameters, held_out, batch_size=rows, mesh=mesh
+        )
+        return state, {"valid_perplexity": float(np.exp(means["loss"]))}
 
     return Experiment(
         init=init,

@@ -17,11 +17,10 @@ from experiments.on_lstm_language_model.config import Config, DataConfig, Traini
 from experiments.on_lstm_language_model.windows import RandomWindows
 from experiments.running import (
     Experiment,
+    announce,
     decaying_adamw,
     finish,
     is_main_process,
-    number_of_parameters,
-    on_devices,
     open_mesh,
     train,
 )
@@ -65,12 +64,8 @@ def run(config: Config) -> None:
     experiment = build(config, mesh, data)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     keep_vocabulary(workdir / "vocabulary.json", data.vocabulary)
-    if is_main_process():
-        size = number_of_parameters(experiment.abstract_state(mesh).parameters)
-        print(
-            f"{config.data.uri}: {len(data.ids['train']):,} tokens, {len(data.vocabulary):,} "
-            f"types; {size:,} parameters; {experiment.num_steps:,} steps on {on_devices(mesh)}"
-        )
+    text = f"{len(data.ids['train']):,} tokens, {len(data.vocabulary):,} types"
+    announce(f"{config.data.uri}: {text}", experiment, mesh)
     baseline = ngram_perplexities(data)
     state = train(experiment, mesh, workdir, config.loop)
     ours = {split: experiment.evaluate(state, split)[1] for split in SPLITS[1:]}
