@@ -19,9 +19,24 @@ for option, value in CACHE.items():
     jax.config.update(option, type(value)(os.environ[option.upper()]))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Examples in docstrings that build whole models; they run with the slow tests.
+SLOW_EXAMPLES = {
+    "zoo.ordered.language_model.OnLstmLanguageModel.generate",
+    "zoo.spherical.evaluation.word_similarity",
+    "zoo.spherical.inference.embed_documents",
+    "zoo.transformer.bert_weights.bert_state_dict",
+    "zoo.transformer.model.Transformer",
+}
 # No deadline: the first example compiles. The same examples every time: no test passes by luck.
 hypothesis.settings.register_profile("zoo", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("zoo")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.name in SLOW_EXAMPLES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -37,14 +37,22 @@ ROWS = [
 ]
 
 
-# What is run by default for further rows of one function, which differ in an option: the numbers.
-# How the function is wired into JAX's transformations its first row shows; theirs is slow.
-NUMBERS = {
-    "keeps_dtype",
-    "gradients_match_differences",
-    "finite_at_extremes",
-    "refuses_bad_input",
-    "pmap_equals_loop",
+# How a function is wired into JAX's transformations takes most of the time and is slow, except for
+# the rows that also run under pmap, one or two a package. The numbers are checked for every row;
+# what is neither, for the first of the rows of one function, which differ in an option.
+WIRING = {
+    "jit_equals_eager",
+    "scan_equals_loop",
+    "sharded_equals_unsharded",
+    "shard_map_equals_unsharded",
+    "donation_is_safe",
+}
+FIRST = {
+    "vmap_equals_loop",
+    "compiles_once",
+    "known_from_shapes",
+    "accepts_empty_batch",
+    "state_keeps_structure",
 }
 
 
@@ -52,14 +60,17 @@ def pairs(rows):
     first = {}
     for row in rows:
         first.setdefault(row.name, row)
+
+    def is_slow(row, check):
+        name = check.__name__
+        return (name in WIRING and not row.pmap) or (name in FIRST and row is not first[row.name])
+
     return [
         pytest.param(
             row,
             check,
             id=f"{row}-{check.__name__}",
-            marks=()
-            if row is first[row.name] or check.__name__ in NUMBERS
-            else (pytest.mark.slow,),
+            marks=(pytest.mark.slow,) if is_slow(row, check) else (),
         )
         for row in rows
         for check in checks_of(row)

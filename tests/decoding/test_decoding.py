@@ -251,7 +251,7 @@ def on_lstm():
     return model, None
 
 
-@pytest.mark.parametrize("build", [transformer, on_lstm])
+@pytest.mark.parametrize("build", [pytest.param(transformer, marks=pytest.mark.slow), on_lstm])
 def test_beams_over_a_model_are_its_likeliest_texts(build):
     """Eight tokens of which three are allowed: eight beams are all hypotheses of four tokens.
 

@@ -179,6 +179,7 @@ def test_every_variant_depends_on_the_class_and_decodes_as_it_reads(variant):
     assert 1 < loss.total / loss.weight < 10
 
 
+@pytest.mark.slow
 def test_a_pretrained_bert_gets_conditional_norms(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "c", "."]

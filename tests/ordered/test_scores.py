@@ -72,6 +72,7 @@ BASELINES = {
 EVALB = {"right branching": (39.41, 63.26), "balanced": (23.19, 44.46)}
 
 
+@pytest.mark.slow
 def test_baselines_on_the_wall_street_journal(wsj):
     for name, expected in BASELINES.items():
         found = (*wsj[name].every[:2], *wsj[name].short[:2])

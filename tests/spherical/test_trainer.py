@@ -66,7 +66,7 @@ def vectors(tables, rows):
     return [tables[name][row] for name, row in zip(names, rows, strict=True)]
 
 
-@pytest.mark.parametrize("objective", ["two_hinges", "joint"])
+@pytest.mark.parametrize("objective", [pytest.param("two_hinges", marks=pytest.mark.slow), "joint"])
 def test_a_step_is_riemannian_sgd_on_the_sum_of_the_public_losses(objective):
     lines, _ = topics(documents=6)
     trainer = spherical.JoseTrainer(lines, **SMALL, objective=objective, subsample=0, passes=1)
@@ -239,6 +239,7 @@ def test_unseen_documents_come_to_their_topic(toy):
     assert np.mean(labels[nearest] == others) > 0.9
 
 
+@pytest.mark.slow
 def test_tables_split_over_eight_devices_give_the_same_vectors():
     lines, _ = topics(documents=24)
     options = SMALL | {"passes": 1, "chunk_size": 128}

@@ -155,6 +155,7 @@ def test_a_real_model_gives_the_stored_numbers():
     np.testing.assert_allclose(actual, golden["hidden"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_loaded(tmp_path, model):
     pytest.importorskip("safetensors")
     save_bert(tmp_path, model)

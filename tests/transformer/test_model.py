@@ -279,7 +279,7 @@ class ShiftedNorm(LayerNorm):
         return super().__call__(x) + (condition @ self.condition_kernel[...])[:, None]
 
 
-@pytest.mark.parametrize("norm_position", ["post", "pre"])
+@pytest.mark.parametrize("norm_position", ["post", pytest.param("pre", marks=pytest.mark.slow)])
 def test_every_norm_can_be_replaced_and_gets_the_condition(ids, norm_position):
     model = build(changed(norm_position=norm_position), make_norm=ShiftedNorm)
     condition = jax.random.normal(jax.random.key(2), (BATCH, 3))

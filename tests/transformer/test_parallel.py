@@ -111,6 +111,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_same_losses_and_parameters_on_every_mesh(name):
     """With dropout too: its masks do not depend on the mesh."""
