@@ -129,15 +129,53 @@ def test_bad_rates_and_leaves_are_seen():
         updates, _ = optimizer.update(gradient, optimizer.init(x), x)
         assert jnp.isnan(updates["table"]).all()
         assert updates["bias"] == -1
-    plain = spherical.riemannian_sgd(0.1)
-    with pytest.raises(ValueError, match=r"'bias' must be vectors .* got a scalar; leave it to"):
-        plain.update(gradient, plain.init(x), x)
-    with pytest.raises(ValueError, match="needs the current point"):
-        plain.update(gradient, plain.init(x))
     with pytest.raises(ValueError, match=r"momentum must be .*≥ 0 and < 1, got 1"):
         riemannian_momentum(0.1, momentum=1)
-    with pytest.raises(ValueError, match=r"b2 must be .*≥ 0 and < 1, got 2"):
-        riemannian_adam(0.1, b2=2)
+    for option, value in {"b2": 2, "b1": np.float32(-1), "epsilon": -1e-8}.items():
+        with pytest.raises(ValueError, match=f"{option} must be .*≥ 0.*, got .*{value}"):
+            riemannian_adam(0.1, **{option: value})
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_leaves_that_are_no_spheres_are_refused(name):
+    optimizer, x = ALL[name](0.1), {"a": unit_rows(5)}
+    for leaf in (jnp.zeros(()), 0.0, np.float32(0)):
+        with pytest.raises(ValueError, match=r"'bias' must be vectors .* a scalar; leave it to"):
+            optimizer.init(x | {"bias": leaf})
+    with pytest.raises(TypeError, match=r"'ids' must be floating-point vectors, got int32; leave"):
+        optimizer.init(x | {"ids": jnp.arange(3)})
+    state = optimizer.init(x)
+    with pytest.raises(ValueError, match="needs the current point"):
+        optimizer.update(x, state)
+    with pytest.raises(ValueError, match=r"'a' must have the shape .* \[6, 4\], got \[1, 4\]"):
+        optimizer.update({"a": x["a"][:1]}, state, x)
+    for empty in (jnp.zeros((0, 3)), jnp.zeros((2, 0))):
+        assert optimizer.update(empty, optimizer.init(empty), empty)[0].shape == empty.shape
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_hyperparameters_may_be_traced(name):
+    """``inject_hyperparams`` traces what is a number; out of its range that gives NaN."""
+    x = unit_rows(6)
+    injected = optax.inject_hyperparams(ALL[name])(0.1)
+    state = injected.init(x)
+    update = jax.jit(injected.update)
+    plain = ALL[name](0.1)
+    expected, _ = plain.update(x + 0.5, plain.init(x), x)
+    np.testing.assert_allclose(update(x + 0.5, state, x)[0], expected, atol=1e-6)
+    for option in {"momentum", "b1", "b2", "epsilon"} & state.hyperparams.keys():
+        wrong = state._replace(hyperparams=state.hyperparams | {option: jnp.float32(-1)})
+        assert jnp.isnan(update(x + 0.5, wrong, x)[0]).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_rows_are_unit_after_steps_of_any_length(name):
+    for rate in (1e6, 1e15):
+        optimizer, x = ALL[name](rate), unit_rows(7)
+        for seed in (1, 2):
+            updates, _ = optimizer.update(unit_rows(seed), optimizer.init(x), x)
+            x = x + updates
+            np.testing.assert_allclose(jnp.linalg.norm(x, axis=1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from zoo.spherical import random_uniform
 from zoo.spherical.von_mises_fisher import random_von_mises_fisher, von_mises_fisher_log_density
 
 
@@ -59,3 +60,30 @@ def test_a_line_has_no_sphere():
         von_mises_fisher_log_density(mean, mean, 1.0)
     with pytest.raises(ValueError, match="must have D ≥ 2 coordinates, got 1"):
         random_von_mises_fisher(jax.random.key(0), mean, 1.0)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_samples_are_unit_whatever_the_mean(size):
+    """Also where a random vector is parallel to it, or it is not quite a unit vector."""
+    means = random_uniform(jax.random.key(3), (20_000, size)).at[0].mul(1.01).at[1].set(0)
+    x = np.asarray(random_von_mises_fisher(jax.random.key(4), means, 1.0))
+    assert np.isnan(x[1]).all()
+    np.testing.assert_allclose(np.linalg.norm(np.delete(x, 1, axis=0), axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_concentrations_to_the_end_of_the_dtype(size):
+    kappas = jnp.array([1e9, 1e19, 1e30, 3.4e38, jnp.inf, -1.0, jnp.nan])
+    mean = jnp.eye(size)[0]
+    x = np.asarray(random_von_mises_fisher(jax.random.key(6), mean, kappas, (200,)))
+    assert np.isnan(x[:, 5:]).all()
+    np.testing.assert_allclose(x[:, :5, 0], 1, atol=1e-6)
+    # |x - μ|² κ is a sum of D - 1 squares of normal numbers.
+    squares = np.sum((x[:, :3, 1:] * np.sqrt(kappas[:3, None])) ** 2, axis=-1)
+    error = np.sqrt(2 * (size - 1) / 200)
+    assert np.abs(squares.mean(axis=0) - (size - 1)).max() < 4 * error
+    assert not x[:, 4, 1:].any()
+    density = von_mises_fisher_log_density(jnp.broadcast_to(mean, (7, size)), mean, kappas)
+    expected = (size - 1) / 2 * np.log(np.asarray(kappas[:4], float) / (2 * np.pi))
+    np.testing.assert_allclose(density[:4], expected, rtol=1e-5)
+    assert jnp.isnan(density[4:]).all()

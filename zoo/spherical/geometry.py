@@ -11,8 +11,10 @@ The angle is not taken from the arc cosine of x·y, which loses half of the digi
 nearly parallel or antipodal, and has no slope there. Transport along the geodesic is a reflection:
 for v ⟂ x the usual v - (y·v) (x + y) / (1 + x·y) is the same vector, since |x + y|² = 2 (1 + x·y).
 Between antipodes every direction is shortest; the one along the smallest coordinate of x is taken.
+Near them x + y is small, and where it is not orthogonal to x - y for rounding alone it is made so.
 
-Every function computes in at least float32, returns the common dtype of its arguments, and raises
+Coordinates below the smallest normal number (1.2e-38 in float32) are zero: XLA computes so. Every
+function computes in at least float32, returns the common dtype of its arguments, and raises
 TypeError for an argument that is not a floating-point array and ValueError for vectors that differ
 in size.
 
@@ -75,7 +77,7 @@ def normalize(x: jax.Array) -> jax.Array:
 
     Args:
         x: ``[..., D]`` of any finite lengths; the zero vector has no direction and stays zero, with
-            zero gradient.
+            zero gradient; one that is not finite gives NaN.
 
     Returns:
         ``[..., D]``.
@@ -85,7 +87,9 @@ def normalize(x: jax.Array) -> jax.Array:
     """
     scaled, _ = _scaled(x)
     square = dot(scaled, scaled)
-    return jnp.where(square == 0, 0, scaled / jnp.sqrt(jnp.where(square == 0, 1, square)))
+    length = jnp.sqrt(jnp.where(square == 0, 1, square))
+    # An infinite coordinate has made the square infinite: no direction.
+    return jnp.where(square == 0, 0, scaled / jnp.where(length < jnp.inf, length, jnp.nan))
 
 
 @on_vectors
@@ -163,13 +167,12 @@ def logarithmic_map(x: jax.Array, y: jax.Array) -> jax.Array:
     [0.    1.571]
     """
     angle = geodesic_distance(x, y)[..., None]
-    # The same tangent from either end; of the shorter difference no digits are lost.
-    u = tangent_projection(x, jnp.where(angle < 2, y - x, y + x))
+    u = tangent_projection(x, y - x)
     sine = norm(u)
-    direction = u / jnp.where(sine > 0, sine, 1)
-    near = (sine == 0) & (angle < 1)
     # Where both vectors coincide θ/|u| tends to 1, and so does the slope.
-    return jnp.where(near, u, angle * jnp.where(sine > 0, direction, _some_tangent(x)))
+    near = jnp.where(sine > 0, angle / jnp.where(sine > 0, sine, 1), 1) * u
+    # The same tangent from the other end, where the shorter sum loses no digits.
+    return jnp.where(angle < 2, near, angle * _tangent_towards(x, y + x))
 
 
 @on_vectors
@@ -210,8 +213,8 @@ def parallel_transport(x: jax.Array, y: jax.Array, v: jax.Array) -> jax.Array:
     >>> print(parallel_transport(x, y, y))
     [-1.  0.]
     """
-    antipodal = jnp.all(x + y == 0, axis=-1, keepdims=True)
-    middle = jnp.where(antipodal, _some_tangent(x), normalize(x + y))
+    # Not orthogonal to x - y, w would not turn x into y: that error grows towards the antipode.
+    middle = jnp.where(dot(x, y) < 0, _tangent_towards(normalize(x - y), x + y), normalize(x + y))
     return v - 2 * dot(middle, v) * middle
 
 
@@ -227,26 +230,53 @@ def random_uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = floa
         Unit vectors of that shape.
 
     Raises:
-        ValueError: if the shape has no axis, or the last one is empty.
+        ValueError: if the shape has no axis, the last one is empty, or a size is negative.
+        TypeError: if the key is no typed one, or the dtype not a floating one.
 
     >>> x = random_uniform(jax.random.key(0), (5, 3))
     >>> print(jnp.linalg.norm(x, axis=-1))
     [1. 1. 1. 1. 1.]
     """
-    shape = tuple(shape)
+    shape = sizes("random_uniform", shape)
     if not shape or shape[-1] < 1:
         raise ValueError(f"random_uniform: shape must end with D ≥ 1 coordinates, got {shape}")
-    return normalize(jax.random.normal(key, shape, jax.dtypes.canonicalize_dtype(dtype)))
+    dtype = _checks.floating("random_uniform: dtype", jnp.zeros((), dtype)).dtype
+    key = _checks.typed_key("random_uniform: key", key)
+    # Narrow numbers are drawn wide: one in a thousand of float16 would be an exact zero.
+    draw = jax.random.normal(key, shape, _checks.accumulator(dtype))
+    return normalize(jnp.where(draw == 0, jnp.finfo(draw.dtype).tiny, draw)).astype(dtype)
+
+
+def sizes(function: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """``shape`` as a tuple of sizes."""
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"{function}: shape must be a tuple of integers, got {shape!r:.80}")
+    return tuple(_checks.count(f"{function}: shape", size) for size in shape)
 
 
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Divides by the largest coordinate, and gives it: squares neither overflow nor vanish."""
+    """Divides by the largest coordinate, and gives it: squares neither overflow nor vanish.
+
+    XLA multiplies by the reciprocal, which must not vanish either: hence the bound.
+    """
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0)
-    scale = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
+    scale = jnp.minimum(jnp.where(largest > 0, largest, 1), 1 / jnp.finfo(x.dtype).tiny)
+    scale = jax.lax.stop_gradient(scale)
     return x / scale, scale
+
+
+def _tangent_towards(x: jax.Array, v: jax.Array) -> jax.Array:
+    """The unit tangent at x in the direction of v; some tangent where rounding alone is left."""
+    tangent = tangent_projection(x, v)
+    lost = norm(tangent) <= 4 * jnp.finfo(x.dtype).eps * norm(v)
+    # Of what is left of a nearly parallel v, the rounding along x is taken off as well.
+    tangent = normalize(tangent_projection(x, normalize(tangent)))
+    return jnp.where(lost, _some_tangent(x), tangent)
 
 
 def _some_tangent(x: jax.Array) -> jax.Array:
     """A unit tangent at x: the axis of its smallest coordinate, made orthogonal to x."""
+    if not x.shape[-1]:
+        return x
     axis = jax.nn.one_hot(jnp.argmin(jnp.abs(x), axis=-1), x.shape[-1], dtype=x.dtype)
     return normalize(tangent_projection(x, axis))

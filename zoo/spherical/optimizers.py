@@ -75,7 +75,9 @@ def riemannian_sgd(learning_rate: Rate, *, angular: bool = True) -> optax.Gradie
         Use ``optax.partition`` where only some leaves are spheres.
 
     Raises:
-        ValueError: from ``update``, without parameters or for a scalar leaf.
+        ValueError: from ``init`` and ``update``, for a scalar leaf; from ``update``, without
+            parameters, or for a gradient of another shape.
+        TypeError: from both, for a leaf that is not floating-point.
 
     >>> optimizer = optax.partition(
     ...     {"sphere": riemannian_sgd(0.1), "flat": optax.sgd(0.1)},
@@ -123,7 +125,7 @@ def riemannian_momentum(
     >>> print(state.momentum)
     [[ 0.1 -1. ]]
     """
-    _checks.number("momentum", momentum, at_least=0, below=1)
+    momentum = _checks.number("momentum", momentum, at_least=0, below=1)
 
     def move(x: jax.Array, gradient: jax.Array, old: jax.Array, rate: Any, _: Any) -> Moved:
         mean = momentum * tangent_projection(x, old) + tangent_projection(x, gradient)
@@ -145,13 +147,13 @@ def riemannian_adam(
         learning_rate: η, about the most radians per step; a number or a schedule.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
-        epsilon: ε.
+        epsilon: ε ≥ 0.
 
     Returns:
         The transformation; see :func:`riemannian_sgd`.
 
     Raises:
-        ValueError: if a decay is out of its range.
+        ValueError: if a decay or ε is out of its range.
 
     >>> optimizer = riemannian_adam(0.1)
     >>> x = jnp.array([[1.0, 0.0]])
@@ -159,8 +161,9 @@ def riemannian_adam(
     >>> print(optax.apply_updates(x, updates))  # 0.1 radians, whatever the gradient's length
     [[0.995 0.100]]
     """
-    _checks.number("b1", b1, at_least=0, below=1)
-    _checks.number("b2", b2, at_least=0, below=1)
+    b1 = _checks.number("b1", b1, at_least=0, below=1)
+    b2 = _checks.number("b2", b2, at_least=0, below=1)
+    epsilon = _checks.number("epsilon", epsilon, at_least=0)
 
     def move(
         x: jax.Array, gradient: jax.Array, mean: jax.Array, square: jax.Array, rate: Any, step: Any
@@ -203,6 +206,8 @@ def _on_spheres(
     """
 
     def init(params: optax.Params) -> Any:
+        for path, x in jax.tree.leaves_with_path(params):
+            _check_sphere(path, x)
         wide = jax.tree.map(lambda x: jnp.zeros(x.shape, _checks.accumulator(x.dtype)), params)
         return make_state(jnp.zeros((), jnp.int32), *(jax.tree.map(m, wide) for m in memories))
 
@@ -219,10 +224,11 @@ def _on_spheres(
         trees = map(structure.flatten_up_to, (updates, *state[1:]))
         results = []
         for (path, x), *leaves in zip(jax.tree.leaves_with_path(params), *trees, strict=True):
-            if jnp.ndim(x) == 0:
+            _check_sphere(path, x)
+            if jnp.shape(leaves[0]) != x.shape:
                 raise ValueError(
-                    f"params {path_name(path)!r} must be vectors [..., D], got a scalar; leave it "
-                    "to another optimiser with optax.partition"
+                    f"updates {path_name(path)!r} must have the shape of its parameters, "
+                    f"{list(x.shape)}, got {list(jnp.shape(leaves[0]))}"
                 )
             wide = (leaf.astype(_checks.accumulator(x.dtype)) for leaf in (x, *leaves))
             difference, *rest = move(*wide, rate, step)
@@ -232,3 +238,12 @@ def _on_spheres(
         return moved, make_state(step, *kept)
 
     return optax.GradientTransformation(init, update)
+
+
+def _check_sphere(path: tuple[Any, ...], x: Any) -> None:
+    what, dtype = f"params {path_name(path)!r}", jnp.result_type(x)
+    advice = "leave it to another optimiser with optax.partition"
+    if jnp.shape(x) == ():
+        raise ValueError(f"{what} must be vectors [..., D], got a scalar; {advice}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{what} must be floating-point vectors, got {dtype}; {advice}")

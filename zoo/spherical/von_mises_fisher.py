@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from zoo.spherical.geometry import normalize, tangent_projection, widen
+from zoo import _checks
+from zoo.spherical.geometry import dot, norm, random_uniform, sizes, widen
 
 _TERMS = 1024  # of the sum; relative error below 1e-11 for D ≥ 2 and κ ≤ 1e8
 
@@ -35,7 +36,7 @@ def von_mises_fisher_log_density(
     Args:
         x: unit vectors ``[..., D]``, D ≥ 2.
         mean: unit vectors μ ``[..., D]``.
-        concentration: κ ≥ 0, a scalar or ``[...]``; negative gives NaN.
+        concentration: finite κ ≥ 0, a scalar or ``[...]``; others give NaN.
 
     Returns:
         ``[...]`` in nats.
@@ -66,8 +67,8 @@ def random_von_mises_fisher(
 
     Args:
         key: typed PRNG key; consumed.
-        mean: unit vectors μ ``[..., D]``, D ≥ 2.
-        concentration: κ ≥ 0, a scalar or ``[...]``; negative gives NaN.
+        mean: vectors μ ``[..., D]``, D ≥ 2, whose directions count; zero gives NaN.
+        concentration: κ ≥ 0, a scalar or ``[...]``; negative gives NaN, infinite the mean.
         shape: of the samples drawn of each mean, in front.
 
     Returns:
@@ -75,6 +76,7 @@ def random_von_mises_fisher(
 
     Raises:
         ValueError: if D < 2.
+        TypeError: if the key is no typed one.
 
     >>> north = jnp.array([0.0, 0.0, 1.0])
     >>> x = random_von_mises_fisher(jax.random.key(0), north, 100.0, (1000,))
@@ -84,15 +86,29 @@ def random_von_mises_fisher(
     Reference: Wood 1994.
     """
     dtype, size, (mean,) = _checked("random_von_mises_fisher", mean=mean)
+    shape = sizes("random_von_mises_fisher", shape)
+    key = _checks.typed_key("random_von_mises_fisher: key", key)
     kappa = jnp.asarray(concentration).astype(mean.dtype)
     batch = jnp.broadcast_shapes(kappa.shape, mean.shape[:-1])
     key, tangent_key = jax.random.split(key)
     # 1 - cos φ is sampled: the sine keeps its digits.
     gap = _sample_gap(key, jnp.broadcast_to(kappa, (*shape, *batch)), size)[..., None]
-    normal = jax.random.normal(tangent_key, (*shape, *batch, size), mean.dtype)
-    mean = jnp.broadcast_to(mean, normal.shape)
-    tangent = normalize(tangent_projection(mean, normal))
+    mean = jnp.broadcast_to(mean / norm(mean), (*shape, *batch, size))
+    tangent = _random_tangent(tangent_key, mean)
     return ((1 - gap) * mean + jnp.sqrt(gap * (2 - gap)) * tangent).astype(dtype)
+
+
+def _random_tangent(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Uniform unit tangents: those at the first axis, reflected to x.
+
+    A projected random vector would be rounding alone where it happens to be parallel to x.
+    """
+    flat = random_uniform(key, (*x.shape[:-1], x.shape[-1] - 1), x.dtype)
+    flat = jnp.concatenate([jnp.zeros_like(flat[..., :1]), flat], axis=-1)
+    # x + e₁ or x - e₁, whichever is the longer: the first axis goes to -x or x.
+    first = x[..., :1] + jnp.where(x[..., :1] < 0, -1, 1)
+    mirror = jnp.concatenate([first, x[..., 1:]], axis=-1)
+    return flat - 2 * dot(mirror, flat) / dot(mirror, mirror) * mirror
 
 
 def _checked(function: str, **vectors: ArrayLike) -> tuple[Any, int, list[jax.Array]]:
@@ -105,8 +121,9 @@ def _checked(function: str, **vectors: ArrayLike) -> tuple[Any, int, list[jax.Ar
 def _log_integral(kappa: jax.Array, size: int) -> jax.Array:
     """Log ∫ e^{κ (tanh t - 1)} sech^{D-1} t dt; NaN for κ < 0."""
     power = size - 1
-    share = 2 * power / (power + jnp.sqrt(power**2 + 4 * kappa**2))  # sech² of the peak
-    tanh = 2 * kappa / (power + jnp.sqrt(power**2 + 4 * kappa**2))
+    root = jnp.hypot(power, 2 * kappa)
+    share = 2 * power / (power + root)  # sech² of the peak
+    tanh = 2 * kappa / (power + root)
     peak = jax.lax.stop_gradient(jnp.log1p(tanh) - jnp.log(share) / 2)
     # Beyond this the integrand is below 1e-17 of its peak: a Gaussian's and an exponential's tail.
     reach = 40 / power + 10 / math.sqrt(power)
@@ -122,23 +139,24 @@ def _log_integral(kappa: jax.Array, size: int) -> jax.Array:
 def _sample_gap(key: jax.Array, kappa: jax.Array, size: int) -> jax.Array:
     """1 - μ·x of samples, by rejection from a transformed beta distribution."""
     power = size - 1
-    b = power / (2 * kappa + jnp.sqrt(4 * kappa**2 + power**2))
-    # With x_0 = (1-b)/(1+b) and w the proposed cosine, 1 - w = 2bz / (b + (1-b)(1-z))… all in
-    # terms of 1 - w, as w is 1 to rounding for a large κ.
+    b = power / (2 * kappa + jnp.hypot(2 * kappa, power))
+    # With x_0 = (1-b)/(1+b) and w the proposed cosine, all is written in 1 - x_0 and 1 - w, as w is
+    # 1 to rounding for a large κ; and κ (1 - x_0) without κ, which may be the largest number.
     gap = 2 * b / (1 + b)  # 1 - x_0
+    kappa_gap = 2 / (1 + b) * power / (2 + jnp.hypot(2, power / kappa))  # 0 for κ = 0
 
     def propose(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Any, Any, Any]:
         key, sample, done = state
         key, beta_key, uniform_key = jax.random.split(key, 3)
         # The first coordinate of a uniform point; compiles in a tenth of jax.random.beta's time.
-        point = normalize(jax.random.normal(beta_key, (*kappa.shape, size), kappa.dtype))
+        point = random_uniform(beta_key, (*kappa.shape, size), kappa.dtype)
         z = (1 + point[..., 0]) / 2  # Beta((D - 1) / 2, (D - 1) / 2)
         u = jax.random.uniform(uniform_key, kappa.shape, kappa.dtype)
-        one_minus_w = 2 * b * z / (1 - (1 - b) * z)
+        share = z * (1 + b) / (1 - (1 - b) * z)  # (1 - w) / (1 - x_0)
         # κ (w - x_0) + (D-1) log[(1 - x_0 w) / (1 - x_0²)] ≥ log u
-        ratio = (gap + (1 - gap) * one_minus_w) / (gap * (2 - gap))
-        accepted = kappa * (gap - one_minus_w) + power * jnp.log(ratio) >= jnp.log(u)
-        return key, jnp.where(done, sample, one_minus_w), done | accepted
+        ratio = (1 + (1 - gap) * share) / (2 - gap)
+        accepted = kappa_gap * (1 - share) + power * jnp.log(ratio) >= jnp.log(u)
+        return key, jnp.where(done, sample, gap * share), done | accepted
 
     start = (key, jnp.zeros_like(kappa), ~(kappa >= 0))  # NaN and negative need no proposals
     _, sample, _ = jax.lax.while_loop(lambda state: ~jnp.all(state[2]), propose, start)
