@@ -83,7 +83,8 @@ def test_concentrations_to_the_end_of_the_dtype(size):
     error = np.sqrt(2 * (size - 1) / 200)
     assert np.abs(squares.mean(axis=0) - (size - 1)).max() < 4 * error
     assert not x[:, 4, 1:].any()
-    density = von_mises_fisher_log_density(jnp.broadcast_to(mean, (7, size)), mean, kappas)
+    means = jnp.broadcast_to(mean, (7, size))
+    density = von_mises_fisher_log_density(means, means, kappas)
     expected = (size - 1) / 2 * np.log(np.asarray(kappas[:4], float) / (2 * np.pi))
     np.testing.assert_allclose(density[:4], expected, rtol=1e-5)
     assert jnp.isnan(density[4:]).all()

@@ -6,8 +6,6 @@ change later, and one that changes between the two passes is refused. A line may
 is read in pieces that are cut at white space.
 """
 
-import gzip
-import lzma
 import os
 import pathlib
 import re
@@ -18,13 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.data import Vocabulary, build_vocabulary
+from zoo.spherical.files import open_bytes
 
 Corpus = str | os.PathLike[str] | Iterable[str]
 Tokenizer = Callable[[str], Iterable[str]]
 
 _PIECE = 1 << 20  # bytes of text in one piece
 _BLANKS = b" \t\r\v\f"
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+_BYTE_ORDER_MARK = "\ufeff"
 _NOT_LETTERS = re.compile("[^a-z]+")
 
 
@@ -61,8 +60,8 @@ def read_corpus(
     """Counts the words of a corpus, then encodes it.
 
     Args:
-        corpus: path of a UTF-8 file with a document per line (``.gz`` and ``.xz`` too), or an
-            iterable of documents that can be read twice.
+        corpus: path of a UTF-8 file with a document per line (``.gz``, ``.xz`` and ``.bz2`` too),
+            or an iterable of documents that can be read twice.
         min_count: rarer words are left out.
         tokenizer: text -> words; a long document comes in several pieces.
 
@@ -73,7 +72,8 @@ def read_corpus(
     Raises:
         ValueError: if fewer than two words are left (a hinge needs a word and another one), the
             text is not UTF-8, or the file changes while it is read.
-        TypeError: if the corpus is an iterator or holds something other than strings.
+        TypeError: if the corpus is an iterator or holds something other than strings, or the
+            tokenizer gives a string instead of words.
 
     >>> vocabulary, encoded = read_corpus(["b a b", "", "a b c"], min_count=2)
     >>> vocabulary.tokens, encoded.ids.tolist(), encoded.starts.tolist()
@@ -125,7 +125,10 @@ def encode_corpus(
     starts, total = [0], 0
     with tempfile.TemporaryFile() as file:  # mapped pages outlive the closed file
         for text, ends in _pieces(corpus):
-            found = vocabulary.ids_of(tokenizer(text))
+            words = tokenizer(text)
+            if isinstance(words, str):  # its letters would be the words
+                raise TypeError(f"tokenizer must give words, got the string {words!r:.80}")
+            found = vocabulary.ids_of(words)
             file.write(found.tobytes())
             total += len(found)
             if ends:
@@ -157,7 +160,7 @@ def _pieces(corpus: Corpus) -> Iterator[tuple[str, bool]]:
             yield document, True
         return
     path, offset, rest = pathlib.Path(corpus), 0, b""
-    with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+    with open_bytes(path) as file:
         while chunk := file.read(_PIECE):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
@@ -172,7 +175,8 @@ def _pieces(corpus: Corpus) -> Iterator[tuple[str, bool]]:
 
 def _decode(line: bytes, path: pathlib.Path, offset: int) -> str:
     try:
-        return line.decode()
+        # A mark at the start, also of files that were joined, is no part of the first word.
+        return line.decode().removeprefix(_BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8: byte {offset + error.start} holds "

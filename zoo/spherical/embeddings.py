@@ -8,14 +8,22 @@ with the vocabulary go into one safetensors file.
 import json
 import os
 import pathlib
+import re
 from collections.abc import Sequence
-from typing import IO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
-from zoo import extras
+from zoo import _checks, extras
 from zoo._files import replace_file
 from zoo.data import Vocabulary
+from zoo.spherical.files import open_bytes, write_bytes
+
+_HEADER = re.compile(rb"\s*([0-9]{1,18})\s+([1-9][0-9]{0,17})\s*")
+_LONGEST_LINE, _LONGEST_WORD = 1 << 26, 1 << 16  # bytes, beyond which a file is of another kind
+_PART = 1 << 20  # bytes read at a time, whatever the first line promises
 
 
 class JoseEmbeddings(NamedTuple):
@@ -31,14 +39,18 @@ class JoseEmbeddings(NamedTuple):
         return self.words[self._row(word)]
 
     def most_similar(
-        self, positive: str | Sequence[str], negative: Sequence[str] = (), *, count: int = 10
+        self,
+        positive: str | Sequence[str],
+        negative: str | Sequence[str] = (),
+        *,
+        count: int = 10,
     ) -> list[tuple[str, float]]:
         """The nearest words by cosine; with ``negative``, of an analogy.
 
         Args:
             positive: a word, or words whose vectors are added.
-            negative: words whose vectors are subtracted: king - man + woman is
-                ``most_similar(["king", "woman"], ["man"])``.
+            negative: a word, or words whose vectors are subtracted: king - man + woman is
+                ``most_similar(["king", "woman"], "man")``.
             count: how many.
 
         Returns:
@@ -46,16 +58,22 @@ class JoseEmbeddings(NamedTuple):
 
         Raises:
             KeyError: if a word is not in the vocabulary.
+            ValueError: if there is no word, or ``count`` is negative.
         """
-        plus = [self._row(w) for w in ([positive] if isinstance(positive, str) else positive)]
-        minus = [self._row(w) for w in negative]
+        plus, minus = (
+            [self._row(word) for word in ([words] if isinstance(words, str) else words)]
+            for words in (positive, negative)
+        )
+        if not plus + minus:
+            raise ValueError("positive must hold at least one word, got none")
+        count = _checks.count("count", count)
         query = self.words[plus].sum(axis=0) - self.words[minus].sum(axis=0)
         nearest = _nearest(self.words, query, count + len(plus) + len(minus))
         tokens, asked = self.vocabulary.tokens, {*plus, *minus}
         return [(tokens[row], cosine) for row, cosine in nearest if row not in asked][:count]
 
     def similar_documents(
-        self, query: str | np.ndarray, *, count: int = 10
+        self, query: str | ArrayLike, *, count: int = 10
     ) -> list[tuple[int, float]]:
         """The documents nearest to words or to a vector, by cosine.
 
@@ -69,13 +87,19 @@ class JoseEmbeddings(NamedTuple):
 
         Raises:
             KeyError: if no word is in the vocabulary.
+            ValueError: if the vector has another size, or ``count`` is negative.
         """
+        count = _checks.count("count", count)
         if isinstance(query, str):
             rows = self.vocabulary.ids_of(query.split())
             if not len(rows):
                 raise KeyError(f"no word of {query!r} is in the vocabulary")
             return _nearest(self.documents, self.words[rows].sum(axis=0), count)
-        return _nearest(self.documents, query, count)
+        vector = np.asarray(query)
+        if vector.dtype.kind in "USO":
+            raise TypeError(f"query must be one string of words, or a vector, got {query!r:.80}")
+        _checks.shapes(documents=(self.documents, "N D"), query=(vector, "D"))
+        return _nearest(self.documents, vector, count)
 
     def _row(self, word: str) -> int:
         if word not in self.vocabulary.ids:
@@ -84,18 +108,20 @@ class JoseEmbeddings(NamedTuple):
 
 
 def save_word2vec(
-    path: str | os.PathLike[str], words: Sequence[str], vectors: np.ndarray, *, binary: bool = False
+    path: str | os.PathLike[str], words: Sequence[str], vectors: ArrayLike, *, binary: bool = False
 ) -> None:
     """Writes vectors as word2vec does; gensim's ``KeyedVectors`` reads them.
 
     Args:
-        path: of the file.
+        path: of the file; one that ends with ``.gz``, ``.xz`` or ``.bz2`` is compressed.
         words: V of them; for documents for instance their numbers.
-        vectors: ``[V, D]``.
+        vectors: real numbers ``[V, D]``, D ≥ 1.
         binary: float32 bytes instead of digits.
 
     Raises:
-        ValueError: if the lengths differ, or a word is empty or has white space in it.
+        ValueError: if the lengths differ, a number is too large for float32, or a word is empty,
+            has a blank, tab or line break in it, or cannot be written as UTF-8.
+        TypeError: if the words are one string, or the vectors are no real numbers.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -104,25 +130,44 @@ def save_word2vec(
     1 2
     a 1 1
     """
-    vectors = np.ascontiguousarray(vectors, "<f4")
-    if vectors.ndim != 2 or len(vectors) != len(words):
-        raise ValueError(f"vectors must be [{len(words)}, D], one per word, got {vectors.shape}")
-    if bad := [word for word in words if not word or word.split() != [word]]:
-        raise ValueError(f"words must be without white space, got {bad[0]!r}")
-    lines = [b"%d %d" % vectors.shape]
-    for word, vector in zip(words, vectors, strict=True):
-        numbers = vector.tobytes() if binary else " ".join(f"{x:.9g}" for x in vector).encode()
-        lines.append(word.encode() + b" " + numbers)
-    replace_file(path, b"\n".join([*lines, b""]))
+    if isinstance(words, str):
+        raise TypeError(f"words must be a sequence of words, got the string {words!r:.80}")
+    given = np.asarray(vectors)
+    if not any(jnp.issubdtype(given.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise TypeError(f"vectors must be real numbers, got {given.dtype}")
+    if given.ndim != 2 or len(given) != len(words) or not given.shape[1]:
+        raise ValueError(f"vectors must be [{len(words)}, D], one per word, got {given.shape}")
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(given, "<f4")
+    if (np.isinf(rows) & (np.abs(given) < np.inf)).any():
+        raise ValueError("vectors must fit into float32, whose largest number is 3.4e38")
+    lines = [b"%d %d" % rows.shape]
+    for word, row in zip(words, rows, strict=True):
+        try:
+            stored = word.encode()
+        except UnicodeEncodeError:
+            stored = b""
+        if stored.split() != [stored]:
+            raise ValueError(
+                "words must be UTF-8 without blanks, tabs and line breaks, and not empty, got "
+                f"{word!r}"
+            )
+        numbers = row.tobytes() if binary else " ".join(f"{x:.9g}" for x in row).encode()
+        lines.append(stored + b" " + numbers)
+    write_bytes(path, b"\n".join([*lines, b""]))
 
 
 def load_word2vec(
     path: str | os.PathLike[str], *, binary: bool = False
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Reads what :func:`save_word2vec`, word2vec, gensim or JoSE's program wrote.
+    """Reads what :func:`save_word2vec`, word2vec, gensim, fastText, GloVe or JoSE's program wrote.
+
+    A text whose first line is not ``V D`` is one of GloVe, without that line; its words may have
+    blanks in them. Of a word that was cut inside a character, as word2vec cuts long ones, the rest
+    is U+FFFD.
 
     Args:
-        path: of the file.
+        path: of the file; one that ends with ``.gz``, ``.xz`` or ``.bz2`` is decompressed.
         binary: float32 bytes instead of digits.
 
     Returns:
@@ -130,6 +175,7 @@ def load_word2vec(
 
     Raises:
         ValueError: if the file is damaged, cut off, or of the other format.
+        OSError: if the file is missing or cannot be read.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -137,26 +183,37 @@ def load_word2vec(
     ...     load_word2vec(folder + "/v.bin", binary=True)
     (('a',), array([[1., 1.]], dtype=float32))
     """
-    words, rows = [], []
-    with open(path, "rb") as file:
+    words: list[str] = []
+    numbers = bytearray()
+    with open_bytes(path) as file:
         try:
-            count, size = map(int, file.readline().split())
-            for _ in range(count):
-                if binary:
-                    words.append(_binary_word(file))
-                    rows.append(np.frombuffer(file.read(4 * size), "<f4", size))
-                else:
-                    word, *numbers = file.readline().decode().split()
+            first = file.readline(_LONGEST_LINE).removeprefix(b"\xef\xbb\xbf")
+            fields = first.split()
+            if len(fields) == 2 or binary:
+                if not (match := _HEADER.fullmatch(first)):
+                    raise ValueError(f"the first line must be two counts V D, got {first[:40]!r}")
+                count, size = map(int, match.groups())
+                for _ in range(count):
+                    word, row = _binary_row(file, size) if binary else _text_row(file, size)
                     words.append(word)
-                    rows.append(np.array(numbers, np.float32).reshape(size))
-            if rest := file.read(1 << 10).strip():
-                raise ValueError(f"{rest[:20]!r} follows the last one")
+                    numbers += row
+                if rest := file.read(1 << 10).strip():
+                    raise ValueError(f"{rest[:20]!r} follows the last one")
+            else:
+                size, line = len(fields) - 1, first
+                while line.strip():
+                    word, row = _row_of(line, size, blanks=True)
+                    words.append(word)
+                    numbers += row
+                    line = file.readline(_LONGEST_LINE)
+                if not size > 1 or file.read(1 << 10).strip():
+                    raise ValueError("a word and its numbers must be on each line, got none")
         except (ValueError, EOFError) as error:
             raise ValueError(
                 f"{path} is not a complete word2vec file with binary={binary}: row {len(words)}: "
                 f"{error}; try binary={not binary}, or fetch it again"
             ) from error
-    return tuple(words), np.array(rows, np.float32).reshape(count, size)
+    return tuple(words), np.frombuffer(numbers, "<f4").astype(np.float32).reshape(len(words), size)
 
 
 def save_embeddings(path: str | os.PathLike[str], embeddings: JoseEmbeddings) -> None:
@@ -168,6 +225,9 @@ def save_embeddings(path: str | os.PathLike[str], embeddings: JoseEmbeddings) ->
         path: of the file.
         embeddings: the model.
 
+    Raises:
+        ValueError: if the tables do not fit together, or the words have no counts.
+
     >>> import tempfile
     >>> table = np.eye(2, dtype=np.float32)
     >>> vocabulary = Vocabulary(("a", "b"), "whitespace", special=(), counts=np.array([2, 1]))
@@ -178,6 +238,7 @@ def save_embeddings(path: str | os.PathLike[str], embeddings: JoseEmbeddings) ->
     """
     *tables, vocabulary = embeddings
     named = dict(zip(embeddings._fields, tables, strict=False)) | {"counts": vocabulary.counts}
+    _check_tables(**named)
     content = extras.require("safetensors.numpy", "data").save(
         {name: np.ascontiguousarray(table) for name, table in named.items()},
         metadata={"vocabulary": json.dumps(vocabulary.tokens)},
@@ -209,24 +270,85 @@ def load_embeddings(path: str | os.PathLike[str]) -> JoseEmbeddings:
         data = pathlib.Path(path).read_bytes()
         tables = extras.require("safetensors.numpy", "data").load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        words = tuple(json.loads(header["__metadata__"]["vocabulary"]))
-        vocabulary = Vocabulary(words, "whitespace", special=(), counts=tables.pop("counts"))
+        words = json.loads(header["__metadata__"]["vocabulary"])
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError("its vocabulary is no list of words")
+        _check_tables(**tables)
+        counts = tables.pop("counts")
+        vocabulary = Vocabulary(tuple(words), "whitespace", special=(), counts=counts)
         return JoseEmbeddings(**tables, vocabulary=vocabulary)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (
+        safetensors.SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{path} is not a file of save_embeddings: {error}") from error
 
 
+def _check_tables(*, words: Any, contexts: Any, documents: Any, counts: Any) -> None:
+    if counts is None:
+        raise ValueError("the vocabulary must have counts, by which negatives are drawn; got None")
+    tables = {
+        "words": (words, "V D"),
+        "contexts": (contexts, "V D"),
+        "documents": (documents, "N D"),
+    }
+    _checks.shapes(**tables, counts=(counts, "V"))
+
+
 def _nearest(table: np.ndarray, query: np.ndarray, count: int) -> list[tuple[int, float]]:
-    cosines = table @ (query / max(float(np.linalg.norm(query)), 1e-30))
-    best = np.argsort(-cosines, kind="stable")[:count]
-    return [(int(row), float(cosines[row])) for row in best]
+    query = query.astype(np.float64)
+    query /= max(float(np.max(np.abs(query), initial=0)), 1e-300)
+    length = max(float(np.linalg.norm(query)), 1e-30)
+    distances = -(table @ (query / length).astype(table.dtype))
+    rows = np.arange(len(distances))
+    if 0 < count < len(distances):  # the others need no order; NaN is further than any number
+        rows = np.flatnonzero(~(distances > np.partition(distances, count - 1)[count - 1]))
+    best = rows[np.argsort(distances[rows], kind="stable")[:count]]
+    return [(int(row), float(-distances[row])) for row in best]
 
 
-def _binary_word(file: IO[bytes]) -> str:
-    """The bytes up to the next blank; the line break of the row before may be in front."""
+def _text_row(file: BinaryIO, size: int) -> tuple[str, bytes]:
+    if not (line := file.readline(_LONGEST_LINE)):
+        raise EOFError("the file ends before it")
+    return _row_of(line, size, blanks=False)
+
+
+def _row_of(line: bytes, size: int, *, blanks: bool) -> tuple[str, bytes]:
+    """The word of a line of text, and its numbers as float32; ``blanks``: in words too."""
+    word, *numbers = line.strip().rsplit(None, size)
+    if len(numbers) != size or b"_" in (text := b" ".join(numbers)):
+        raise ValueError(f"a word and {size} numbers must be on its line, got {line[:40]!r}")
+    if not blanks and len(word.split()) > 1:
+        raise ValueError(f"{size} numbers must be on its line, got more in {line[:40]!r}")
+    with np.errstate(over="ignore"):
+        return _decoded(word), np.array(text.decode("ascii").split(), "<f4").tobytes()
+
+
+def _binary_row(file: BinaryIO, size: int) -> tuple[str, bytes]:
+    """The word up to the next blank, before it perhaps a line break of the last row; float32."""
     word = bytearray()
     while (byte := file.read(1)) != b" ":
-        if not byte:
-            raise EOFError("the file ends within a word")
+        if not byte or len(word) > _LONGEST_WORD:
+            raise EOFError("the file ends within a word" if not byte else "the word never ends")
         word += byte
-    return word.lstrip(b"\n").decode()
+    name = _decoded(bytes(word.lstrip(b"\n")))
+    row = bytearray()
+    while missing := 4 * size - len(row):
+        if not (part := file.read(min(missing, _PART))):
+            raise EOFError("the file ends within its numbers")
+        row += part
+    return name, bytes(row)
+
+
+def _decoded(word: bytes) -> str:
+    if not word:
+        raise ValueError("the word is empty")
+    try:
+        return word.decode()
+    except UnicodeDecodeError as error:
+        if error.end < len(word) or error.reason != "unexpected end of data":
+            raise
+        return word[: error.start].decode() + "\ufffd"

@@ -7,20 +7,22 @@ adjusted Rand index and purity; a document is classified by its three nearest ne
 Source: the evaluations of arXiv 1911.01196, section 5. Needs the extra ``data`` (scikit-learn).
 """
 
+import math
 import os
+import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from zoo import extras
+from zoo import _checks, extras
 from zoo.spherical.embeddings import JoseEmbeddings
 
 
 class WordSimilarity(NamedTuple):
     """Result of :func:`word_similarity`."""
 
-    spearman: float  # NaN with fewer than two pairs
+    spearman: float  # NaN with fewer than two pairs, or where all cosines or scores are equal
     pairs: int  # whose words are both in the vocabulary
     coverage: float  # their share of all pairs
 
@@ -50,6 +52,8 @@ def word_similarity(
         return WordSimilarity(float("nan"), len(known), coverage)
     first, second, scores = map(np.array, zip(*known, strict=True))
     cosines = np.sum(embeddings.words[first] * embeddings.words[second], axis=1)
+    if np.ptp(cosines) == 0 or np.ptp(scores) == 0:  # no order
+        return WordSimilarity(float("nan"), len(known), coverage)
     spearman = extras.require("scipy.stats", "data").spearmanr(cosines, scores).statistic
     return WordSimilarity(float(spearman), len(known), coverage)
 
@@ -65,28 +69,41 @@ def read_word_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str, float]
         Two words and a score each.
 
     Raises:
-        ValueError: if a line has no score.
+        ValueError: if a line has no two words or no finite score, or the file is not UTF-8.
 
-    >>> import pathlib, tempfile
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "pairs.csv")
     ...     _ = path.write_text("Word 1,Word 2,Human (mean)\ntiger,cat,7.35\n")
     ...     read_word_pairs(path)
     [('tiger', 'cat', 7.35)]
     """
-    with open(path, encoding="utf-8") as file:
-        lines = [line for line in file.read().splitlines() if line.strip()]
+    try:
+        text = pathlib.Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: byte {error.start} ({error.reason}); convert it"
+        ) from error
+    lines = [line for line in text.split("\n") if line.strip()]
     separator = next((mark for mark in "\t," if mark in lines[0]), None) if lines else None
-    pairs, column = [], 2
-    for number, line in enumerate(lines):
-        row = line.split(separator)
-        try:
-            pairs.append((row[0], row[1], float(row[column])))
-        except (ValueError, IndexError):
-            if number:
-                raise ValueError(f"{path}: expected two words and a score, got {line!r}") from None
-            column = row.index("SimLex999") if "SimLex999" in row else 2
+    rows = [[field.strip() for field in line.split(separator)] for line in lines]
+    named = bool(rows) and len(rows[0]) > 2 and not _is_number(rows[0][2])
+    column = rows[0].index("SimLex999") if named and "SimLex999" in rows[0] else 2
+    pairs = []
+    for line, row in list(zip(lines, rows, strict=True))[named:]:
+        score = float(row[column]) if len(row) > column and _is_number(row[column]) else math.nan
+        if not (all(row[:2]) and math.isfinite(score)):
+            raise ValueError(f"{path}: expected two words and a score, got {line.strip()!r:.200}")
+        pairs.append((row[0], row[1], score))
     return pairs
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text
 
 
 def cluster_documents(
@@ -110,13 +127,17 @@ def cluster_documents(
         Mean and standard deviation over the runs of ``mutual_information`` (nats),
         ``normalized_mutual_information``, ``adjusted_rand`` and ``purity``.
 
+    Raises:
+        ValueError: if there is not one label per vector or no vector at all, a vector is not
+            finite, or a number is out of its range.
+
     >>> found = cluster_documents(np.repeat(np.eye(2), 5, axis=0), [0] * 5 + [1] * 5, runs=2)
     >>> found["purity"]
     (1.0, 0.0)
     """
-    labels = np.asarray(labels)
-    if len(labels) != len(vectors):
-        raise ValueError(f"labels must be one per vector: {len(vectors)}, got {len(labels)}")
+    labels = _one_per_vector("", vectors, labels)
+    runs = _checks.count("runs", runs, at_least=1)
+    seed = _checks.count("seed", seed, at_most=2**32 - 1 - runs)
     metrics = extras.require("sklearn.metrics", "data")
     classes, rows = len(np.unique(labels)), []
     for run in range(runs):
@@ -158,14 +179,36 @@ def classify_documents(
     Returns:
         ``macro_f1`` and ``micro_f1``.
 
+    Raises:
+        ValueError: if there is not one label per vector or no vector at all, a vector is not
+            finite, or there are fewer vectors than ``neighbours``.
+
     >>> classify_documents(np.eye(3), [0, 1, 2], np.eye(3), [0, 1, 1], neighbours=1)["micro_f1"]
     0.6666666666666666
     """
+    train_labels = _one_per_vector("train_", train_vectors, train_labels)
+    test_labels = _one_per_vector("test_", test_vectors, test_labels)
+    most = len(train_labels)
+    neighbours = _checks.count("neighbours", neighbours, at_least=1, at_most=most)
     model = extras.require("sklearn.neighbors", "data").KNeighborsClassifier(neighbours)
     found = model.fit(train_vectors, train_labels).predict(test_vectors)
     score = extras.require("sklearn.metrics", "data").f1_score
     averages = ("macro", "micro")
     return {f"{kind}_f1": float(score(test_labels, found, average=kind)) for kind in averages}
+
+
+def _one_per_vector(
+    prefix: str, vectors: np.ndarray, labels: Sequence[int] | np.ndarray
+) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.shape != vectors.shape[:1] or not len(labels):
+        raise ValueError(
+            f"{prefix}labels must be one per vector, and at least one: {len(vectors)}, got "
+            f"{len(labels)}"
+        )
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"{prefix}vectors must be finite, got NaN or infinity")
+    return labels
 
 
 def _spherical_k_means(

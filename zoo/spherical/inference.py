@@ -40,7 +40,8 @@ def embed_documents(
         float32 ``[documents, D]``; zero for a document without a known word.
 
     Raises:
-        ValueError: if an option is out of its range, or the text is not UTF-8.
+        ValueError: if an option is out of its range or another dimension than the model's, the
+            vocabulary has no counts, or the text is not UTF-8.
         TypeError: if an option is unknown, or the corpus is an iterator or holds no strings.
 
     >>> from zoo.spherical import train_jose
@@ -49,15 +50,18 @@ def embed_documents(
     >>> np.linalg.norm(vectors, axis=-1).round(3)
     array([1., 1., 0.], dtype=float32)
     """
+    size = embeddings.words.shape[1]
+    settings = JoseOptions(**{"dimension": size, **options}).checked()
+    if settings.dimension != size:
+        raise ValueError(f"dimension must be that of the model, {size}, got {settings.dimension}")
     # The window only sizes the pool of negatives: K (2W + 1) for the words of a block.
-    fixed = {"objective": "two_hinges", "shuffle": False, "window": 5}
-    settings = JoseOptions(**options | fixed).checked()
+    settings = settings._replace(objective="two_hinges", shuffle=False, window=5)
     encoded = encode_corpus(corpus, embeddings.vocabulary, tokenizer=tokenizer)
-    chunks = ChunkSampler(encoded, np.asarray(embeddings.vocabulary.counts), settings)
+    chunks = ChunkSampler(encoded, embeddings.vocabulary.counts, settings)
     # From the mean of its words: a short document moves only a little.
     bounds = zip(encoded.starts[:-1], encoded.starts[1:], strict=True)
     sums = [embeddings.words[encoded.ids[begin:end]].sum(axis=0) for begin, end in bounds]
-    start = jnp.asarray(np.array(sums, np.float32).reshape(-1, embeddings.words.shape[1]))
+    start = jnp.asarray(np.array(sums, np.float32).reshape(-1, size))
     tables = {
         "words": jnp.asarray(embeddings.words),
         "contexts": jnp.asarray(embeddings.contexts),

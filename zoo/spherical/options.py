@@ -1,11 +1,12 @@
 """The options of JoSE, described once."""
 
-import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from zoo import _checks
 
 Objective = Literal["two_hinges", "joint"]
+
+_LARGE = 2**31 - 1  # sizes and numbers of steps are int32
 
 
 class JoseOptions(NamedTuple):
@@ -42,23 +43,31 @@ class JoseOptions(NamedTuple):
     seed: int = 0
 
     def checked(self, shards: int = 1) -> "JoseOptions":
-        """The options, if they are in their ranges; blocks are shared out to ``shards`` devices.
+        """The options as plain numbers; blocks are shared out to ``shards`` devices.
 
         Raises:
-            ValueError: if one is not.
+            ValueError: if one is out of its range.
             TypeError: if a count is not an integer.
         """
-        for name in ("dimension", "passes", "window", "negatives", "block_size"):
-            most = 127 if name == "window" else math.inf  # reaches are kept in int8
-            _checks.count(name, getattr(self, name), at_least=1, at_most=most)
+        counts = {"dimension": 1, "passes": 1, "window": 1, "negatives": 1, "block_size": 1}
+        counts |= {"chunk_size": 1, "seed": 0}
+        most = {"window": 127, "seed": 2**63 - 1}  # reaches are kept in int8
+        plain: dict[str, Any] = {
+            name: _checks.count(
+                name, getattr(self, name), at_least=least, at_most=most.get(name, _LARGE)
+            )
+            for name, least in counts.items()
+        }
         _checks.choice("objective", self.objective, ("two_hinges", "joint"))
-        _checks.number("margin", self.margin, above=0)
-        _checks.number("learning_rate", self.learning_rate, above=0)
-        _checks.number("subsample", self.subsample, at_least=0)
-        if self.chunk_size < 1 or self.chunk_size % (self.block_size * shards):
+        _checks.choice("shuffle", self.shuffle, (False, True))
+        plain["shuffle"] = bool(self.shuffle)
+        plain["margin"] = _checks.number("margin", self.margin, above=0)
+        plain["learning_rate"] = _checks.number("learning_rate", self.learning_rate, above=0)
+        plain["subsample"] = _checks.number("subsample", self.subsample, at_least=0)
+        if plain["chunk_size"] % (plain["block_size"] * shards):
             raise ValueError(
                 f"chunk_size must be a multiple of block_size for each of {shards} device(s), "
                 f"{shards * self.block_size}, got {self.chunk_size}; change it, or give a mesh of "
                 "fewer devices"
             )
-        return self
+        return self._replace(**plain)

@@ -17,9 +17,9 @@ arXiv 1310.4546).
 """
 
 import functools
+import hashlib
 import math
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,11 +63,23 @@ class ChunkSampler:
         corpus: the documents.
         counts: of the words, ``[V]``.
         options: of the training.
+        tokens: the words, by which a position is known to belong to this text.
     """
 
-    def __init__(self, corpus: EncodedCorpus, counts: np.ndarray, options: JoseOptions) -> None:
-        self.ids, self.options = corpus.ids, options
-        total, counts = max(counts.sum(), 1), counts.astype(np.float64)
+    def __init__(
+        self,
+        corpus: EncodedCorpus,
+        counts: np.ndarray | None,
+        options: JoseOptions,
+        *,
+        tokens: Sequence[str] = (),
+    ) -> None:
+        self.corpus, self.ids, self.tokens, self.options = corpus, corpus.ids, tokens, options
+        if counts is None or np.min(counts, initial=np.inf) < 1:
+            raise ValueError(
+                f"counts must be ≥ 1 for each word: negatives are drawn by them; got {counts!r:.80}"
+            )
+        total, counts = counts.sum(), counts.astype(np.float64)
         threshold = options.subsample * total
         keep = (np.sqrt(counts / threshold) + 1) * threshold / counts if threshold else counts
         self.keep = np.minimum(keep, 1).astype(np.float32)
@@ -91,24 +103,40 @@ class ChunkSampler:
         self.length = np.minimum(self.slab, corpus.starts[self.document + 1] - self.begin)
         self.num_documents = len(lengths)
         self.kept = float(np.dot(counts, self.keep))  # words of a pass, on average
+        self.spread = float(np.dot(counts, self.keep * (1 - self.keep)))  # and the variance
         mean_length = self.kept / max(len(filled), 1)
         self.document_rows = _multiple(min(size, 16 + int(4 * size / mean_length)))
-        self._identity = {
-            "words": len(self.ids),
-            "documents": self.num_documents,
-            "vocabulary": zlib.crc32(counts.tobytes()),
-            **options._asdict(),
-        }
         self._slots = np.zeros(len(counts), np.int32)
         self._position = Position(0, 0, 0)
         self._ahead: SafeGenerator | None = None
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the chunks depend on: the text, the words that its numbers stand for, the options.
+
+        Reads all numbers once, and only for a run that saves or continues.
+        """
+        text = hashlib.blake2b(np.ascontiguousarray(self.corpus.starts).data, digest_size=12)
+        text.update(np.ascontiguousarray(self.ids).data)
+        words = hashlib.blake2b(digest_size=12)
+        for token in self.tokens:
+            words.update(f"{len(token)} {token}".encode("utf-8", "surrogatepass"))
+        return {
+            "words": len(self.ids),
+            "documents": self.num_documents,
+            "text": text.hexdigest(),
+            "vocabulary": words.hexdigest(),
+            **self.options._asdict(),
+        }
 
     @property
     def most_chunks(self) -> int:
         """Upper bound on the number of chunks (ten standard deviations)."""
         words = len(self.ids)
-        kept = min(words, int(self.kept + 10 * math.sqrt(words)))
-        slabs = -(-words // self.slab) * 2 + 1
+        kept = min(words, int(self.kept + 10 * math.sqrt(self.spread)))
+        # All but the last slab are filled up to less than the longest document.
+        longest = int(np.max(self.length, initial=0))
+        slabs = 1 + min(-(-words // self.slab) * 2, words // (self.slab - longest + 1))
         by_documents = len(self.document) // max(self.document_rows, 1) + 1
         chunks = -(-kept // self.options.chunk_size) + slabs + by_documents
         return self.options.passes * chunks
@@ -130,7 +158,7 @@ class ChunkSampler:
 
     def get_state(self) -> dict[str, Any]:
         """The position, as what JSON can hold, with the settings that it belongs to."""
-        return {"position": list(self._position), "sampler": self._identity}
+        return {"position": list(self._position), "sampler": self.identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to a position.
@@ -141,7 +169,7 @@ class ChunkSampler:
         saved = state.get("sampler", {})
         differing = [
             f"{name} was {saved.get(name)!r}, is {value!r}"
-            for name, value in self._identity.items()
+            for name, value in self.identity.items()
             if saved.get(name) != value
         ]
         if differing:

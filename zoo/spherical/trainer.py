@@ -38,8 +38,8 @@ class JoseTrainer:
     """JoSE on one corpus: reads it when made, trains it with :meth:`fit`.
 
     Args:
-        corpus: path of a UTF-8 file with a document per line (``.gz`` and ``.xz`` too), or an
-            iterable of documents that can be read twice.
+        corpus: path of a UTF-8 file with a document per line (``.gz``, ``.xz`` and ``.bz2`` too),
+            or an iterable of documents that can be read twice.
         min_count: rarer words are left out.
         tokenizer: text -> words.
         mesh: the devices, all of them by default; the tables are split over its axis ``fsdp``.
@@ -70,7 +70,8 @@ class JoseTrainer:
         shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.options = JoseOptions(**options).checked(shards)
         self.vocabulary, self.corpus = read_corpus(corpus, min_count=min_count, tokenizer=tokenizer)
-        self.chunks = ChunkSampler(self.corpus, np.asarray(self.vocabulary.counts), self.options)
+        counts, tokens = self.vocabulary.counts, self.vocabulary.tokens
+        self.chunks = ChunkSampler(self.corpus, counts, self.options, tokens=tokens)
 
     @cached_property
     def state(self) -> TrainState:

@@ -1,0 +1,92 @@
+"""Compressed files, read as a stream and written at once: ``.gz``, ``.xz`` and ``.bz2``."""
+
+import bz2
+import functools
+import gzip
+import io
+import lzma
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, cast
+
+from zoo._files import replace_file
+
+_PIECE = 1 << 16  # compressed bytes at a time
+
+# By the ending of the name: what decompresses one member, and what compresses all.
+_FORMATS: dict[str, tuple[Callable[[], Any], Callable[[bytes], bytes]]] = {
+    ".gz": (
+        functools.partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS),
+        functools.partial(gzip.compress, mtime=0),
+    ),
+    ".xz": (lzma.LZMADecompressor, lzma.compress),
+    ".bz2": (bz2.BZ2Decompressor, bz2.compress),
+}
+
+
+def open_bytes(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file for reading; one with the ending of a compressed format gives what is in it.
+
+    Raises:
+        ValueError: from reading, if the compressed file is cut off or damaged anywhere.
+        OSError: if the file is missing or cannot be read.
+    """
+    path = pathlib.Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        return open(path, "rb")
+    return cast(BinaryIO, io.BufferedReader(_Members(path), 1 << 20))
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Replaces a file completely or not at all, compressed if it has the ending of a format."""
+    suffix = pathlib.Path(path).suffix.lower()
+    replace_file(path, _FORMATS[suffix][1](content) if suffix in _FORMATS else content)
+
+
+class _Members(io.RawIOBase):
+    """What is in all members of a compressed file, one after the other.
+
+    The modules lzma and bz2 take what they cannot read behind a complete member for padding.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        self._file = open(path, "rb")  # noqa: SIM115 (closed by close)
+        self._pieces, self._rest = self._decompress(), memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            while not self._rest:
+                self._rest = memoryview(next(self._pieces))
+        except StopIteration:
+            return 0
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            raise ValueError(
+                f"{self._path} is truncated or damaged ({error}); fetch it or compress it again"
+            ) from error
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _decompress(self) -> Iterator[bytes]:
+        new = _FORMATS[self._path.suffix.lower()][0]
+        member, seen, data = None, False, b""
+        while data := data or self._file.read(_PIECE):
+            if member is None and seen and not (data := data.lstrip(b"\0")):  # padding
+                continue
+            member, seen = member or new(), True
+            yield member.decompress(data)
+            member, data = (None, member.unused_data) if member.eof else (member, b"")
+        if member is not None:
+            raise EOFError("the end of the compressed data is missing")
