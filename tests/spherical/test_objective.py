@@ -50,6 +50,9 @@ def test_a_met_hinge_moves_nothing():
     moved = update((u, u, -u), 0.1)
     assert all((a == b).all() for a, b in zip(moved, (u, u, -u), strict=True))
     assert jnp.isnan(update((u, v, other), jnp.nan, margin=10.0)[0]).all()
+    for nan in (u, jnp.nan * v, other), (u, v, jnp.nan * other):
+        assert jnp.isnan(two_hinges_loss(*nan))
+        assert jnp.isnan(spherical.jose_loss(*nan[:2], *nan[1:]))
 
 
 def test_reference_is_the_authors_program():

@@ -1,6 +1,7 @@
 """The trainer: its step against the public functions, samples against laws, runs, bad text."""
 
 import gzip
+import json
 
 import jax
 import jax.numpy as jnp
@@ -201,8 +202,50 @@ def test_a_position_is_restored(numbered):
         assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
     assert state["position"][0] == 1
     assert len(before) + len(after) <= chunks.most_chunks
-    with pytest.raises(ValueError, match=r"belongs to another run: passes was 2, is 3; seed was"):
-        sampler(*numbered, passes=3, seed=1).set_state(state)
+    assert chunks.most_chunks <= 1.3 * (len(before) + len(after))
+
+
+TEXT = ["a b a c", "b c b a", "c a"]
+
+
+def identity(texts=TEXT, **options):
+    return spherical.JoseTrainer(texts, **SMALL | options).chunks.get_state()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"passes": 3}, "passes was 10, is 3"),
+        ({"objective": "joint"}, "objective was 'two_hinges', is 'joint'"),
+        ({"margin": 0.3}, "margin was 0.15, is 0.3"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"texts": TEXT[::-1]}, "text was"),
+        ({"texts": ["a b a c b", "c b a", "c a"]}, "text was"),
+        ({"texts": [text.replace("a", "x") for text in TEXT]}, "vocabulary was"),
+        ({"tokenizer": lambda text: text.upper().split()}, "vocabulary was"),
+        ({"tokenizer": lambda text: text.split()[::-1]}, "text was"),
+    ],
+)
+def test_a_position_belongs_to_its_text_and_settings(changes, message):
+    state = json.loads(json.dumps(identity(passes=np.int64(10), margin=np.float64(0.15))))
+    trainer = spherical.JoseTrainer(TEXT, **SMALL)
+    trainer.chunks.set_state(state)
+    other = spherical.JoseTrainer(**{"corpus": changes.pop("texts", TEXT)} | SMALL | changes)
+    with pytest.raises(ValueError, match=f"belongs to another run: .*{message}"):
+        other.chunks.set_state(state)
+
+
+def test_negatives_need_counts():
+    corpus = EncodedCorpus(np.zeros(3, np.int32), np.array([0, 3]))
+    for counts in (None, np.array([2, 0]), np.array([], int)):
+        with pytest.raises(ValueError, match="counts must be ≥ 1 for each word"):
+            ChunkSampler(corpus, counts, JoseOptions())
+
+
+def test_a_run_that_is_not_finite_ends():
+    trainer = spherical.JoseTrainer(TEXT * 50, **SMALL, subsample=0, learning_rate=1e25)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        trainer.fit(loop=trainer_module.LOOP._replace(log_every=5))
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +280,26 @@ def test_unseen_documents_come_to_their_topic(toy):
     assert not vectors[40:].any()
     nearest = np.argmax(vectors[:40] @ embeddings.documents.T, axis=1)
     assert np.mean(labels[nearest] == others) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"negatives": 0}, "negatives must be at least 1, got 0"),
+        ({"passes": -3}, "passes must be at least 1, got -3"),
+        ({"margin": np.float32(-1)}, "margin must be .*> 0"),
+        ({"learning_rate": jnp.nan}, "learning_rate must be .*> 0, got nan"),
+        # Also what embedding sets itself.
+        ({"window": -1}, "window must be at least 1 and at most 127, got -1"),
+        ({"objective": "x"}, "objective must be one of"),
+        ({"shuffle": "maybe"}, "shuffle must be one of False, True; got 'maybe'"),
+        ({"dimension": 7}, "dimension must be that of the model, 16, got 7"),
+        ({"tokenizer": str.lower}, "tokenizer must give words, got the string 'w1 w2'"),
+    ],
+)
+def test_options_of_embedding_are_checked(toy, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        spherical.embed_documents(toy[0], ["w1 w2"], **options)
 
 
 @pytest.mark.slow
@@ -295,6 +358,11 @@ def test_lines_longer_than_any_piece(tmp_path):
         (b"a b\n", {"passes": 0}, "passes must be at least 1, got 0"),
         (b"a b\n", {"window": 128}, "window must be at least 1 and at most 127, got 128"),
         (b"a b\n", {"dimension": 2.5}, "dimension must be an integer, got 2.5"),
+        (b"a b\n", {"chunk_size": 64.0}, "chunk_size must be an integer, got 64.0"),
+        (b"a b\n", {"seed": -1}, "seed must be at least 0 .*, got -1"),
+        (b"a b\n", {"seed": 10**20}, "seed must be .* at most 9223372036854775807, got 1000"),
+        (b"a b\n", {"shuffle": "no"}, "shuffle must be one of False, True; got 'no'"),
+        (b"a b\n", {"tokenizer": str.lower}, "tokenizer must give words, got the string 'a b'"),
         (b"a b\n", {"objective": "paper"}, "one of 'two_hinges', 'joint'; got 'paper'"),
         (b"a b\n", {"chunk_size": 50}, "a multiple of block_size .*, 16, got 50"),
         (b"a b\n", {"mesh": make_mesh()}, r"a multiple of .* 8 device\(s\), 128, got 64"),
@@ -307,6 +375,20 @@ def test_bad_text_and_options(tmp_path, text, options, message):
     path.write_bytes(text)
     with pytest.raises((ValueError, TypeError), match=message):
         spherical.JoseTrainer(path, **SMALL | options)
+
+
+def test_marks_and_compression(tmp_path):
+    """Byte order marks are no part of a word, also where files were joined."""
+    text = "\ufeffa b\n\ufeffa b\n".encode()
+    for name, content in {
+        "text.txt": text,
+        "text.GZ": gzip.compress(text[:10]) + gzip.compress(text[10:]),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert read_corpus(tmp_path / name, min_count=1)[0].tokens == ("a", "b")
+    (tmp_path / "text.GZ").write_bytes(content[:-9])
+    with pytest.raises(ValueError, match="GZ is truncated or damaged"):
+        read_corpus(tmp_path / "text.GZ", min_count=1)
 
 
 def test_iterators_and_bytes_are_refused():

@@ -110,5 +110,5 @@ def hinge(gap: jax.Array, margin: float) -> jax.Array:
 
 
 def squares(f: jax.Array, h: jax.Array, gap: jax.Array, margin: float) -> jax.Array:
-    """½ (1 - f)² + h² + ½ (1 - gap)² where gap < m."""
-    return jnp.where(gap < margin, ((1 - f) ** 2 + 2 * h**2 + (1 - gap) ** 2) / 2, 0)
+    """½ (1 - f)² + h² + ½ (1 - gap)² where gap < m; NaN stays NaN."""
+    return jnp.where(gap >= margin, 0, ((1 - f) ** 2 + 2 * h**2 + (1 - gap) ** 2) / 2)

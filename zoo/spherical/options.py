@@ -1,12 +1,11 @@
 """The options of JoSE, described once."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 from zoo import _checks
 
 Objective = Literal["two_hinges", "joint"]
-
-_LARGE = 2**31 - 1  # sizes and numbers of steps are int32
 
 
 class JoseOptions(NamedTuple):
@@ -49,14 +48,14 @@ class JoseOptions(NamedTuple):
             ValueError: if one is out of its range.
             TypeError: if a count is not an integer.
         """
-        counts = {"dimension": 1, "passes": 1, "window": 1, "negatives": 1, "block_size": 1}
-        counts |= {"chunk_size": 1, "seed": 0}
+        least = dict.fromkeys(("dimension", "passes", "window", "negatives"), 1)
+        least |= {"block_size": 1, "chunk_size": 1, "seed": 0}
         most = {"window": 127, "seed": 2**63 - 1}  # reaches are kept in int8
         plain: dict[str, Any] = {
             name: _checks.count(
-                name, getattr(self, name), at_least=least, at_most=most.get(name, _LARGE)
+                name, getattr(self, name), at_least=bound, at_most=most.get(name, math.inf)
             )
-            for name, least in counts.items()
+            for name, bound in least.items()
         }
         _checks.choice("objective", self.objective, ("two_hinges", "joint"))
         _checks.choice("shuffle", self.shuffle, (False, True))

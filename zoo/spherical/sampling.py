@@ -75,7 +75,7 @@ class ChunkSampler:
         tokens: Sequence[str] = (),
     ) -> None:
         self.corpus, self.ids, self.tokens, self.options = corpus, corpus.ids, tokens, options
-        if counts is None or np.min(counts, initial=np.inf) < 1:
+        if counts is None or not len(counts) or np.min(counts) < 1:
             raise ValueError(
                 f"counts must be ≥ 1 for each word: negatives are drawn by them; got {counts!r:.80}"
             )

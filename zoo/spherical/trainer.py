@@ -113,6 +113,7 @@ class JoseTrainer:
 
         Raises:
             ValueError: if the checkpoints are those of other data or settings.
+            FloatingPointError: after ten chunks in a row whose loss is not finite.
             SystemExit: when stopped by a signal, after saving.
         """
         train = partial(
@@ -246,18 +247,24 @@ def _train_step(
         return _chunk_loss(points | moving, chunk, options)
 
     moving = {name: points[name] for name in trained}
-    gradients, hinges = jax.grad(loss, has_aux=True)(moving)
+    (value, hinges), gradients = jax.value_and_grad(loss, has_aux=True)(moving)
+    finite = jnp.isfinite(value)
     optimizer = riemannian_sgd(chunk.rate[0], angular=options.objective == "joint")
     updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, moving)
     moved = optax.apply_updates(moving, updates)
+    moved = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, moving)
+    nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
     new = {name: tables[name].at[rows[name]].set(moved[name], mode="drop") for name in moved}
     metrics = {
         "loss": hinges.total / jnp.maximum(hinges.triples, 1),
         "weight": jnp.sum(chunk.words),
-        "nonfinite_steps": state.nonfinite_steps,
+        "nonfinite_steps": nonfinite_steps,
     }
     state = state._replace(
-        parameters=tables | new, optimizer_state=optimizer_state, step=state.step + 1
+        parameters=tables | new,
+        optimizer_state=optimizer_state,
+        step=state.step + 1,
+        nonfinite_steps=nonfinite_steps,
     )
     return state, metrics
 
