@@ -13,6 +13,7 @@ import dataclasses
 from typing import Literal
 
 from experiments.command_line import DistributedConfig, LoopConfig, RunConfig, at_least
+from zoo.spherical.options import JoseOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,10 @@ class EvaluationConfig:
     map_points: int = 2000
     """At most so many documents on the map."""
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "runs")
+        at_least(5, self, "map_points")
+
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
@@ -93,6 +98,12 @@ class Config(RunConfig, Fields):
     def __post_init__(self) -> None:
         if self.distributed != DistributedConfig():
             raise ValueError("distributed: JoSE runs in one process, on all of its devices")
+        self.options()
+
+    def options(self) -> JoseOptions:
+        """Those of the model and its training; a ValueError if one is out of its range."""
+        sections = dataclasses.asdict(self.model) | dataclasses.asdict(self.training)
+        return JoseOptions(**sections).checked()
 
 
 PRESETS = {

@@ -35,13 +35,38 @@ def read_documents(uri: str) -> Documents:
     if "{part}" in uri:
         return _reviews(uri)
     examples = list(open_source(uri))
+    labelled = "label" in examples[0]
+    for number, example in enumerate(examples, start=1):
+        if "text" not in example or ("label" in example) is not labelled:
+            raise ValueError(
+                f"data.uri: every document needs a text, and a label if the first one has one; "
+                f"document {number} has {', '.join(example)}"
+            )
+        if example.get("split", "train") not in ("train", "test"):
+            raise ValueError(
+                f"data.uri: the split must be train or test, got {example['split']!r} in document "
+                f"{number}"
+            )
     texts = [str(example["text"]).replace("\n", " ") for example in examples]
     test = np.array([example.get("split") == "test" for example in examples])
-    if "label" not in examples[0]:
+    if not labelled:
         return Documents(texts, None, (), test)
-    labels = np.array([int(example["label"]) for example in examples])
-    groups = {int(e["label"]): str(e.get("group", e["label"])) for e in examples}
-    return Documents(texts, labels, tuple(groups[i] for i in sorted(groups)), test)
+    given = np.array([_label(example["label"], n) for n, example in enumerate(examples, start=1)])
+    groups = {label: str(e.get("group", label)) for label, e in zip(given, examples, strict=True)}
+    classes = [label for label in sorted(groups) if label >= 0]
+    # Numbered from 0 without gaps, as the names are looked up.
+    labels = np.where(given >= 0, np.searchsorted(classes, given), -1)
+    return Documents(texts, labels, tuple(groups[label] for label in classes), test)
+
+
+def _label(value: object, number: int) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        raise ValueError(
+            f"data.uri: a label must be an integer, -1 where it is unknown, got {value!r} in "
+            f"document {number}"
+        ) from None
 
 
 def _passages(uri: str, classes: int = 20, least: int = 150) -> Documents:

@@ -8,10 +8,21 @@ from experiments.jose.documents import Documents
 from zoo import extras
 from zoo.spherical import JoseEmbeddings
 
+LEAST = 5  # points that t-SNE can place
+
+
+def check_installed() -> None:
+    """An ImportError that says what to install, if what draws and scores is missing."""
+    extras.require("matplotlib.figure", "plot")
+    extras.require("sklearn", "data")
+    extras.require("scipy", "data")
+
 
 def map_of_words(embeddings: JoseEmbeddings, count: int = 200) -> Any:
-    """The most frequent words, each beside its point."""
+    """The most frequent words, each beside its point; None if there are too few."""
     words = embeddings.vocabulary.tokens[:count]
+    if len(words) < LEAST:
+        return None
     figure, axes, points = _plane(embeddings.words[:count], "The most frequent words")
     axes.scatter(*points.T, s=9, linewidths=0)
     for point, word in zip(points, words, strict=True):
@@ -20,9 +31,11 @@ def map_of_words(embeddings: JoseEmbeddings, count: int = 200) -> Any:
 
 
 def map_of_documents(embeddings: JoseEmbeddings, documents: Documents, most: int) -> Any:
-    """At most so many documents, colored by class."""
+    """At most so many documents, colored by class; None if there are too few."""
     known = (documents.labels >= 0) & embeddings.documents.any(axis=1)
     rows = np.flatnonzero(known)
+    if len(rows) < LEAST:
+        return None
     rows = np.random.default_rng(0).choice(rows, min(most, len(rows)), replace=False)
     title = f"{len(rows):,} documents by class"
     figure, axes, points = _plane(embeddings.documents[rows], title)

@@ -17,7 +17,7 @@ from experiments import command_line
 from experiments.command_line import MAY_CHANGE
 from experiments.jose.config import PRESETS, Config
 from experiments.jose.documents import read_documents
-from experiments.jose.train import report, score, score_words, tokenizer
+from experiments.jose.train import read_pairs, report, score, score_words, tokenizer
 from zoo.data import Vocabulary
 from zoo.extras import require
 from zoo.spherical import JoseEmbeddings
@@ -30,7 +30,7 @@ def run(config: Config) -> None:
     """Trains both and shows their scores."""
     word2vec = require("gensim.models.word2vec", "bench")
     doc2vec = require("gensim.models.doc2vec", "bench")
-    documents = read_documents(config.data.uri)
+    documents, pairs = read_documents(config.data.uri), read_pairs(config)
     workdir = open_workdir(f"{config.workdir}_rivals", config, ignore=MAY_CHANGE)
     words = [tokenizer(config)(text) for text in documents.texts]
     options = {
@@ -63,7 +63,7 @@ def run(config: Config) -> None:
         embeddings = JoseEmbeddings(vectors, vectors, of_documents, vocabulary)
         print(f"{name}: {seconds:.0f} s of the processor")
         scores = {"all documents": score(of_documents, documents, config)}
-        similarity = score_words(embeddings, config)
+        similarity = score_words(embeddings, pairs)
         report(embeddings, scores, similarity, config)
         summary[name] = {
             "scores": scores,

@@ -16,7 +16,8 @@ from experiments.command_line import MAY_CHANGE
 from experiments.jose.config import PRESETS, Config
 from experiments.jose.documents import read_documents
 from experiments.jose.train import build, score
-from experiments.running import open_mesh
+from experiments.running import open_mesh, read_records
+from zoo._files import replace_file
 from zoo.training import open_workdir, results_table
 
 # Name -> fields that differ from the config.
@@ -47,8 +48,7 @@ def run(config: Config) -> None:
         )
     workdir = open_workdir(f"{config.workdir}_study", config, ignore=MAY_CHANGE)
     path = workdir / "study.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = read_records(path)
     for name, changes in CHANGES.items():
         if name in [row["change"] for row in rows]:
             continue
@@ -65,8 +65,7 @@ def run(config: Config) -> None:
                 "seconds": seconds,
             }
         )
-        with path.open("a") as file:
-            print(json.dumps(rows[-1]), file=file)
+        replace_file(path, "".join(json.dumps(row) + "\n" for row in rows))
         print(rows[-1], flush=True)
     results_table(rows, title=f"{config.data.uri}, {config.training.passes} passes")
     print("written:", path)

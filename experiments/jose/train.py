@@ -1,6 +1,5 @@
 """Trains on documents, scores the vectors, and leaves files that other programs read."""
 
-import dataclasses
 import pathlib
 import time
 from typing import Any
@@ -31,6 +30,8 @@ SIMILARITY = {
     "SimLex-999": "SimLex-999/SimLex-999.txt",
 }
 
+NEIGHBOURS = 3
+
 SHORT = {
     "mutual_information": "MI",
     "normalized_mutual_information": "NMI",
@@ -42,9 +43,12 @@ SHORT = {
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
     mesh = open_mesh(config)
+    # What the evaluation needs is looked for before the training, and before there is a folder.
+    figures.check_installed()
+    pairs = read_pairs(config)
     documents = read_documents(config.data.uri)
-    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     trainer = build(config, mesh, documents.texts)
+    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     corpus = trainer.corpus
     print(
         f"{config.data.uri}: {len(documents.texts):,} documents ({corpus.skipped:,} without a "
@@ -59,7 +63,7 @@ def run(config: Config) -> None:
     if config.evaluation.inductive and documents.test.any() and not documents.test.all():
         vectors = inductive_vectors(config, mesh, documents, workdir)
         scores["test documents unseen"] = score(vectors, documents, config, clusters=False)
-    similarity = score_words(embeddings, config)
+    similarity = score_words(embeddings, pairs)
     report(embeddings, scores, similarity, config)
     print(f"{rate:,.0f} words per second, {seconds:.0f} s, compilation included")
     summary = {
@@ -81,13 +85,8 @@ def build(config: Config, mesh: Mesh, texts: list[str] | None = None) -> JoseTra
         min_count=config.data.min_count,
         tokenizer=tokenizer(config),
         mesh=mesh,
-        **options(config),
+        **config.options()._asdict(),
     )
-
-
-def options(config: Config) -> dict[str, Any]:
-    """Those of JoSE in the config."""
-    return dataclasses.asdict(config.model) | dataclasses.asdict(config.training)
 
 
 def tokenizer(config: Config) -> Tokenizer:
@@ -124,7 +123,7 @@ def inductive_vectors(
     vectors = np.zeros((len(documents.texts), embeddings.words.shape[1]), np.float32)
     vectors[~documents.test] = embeddings.documents
     vectors[documents.test] = spherical.embed_documents(
-        embeddings, unseen, tokenizer=tokenizer(config), **options(config)
+        embeddings, unseen, tokenizer=tokenizer(config), **config.options()._asdict()
     )
     return vectors
 
@@ -138,11 +137,15 @@ def score(
     known = documents.labels >= 0
     train, test = known & ~documents.test, known & documents.test
     scores: dict[str, Any] = {}
-    if train.any() and test.any():
+    if train.sum() >= NEIGHBOURS and test.any():
         scores["knn"] = classify_documents(
-            vectors[train], documents.labels[train], vectors[test], documents.labels[test]
+            vectors[train],
+            documents.labels[train],
+            vectors[test],
+            documents.labels[test],
+            neighbours=NEIGHBOURS,
         )
-    for name in ("k_means", "spherical_k_means") if clusters else ():
+    for name in ("k_means", "spherical_k_means") if clusters and known.any() else ():
         scores[name] = cluster_documents(
             vectors[known],
             documents.labels[known],
@@ -152,15 +155,19 @@ def score(
     return scores
 
 
-def score_words(embeddings: JoseEmbeddings, config: Config) -> dict[str, Any]:
-    """Spearman's correlation on each set in the folder."""
+def read_pairs(config: Config) -> dict[str, list[tuple[str, str, float]]]:
+    """The sets of word pairs in the folder, if there is one."""
     if config.data.similarity is None:
         return {}
     folder = local_path(config.data.similarity)
-    return {
-        name: word_similarity(embeddings, read_word_pairs(folder / path))._asdict()
-        for name, path in SIMILARITY.items()
-    }
+    return {name: read_word_pairs(folder / path) for name, path in SIMILARITY.items()}
+
+
+def score_words(
+    embeddings: JoseEmbeddings, pairs: dict[str, list[tuple[str, str, float]]]
+) -> dict[str, Any]:
+    """Spearman's correlation on each set."""
+    return {name: word_similarity(embeddings, found)._asdict() for name, found in pairs.items()}
 
 
 def report(
@@ -168,7 +175,7 @@ def report(
 ) -> None:
     """Tables and neighbours on the terminal."""
     neighbours = [
-        {"3 nearest neighbours": name, **parts["knn"]}
+        {f"{NEIGHBOURS} nearest neighbours": name, **parts["knn"]}
         for name, parts in scores.items()
         if "knn" in parts
     ]
@@ -204,5 +211,8 @@ def save(
         figure = figures.map_of_words(embeddings)
     else:
         figure = figures.map_of_documents(embeddings, documents, config.evaluation.map_points)
+    if figure is None:
+        print(f"no map: fewer than {figures.LEAST} points")
+        return [model, words]
     figure.savefig(picture, dpi=100)
     return [model, words, picture]

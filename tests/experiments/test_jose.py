@@ -61,6 +61,48 @@ def test_labelled_file(tmp_path):
     assert (documents.labels.tolist(), documents.test.tolist()) == ([1, 0], [False, True])
 
 
+def write_posts(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"file:{path}"
+
+
+def test_classes_are_numbered_without_gaps(tmp_path):
+    rows = [{"text": "a", "label": label} for label in (7, -1, 2, 7, -3)]
+    documents = read_documents(write_posts(tmp_path / "posts.jsonl", rows))
+    assert documents.labels.tolist() == [1, -1, 0, 1, -1]
+    assert documents.names == ("2", "7")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"label": 0}, "document 2 has label"),
+        ({"text": "b"}, "document 2 has text"),
+        ({"text": "b", "label": "x"}, "a label must be an integer.* got 'x' in document 2"),
+        ({"text": "b", "label": 1, "split": "dev"}, "must be train or test, got 'dev' in doc"),
+    ],
+)
+def test_documents_that_are_refused(tmp_path, row, message):
+    uri = write_posts(tmp_path / "posts.jsonl", [{"text": "a", "label": 0}, row])
+    with pytest.raises(ValueError, match=f"data.uri: .*{message}"):
+        read_documents(uri)
+
+
+@pytest.mark.slow
+def test_few_documents_end_with_their_vectors(tmp_path, capsys):
+    rows = [{"text": "a b a", "label": -1}, {"text": "b a", "label": -1, "split": "test"}]
+    uri = write_posts(tmp_path / "posts.jsonl", rows)
+    flags = ["--preset=smoke", f"--data.uri={uri}", "--data.min-count=1", "--loop.progress=False"]
+    command_line.main(run, PRESETS, None, [*flags, f"--workdir={tmp_path / 'run'}"])
+    assert "no map: fewer than 5 points" in capsys.readouterr().out
+    assert load_word2vec(tmp_path / "run/words.txt")[0] == ("a", "b")
+    # The same command with other documents does not go on from their vectors.
+    write_posts(tmp_path / "posts.jsonl", rows[::-1])
+    with pytest.raises(SystemExit):
+        command_line.main(run, PRESETS, None, [*flags, f"--workdir={tmp_path / 'run'}"])
+    assert "belongs to another run: text was" in capsys.readouterr().err
+
+
 def test_study_changes_what_it_names():
     config = PRESETS["smoke"]
     for changes in study.CHANGES.values():
@@ -78,10 +120,19 @@ def test_study_changes_what_it_names():
         (["--data.min-count=0"], "data.min_count must be at least 1, got 0"),
         (["--distributed.process-id=1"], "distributed: JoSE runs in one process"),
         (["--training.learning-rate=nan"], "learning_rate must be one finite number > 0, got nan"),
+        (["--training.seed=-1"], "seed must be at least 0"),
+        (["--training.seed=99999999999999999999"], "seed must be at least 0 and at most 922"),
+        (["--training.chunk-size=50"], "chunk_size must be a multiple of block_size"),
+        (["--model.window=128"], "window must be at least 1 and at most 127, got 128"),
+        (["--evaluation.runs=0"], "evaluation.runs must be at least 1, got 0"),
+        (["--evaluation.map-points=0"], "evaluation.map_points must be at least 5, got 0"),
+        (["--data.similarity=/nowhere"], "/nowhere/wordsim353/combined.csv"),
+        (["--data.min-count=9999"], "min_count"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
-        command_line.main(run, PRESETS, None, [*flags, f"--workdir={tmp_path}"])
+        command_line.main(run, PRESETS, None, [*flags, f"--workdir={tmp_path / 'run'}"])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
