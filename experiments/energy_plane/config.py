@@ -7,6 +7,7 @@ smoke   a narrow network and few steps, seconds
 import dataclasses
 
 from experiments.command_line import at_least
+from zoo._checks import number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +29,24 @@ class Config:
     cells: int = 100
     """Of the grid, along each side."""
     seed: int = 0
+    """Of the first run."""
+    runs: int = 5
+    """Trainings of every kind, of consecutive seeds: tables show their mean and deviation."""
     workdir: str = ""
     """Folder of the tables and pictures."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "features", "steps", "batch_size", "short", "long")
+        at_least(1, self, "features", "steps", "batch_size", "short", "long", "runs")
         at_least(2, self, "cells")
+        for name in ("learning_rate", "step_size"):
+            number(name, getattr(self, name), above=0)
+        if not self.temperatures:
+            raise ValueError("temperatures: expected at least one, got none")
+        for temperature in self.temperatures:
+            number("temperatures", temperature, above=0)
 
 
 PRESETS = {
     "small": Config(),
-    "smoke": Config(features=16, steps=100, long=20, temperatures=(1.0, 0.5), cells=40),
+    "smoke": Config(features=16, steps=100, long=20, temperatures=(1.0, 0.5), cells=40, runs=2),
 }

@@ -15,8 +15,9 @@ Source of the two sets, after: Nijkamp, Hill, Han, Zhu, Wu, "On the Anatomy of M
 Likelihood Learning of Energy-Based Models", 2019, arXiv 1903.12370.
 """
 
+import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -39,7 +40,9 @@ READ = np.geomspace(0.1, 2.5, 40)  # temperatures at which an energy is read
 SPREAD = 0.12  # standard deviation of a ring or a Gaussian
 L2 = 1e-3
 
-Learner = Callable[[np.ndarray, float], jax.Array]  # (exact cells, temperature) -> energy of cells
+# (exact cells, temperature) -> energies of the cells [runs, cells, cells], one for each run
+Spread = dict[str, Any]  # "mean", "deviation", "runs"
+Learner = Callable[[np.ndarray, float], jax.Array]
 
 
 def run(config: Config) -> None:
@@ -131,8 +134,7 @@ def make_learner(config: Config, num_steps: int, *, persistent: bool = False) ->
         corner = jnp.asarray(points)[jnp.minimum(cells, len(points) - 1)]
         return corner + width * (jax.random.uniform(place_key, shape) - 0.5)
 
-    @jax.jit
-    def learn(exact: jax.Array, temperature: jax.Array) -> jax.Array:
+    def learn(seed: jax.Array, exact: jax.Array, temperature: jax.Array) -> jax.Array:
         cumulative = jnp.cumsum(exact.astype(jnp.float32).ravel())
 
         def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
@@ -156,13 +158,14 @@ def make_learner(config: Config, num_steps: int, *, persistent: bool = False) ->
             updates, state = optimizer.update(jax.grad(loss)(parameters), state)
             return (optax.apply_updates(parameters, updates), state, chains), None
 
-        first_key, start_key, key = jax.random.split(jax.random.key(config.seed), 3)
+        first_key, start_key, key = jax.random.split(jax.random.key(seed), 3)
         parameters = init(first_key)
         carry = parameters, optimizer.init(parameters), noise(start_key)
         carry, _ = jax.lax.scan(step, carry, jax.random.split(key, config.steps))
         return merge(carry[0])(jnp.asarray(points)).reshape(exact.shape)
 
-    return learn
+    seeds = config.seed + np.arange(config.runs, dtype=np.int32)
+    return functools.partial(jax.jit(jax.vmap(learn, in_axes=(0, None, None))), seeds)
 
 
 def report(
@@ -171,36 +174,42 @@ def report(
     learned: dict[str, dict[str, np.ndarray]],
     by_temperature: dict[str, dict[float, np.ndarray]],
 ) -> None:
-    """Tables, pictures and summary."""
-    divergences: dict[str, dict[str, float]] = {}
+    """Tables, pictures and summary; the pictures show the first run."""
+    divergences: dict[str, dict[str, Spread]] = {}
     densities, curves, readings = {}, {}, {}
     for name, cells in exact.items():
-        found = {kind: divergence(cells, energy) for kind, energy in learned[name].items()}
-        divergences[name] = found | {"uniform density": divergence(cells, np.zeros_like(cells))}
+        found = {
+            kind: spread([divergence(cells, energy) for energy in energies])
+            for kind, energies in learned[name].items()
+        }
+        divergences[name] = found | {"uniform density": spread([divergence(cells, 0 * cells)])}
         densities[name] = {"exact": cells} | {
-            f"{kind}\nKL {found[kind]:.3f}": softmax(-energy)
-            for kind, energy in learned[name].items()
+            f"{kind}\nKL {found[kind]['runs'][0]:.3f}": softmax(-energies[0])
+            for kind, energies in learned[name].items()
         }
-        curves[name] = {
-            temperature: np.array([divergence(cells, energy, read) for read in READ])
-            for temperature, energy in by_temperature[name].items()
+        # Runs by temperatures an energy is read at.
+        read = {
+            temperature: np.array([[divergence(cells, e, t) for t in READ] for e in energies])
+            for temperature, energies in by_temperature[name].items()
         }
+        curves[name] = {temperature: values[0] for temperature, values in read.items()}
         readings[name] = {
             temperature: {
-                "KL as exp(-E)": divergence(cells, energy),
-                "KL as exp(-E/T)": divergence(cells, energy, temperature),
-                "best read at": READ[curves[name][temperature].argmin()],
+                "KL as exp(-E)": spread([divergence(cells, e) for e in energies]),
+                "KL as exp(-E/T)": spread([divergence(cells, e, temperature) for e in energies]),
+                "best read at": spread(READ[read[temperature].argmin(axis=1)]),
             }
-            for temperature, energy in by_temperature[name].items()
+            for temperature, energies in by_temperature[name].items()
         }
     kinds = divergences["rings"]
     results_table(
-        [{"chains": k} | {name: row[k] for name, row in divergences.items()} for k in kinds],
-        title="KL of the learned density from the exact one, nats",
+        [{"chains": k} | {name: said(row[k]) for name, row in divergences.items()} for k in kinds],
+        title="KL of the learned density from the exact one, nats: mean ± standard deviation",
     )
     results_table(
         [
-            {"set": name, "T of the chains": temperature} | row
+            {"set": name, "T of the chains": temperature}
+            | {what: said(value) for what, value in row.items()}
             for name, rows in readings.items()
             for temperature, row in rows.items()
         ],
@@ -209,3 +218,15 @@ def report(
     drawn = {"densities": draw_densities(densities), "temperature": draw_temperature(READ, curves)}
     summary = {"divergence": divergences, "temperature": readings}
     finish(workdir, summary, save_figures(workdir, drawn))
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation over the runs (0 of a single one), and each of them."""
+    deviation = np.std(values, ddof=1).item() if len(values) > 1 else 0.0
+    return {"mean": np.mean(values).item(), "deviation": deviation, "runs": [*map(float, values)]}
+
+
+def said(values: Spread) -> str:
+    """``0.498 ± 0.012``; the number alone if there is one."""
+    alone = len(values["runs"]) == 1
+    return f"{values['mean']:.3f}" + ("" if alone else f" ± {values['deviation']:.3f}")
