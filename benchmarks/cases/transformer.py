@@ -16,7 +16,7 @@ from flax import nnx
 from benchmarks.case import Case, Floor, Program, make_case, torch_programs
 from benchmarks.cases.decoding import bert
 from zoo.transformer import Transformer, masked_cross_entropy
-from zoo.transformer.optimizers import uncorrected_lamb
+from zoo.transformer.optimizers import STACKED, uncorrected_lamb
 
 TINY = {"batch": 2, "time": 32, "vocabulary": 500, "units": 64, "depth": 2, "heads": 2}
 MINI_LM = {"batch": 8, "time": 128, "vocabulary": 30522, "units": 384, "depth": 6, "heads": 12}
@@ -141,7 +141,7 @@ CASES = [
     ),
     make_case(
         "transformer.lamb update",
-        first_update(uncorrected_lamb(0.01)),
+        first_update(uncorrected_lamb(0.01, stacked=STACKED)),
         # Norms over all layers together and with bias correction: other numbers.
         {"Optax": first_update(optax.lamb(0.01, weight_decay=0.01))},
         trees,

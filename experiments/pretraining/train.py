@@ -43,7 +43,7 @@ from zoo.transformer import (
     split_prefix,
 )
 from zoo.transformer.objectives import PretrainingExample
-from zoo.transformer.optimizers import excluding, uncorrected_lamb
+from zoo.transformer.optimizers import STACKED, excluding, uncorrected_lamb
 
 PATTERNS = {"masked": "bidirectional", "causal": "causal", "prefix": "prefix"}
 BASELINE_ROWS = 20_000  # training rows whose tokens are counted
@@ -158,7 +158,9 @@ def make_optimizer(training: TrainingConfig) -> optax.GradientTransformation:
     if training.gradient_clip is not None:
         parts["clip"] = optax.clip_by_global_norm(training.gradient_clip)
     if training.optimizer == "lamb":
-        parts["descent"] = uncorrected_lamb(schedule, weight_decay=training.weight_decay)
+        parts["descent"] = uncorrected_lamb(
+            schedule, weight_decay=training.weight_decay, stacked=STACKED
+        )
     else:
         decay = training.weight_decay
         parts["descent"] = optax.adamw(schedule, eps=1e-6, weight_decay=decay, mask=excluding())

@@ -12,6 +12,7 @@ from flax import nnx
 from tests.battery import quick_jit
 from zoo.transformer import Transformer, TransformerConfig
 from zoo.transformer.optimizers import (
+    STACKED,
     excluding,
     lazy_rows,
     scale_by_layer_trust_ratio,
@@ -133,11 +134,12 @@ def test_the_trust_ratio_is_that_of_optax():
 def test_stacked_layers_have_norms_of_their_own():
     stack = np.stack([START, 10 * START[::-1], np.zeros_like(START)])
     gradients = [np.stack([gradient(t), 3 * gradient(t)[::-1], gradient(t)]) for t in range(3)]
-    together = descend(uncorrected_lamb(0.1), gradients, start=stack, name="layers/kernel")
+    lamb_of_layers = uncorrected_lamb(0.1, stacked=STACKED)
+    together = descend(lamb_of_layers, gradients, start=stack, name="layers/kernel")
     for number in range(3):
         alone = descend(uncorrected_lamb(0.1), [g[number] for g in gradients], start=stack[number])
         np.testing.assert_allclose(together[number], alone, rtol=1e-6)
-    as_one = descend(uncorrected_lamb(0.1, stacked=()), gradients, stack, name="layers/kernel")
+    as_one = descend(uncorrected_lamb(0.1), gradients, stack, name="layers/kernel")
     assert not np.allclose(as_one, together)
 
 

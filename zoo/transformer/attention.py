@@ -119,9 +119,21 @@ def attention(
     >>> attention(x, x, 2 * x, None).shape
     (1, 3, 2, 4)
     """
-    per_head = None if mask is None else mask[:, None]
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=per_head, is_causal=causal, implementation=implementation
+    attend = functools.partial(
+        jax.nn.dot_product_attention,
+        mask=None if mask is None else mask[:, None],
+        is_causal=causal,
+        implementation=implementation,
+    )
+    if query.dtype != jnp.float16 or implementation == "cudnn":
+        return attend(query, key, value)
+    # XLA's CPU compiler has no products of float16 with a wide sum.
+    return lax.platform_dependent(
+        query,
+        key,
+        value,
+        cpu=lambda *heads: attend(*(x.astype(jnp.float32) for x in heads)).astype(query.dtype),
+        default=attend,
     )
 
 

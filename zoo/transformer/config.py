@@ -22,7 +22,7 @@ class TransformerConfig:
         num_layers: number of layers.
         num_heads: N; must divide the features.
         feedforward_features: inner width of the feed-forward part.
-        max_positions: longest sequence, or longest document in packed rows.
+        max_positions: longest sequence, or longest document in packed rows, which may be longer.
         num_segments: number of segments; 0: no segment embedding.
         mask: ``"bidirectional"``, ``"causal"`` or ``"prefix"``, see ``zoo.transformer.attention``.
         norm_position: ``"post"`` (BERT) or ``"pre"`` (GPT-2).
@@ -99,13 +99,15 @@ def check_inputs(
     document_ids: jax.Array | None,
 ) -> None:
     """Refuses inputs whose shapes or dtypes do not fit the config."""
-    integers("ids", ids)
+    for name, numbers in (("segment_ids", segment_ids), ("document_ids", document_ids)):
+        if numbers is not None:
+            integers(name, numbers)
     others = {"segment_ids": segment_ids, "mask": mask, "document_ids": document_ids}
     given = {name: (other, "B T") for name, other in others.items() if other is not None}
-    shapes(ids=(ids, "B T"), **given)
+    shapes(ids=(integers("ids", ids), "B T"), **given)
     if mask is not None and mask.dtype != bool:
         raise TypeError(f"mask must be bool, True at tokens, got {mask.dtype}; use ids != pad_id")
-    if ids.shape[1] > config.max_positions:
+    if document_ids is None and ids.shape[1] > config.max_positions:
         raise ValueError(
             f"ids have {ids.shape[1]} positions, but the model has max_positions="
             f"{config.max_positions}: cut the rows, or make a model with more positions"

@@ -56,16 +56,21 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[..., D]`` to ``[..., D]``."""
         wide = x.astype(accumulator(x.dtype))
-        mean, first = wide.mean(axis=-1, keepdims=True), wide[..., :1]
-        # The rounded mean of equal numbers can be another number, and the difference outweighs an
-        # epsilon of 1e-12. The gradient stays that of the mean.
-        constant = jnp.all(wide == first, axis=-1, keepdims=True)
-        mean += lax.stop_gradient(jnp.where(constant, first - mean, 0))
-        # Centred before squaring: E[x²] - E[x]² loses all digits when the mean is large.
-        centred = wide - mean
+        # Centred before squaring, as E[x²] - E[x]² loses all digits when the mean is large; and
+        # twice, as the rounding of a large mean outweighs a small spread. The first centre may be
+        # any number: for equal numbers it is theirs, which leaves exact zeros.
+        centre = lax.stop_gradient(_centre(wide))
+        centred = wide - centre
+        centred -= centred.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         normal = centred * lax.rsqrt(variance + self.epsilon)
         return (align(self.scale, x) * normal + align(self.bias, x)).astype(x.dtype)
+
+
+def _centre(x: jax.Array) -> jax.Array:
+    """The rounded mean over the last axis; of equal numbers that number."""
+    mean, first = x.mean(axis=-1, keepdims=True), x[..., :1]
+    return jnp.where(jnp.all(x == first, axis=-1, keepdims=True), first, mean)
 
 
 class KeyValueCache(NamedTuple):

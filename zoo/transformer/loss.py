@@ -23,7 +23,7 @@ def cross_entropy_sums(
     Args:
         logits: ``[..., V]``.
         targets: ``[...]`` int; one outside 0..V-1 gives NaN where its weight is not 0.
-        weights: ``[...]`` bool or number.
+        weights: ``[...]`` bool or number; where it is 0, logits and targets may be anything.
 
     Returns:
         Σ w · cross-entropy in nats, and Σ w; both ``[]`` in at least float32.
@@ -38,7 +38,7 @@ def cross_entropy_sums(
     (Array(2.773, dtype=float32), Array(2., dtype=float32))
     """
     _, logits = widened("logits", logits)
-    targets = integers("targets", targets)
+    targets, weights = integers("targets", targets), jnp.asarray(weights)
     if not logits.shape[:-1] == targets.shape == weights.shape:
         raise ValueError(
             "targets and weights must have the shape of logits without its last axis, "
@@ -46,6 +46,8 @@ def cross_entropy_sums(
         )
     weights = weights.astype(logits.dtype)
     size = logits.shape[-1]
+    # What is not chosen reaches no arithmetic, so that no derivative is 0 · NaN.
+    logits = jnp.where(jnp.expand_dims(weights == 0, -1), 0, logits)
     # A comparison instead of a look-up: no logits move when the vocabulary is split over devices.
     chosen = jnp.expand_dims(targets, -1) == jax.lax.broadcasted_iota(
         targets.dtype, logits.shape, logits.ndim - 1

@@ -24,7 +24,7 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from zoo._checks import accumulator, count
+from zoo._checks import accumulator, count, integers, shapes
 from zoo.transformer.attention import attention_mask, document_positions
 from zoo.transformer.config import TransformerConfig, check_inputs
 from zoo.transformer.layers import (
@@ -107,11 +107,13 @@ class Transformer(nnx.Module):
         Args:
             ids: ``[B, T]`` int. An id outside the vocabulary gives NaN.
             segment_ids: ``[B, T]`` int; None: all 0. The prefix mask needs them.
-            mask: ``[B, T]`` bool, False at padding; None: there is none.
+            mask: ``[B, T]`` bool, False at padding, whose ids may be anything; None: there is none.
             document_ids: ``[B, T]`` int, for rows packed with several documents: they do not attend
-                to each other, and positions restart. None: each row is one document.
+                to each other, and positions restart. A document longer than ``max_positions`` makes
+                its row NaN; the row may be longer. None: each row is one document.
             condition: passed to every norm; None: norms are called without.
-            positions: ``[B, P]`` int, where to compute logits; None: everywhere.
+            positions: ``[B, P]`` int, where to compute logits, NaN outside 0..T-1; None:
+                everywhere.
             key: typed key for dropout, consumed; None for evaluation.
 
         Returns:
@@ -131,6 +133,9 @@ class Transformer(nnx.Module):
             key=key,
         )
         if positions is not None:
+            positions = integers("positions", positions)
+            shapes(ids=(ids, "B T"), positions=(positions, "B P"))
+            positions = jnp.where(positions < 0, x.shape[1], positions)  # it counts from the end
             x = jnp.take_along_axis(x, positions[..., None], axis=1, mode="fill")
         return self.logits(x, condition=condition)
 
@@ -148,7 +153,7 @@ class Transformer(nnx.Module):
         config = self.config
         check_inputs(config, ids, segment_ids, mask, document_ids)
         keys = None if key is None else jax.random.split(key, config.num_layers + 1)
-        x = self._embed(ids, segment_ids, document_ids, condition)
+        x = self._embed(ids, segment_ids, document_ids, condition, mask=mask)
         x = dropout(x, config.dropout, None if keys is None else keys[0])
         # Fused kernels skip what the flag hides, not what an equal array hides.
         causal = config.mask == "causal" and mask is None and document_ids is None
@@ -169,7 +174,9 @@ class Transformer(nnx.Module):
         cache back, which takes most of the time for one token.
 
         Returns:
-            A model for :meth:`init_cache` and :meth:`decode`; its cache is a tuple, one per layer.
+            A model that computes the same; its cache is a tuple, one per layer. Its parameters have
+            the paths ``layers/0/…``, so that placement rules, checkpoints and ``save_bert`` want
+            those of the stacked one.
         """
         if isinstance(self.layers, nnx.List):
             return self
@@ -219,20 +226,22 @@ class Transformer(nnx.Module):
 
         The logits equal those of a call with the complete rows at these positions. Read a prompt in
         one call, then what is generated token by token; with the prefix mask, the prompt is segment
-        0 and must be the first call.
+        0 and must be complete in the first call.
 
         Args:
             ids: ``[B, T]`` int, the next T tokens; all rows are equally long.
             cache: from :meth:`init_cache` or an earlier call.
-            segment_ids: ``[B, T]`` int; the prefix mask needs them, one segment per call.
+            segment_ids: ``[B, T]`` int; the prefix mask needs them.
             condition: as in a call of the model.
 
         Returns:
-            Logits ``[B, T, V]``, NaN if the rows become longer than the cache; and the cache.
+            Logits ``[B, T, V]``, NaN from the call on in which the rows become longer than the
+            cache; and the cache.
 
         Raises:
             TypeError: if ids are not integers.
-            ValueError: if a shape does not fit, or the mask is ``"bidirectional"``.
+            ValueError: if a shape does not fit, these tokens alone are more than the cache has room
+                for, it belongs to another model, or the mask is ``"bidirectional"``.
         """
         config = self.config
         if config.mask == "bidirectional":
@@ -241,17 +250,34 @@ class Transformer(nnx.Module):
                 "change the hidden states of all earlier ones"
             )
         check_inputs(config, ids, segment_ids, None, None)
-        first = cache if isinstance(cache, KeyValueCache) else cache[0]
+        unstacked = isinstance(self.layers, nnx.List)
+        if isinstance(cache, KeyValueCache) == unstacked:
+            kinds = "an unstacked model", "a model with stacked layers"
+            ours, other = kinds if unstacked else kinds[::-1]
+            raise ValueError(
+                f"cache must come from init_cache of this model, {ours}; got that of {other}"
+            )
+        first = cache[0] if unstacked else cache
+        shapes(ids=(ids, "B T"), cache=(first.keys, "... B N H S"))
         start = jnp.ravel(first.length)[0]
         length, room = ids.shape[1], first.keys.shape[-1]
+        if length > room:
+            raise ValueError(
+                f"ids have {length} positions, but the cache has room for {room}: "
+                "init_cache(batch_size, length) with a larger length"
+            )
         positions = start + jnp.arange(length)
         x = self._embed(ids, segment_ids, None, condition, positions)
         x = jnp.where(start + length <= room, x, jnp.nan)
         order = jnp.arange(room)[None, None]
         attended = order <= positions[None, :, None]
-        if config.mask == "prefix" and segment_ids is not None:
-            # Within segment 0 all attend to all.
-            attended |= (segment_ids[:, :, None] == 0) & (order < start + length)
+        if config.mask == "prefix" and segment_ids is not None and length > 1:
+            # c_j ≤ c_i among these tokens; all of them attend to the earlier ones.
+            c = jnp.cumsum(segment_ids, axis=1)
+            within = lax.dynamic_update_slice_in_dim(
+                jnp.zeros((len(c), length, room), bool), c[:, None] <= c[:, :, None], start, axis=2
+            )
+            attended = within | (order < start)
         x, cache = self._run_layers(x, attended, condition, None, cache, causal=False)
         if config.norm_position == "pre":
             x = apply_norm(self.final_norm, x, condition)
@@ -270,10 +296,13 @@ class Transformer(nnx.Module):
         config = self.config
         if isinstance(self.layers, nnx.List):
             after = []
-            for layer, before in zip(self.layers, cache, strict=True):
-                x, extended = layer(x, mask, condition, None, before, causal=causal)
+            for number, layer in enumerate(self.layers):
+                run = _checkpointed(functools.partial(layer, causal=causal), config.remat)
+                key = None if keys is None else keys[1 + number]
+                before = None if cache is None else cache[number]
+                x, extended = run(x, mask, condition, key, before)
                 after.append(extended)
-            return x, tuple(after)
+            return x, None if cache is None else tuple(after)
         graph, parameters = nnx.split(self.layers)
 
         def run(x: jax.Array, inputs: Any) -> tuple[jax.Array, KeyValueCache | None]:
@@ -328,18 +357,23 @@ class Transformer(nnx.Module):
         document_ids: jax.Array | None,
         condition: jax.Array | None,
         positions: jax.Array | None = None,
+        mask: jax.Array | None = None,
     ) -> jax.Array:
-        x = look_up(self.token_embedding, ids)
+        def given(numbers: jax.Array) -> jax.Array:
+            """0 at padding: a NaN there would reach all others, as 0 · NaN."""
+            return numbers if mask is None else jnp.where(mask, numbers, 0)
+
+        x = look_up(self.token_embedding, given(ids))
         if positions is not None:
             x += look_up(self.position_embedding, positions)[None]
         elif document_ids is None:
             x += self.position_embedding[: ids.shape[1]][None]
         else:
-            x += look_up(self.position_embedding, document_positions(document_ids))
+            x += look_up(self.position_embedding, given(document_positions(document_ids)))
         if self.config.num_segments and segment_ids is None:
             x += self.segment_embedding[0][None, None]
         elif self.config.num_segments:
-            x += look_up(self.segment_embedding, segment_ids)
+            x += look_up(self.segment_embedding, given(segment_ids))
         if self.config.norm_position == "post":
             x = apply_norm(self.embedding_norm, x, condition)
         return checkpoint_name(constrain_rows(x), "embeddings")

@@ -23,6 +23,9 @@ from jax import lax
 from zoo._checks import count, integers, number, typed_key
 
 
+LARGEST = 2**31 - 1  # id
+
+
 class PretrainingExample(NamedTuple):
     """Inputs and targets of one step."""
 
@@ -63,8 +66,9 @@ def mask_tokens(
         Masked inputs, the ids as targets, weights.
 
     Raises:
-        TypeError: if ids are not integers or the key is not a typed key.
+        TypeError: if ids are not integers, word_starts not bool or the key is not a typed key.
         ValueError: if a rate is outside [0, 1], mask_id outside the vocabulary, or shapes differ.
+            A traced rate out of range gives targets -1, of which the loss is NaN.
 
     >>> ids = jnp.array([[101, 7, 8, 9, 102, 0]])
     >>> starts = jnp.array([[False, True, True, False, False, False]])
@@ -78,10 +82,11 @@ def mask_tokens(
     typed_key("key", key)
     ids = _check(ids, word_starts=word_starts)
     rate = number("rate", rate, at_least=0, at_most=1)
-    number("mask_rate", mask_rate, at_least=0)
-    number("random_rate", random_rate, at_least=0)
-    number("mask_rate + random_rate", mask_rate + random_rate, at_most=1 + 1e-9)
-    count("mask_id", mask_id, at_most=vocab_size - 1)
+    mask_rate = number("mask_rate", mask_rate, at_least=0)
+    random_rate = number("random_rate", random_rate, at_least=0)
+    both = number("mask_rate + random_rate", mask_rate + random_rate, at_most=1 + 1e-6)
+    vocab_size = count("vocab_size", vocab_size, at_least=1, at_most=LARGEST)
+    mask_id = count("mask_id", mask_id, at_most=vocab_size - 1)
     word_key, kind_key, token_key = jax.random.split(key, 3)
     draws = jax.random.uniform(word_key, ids.shape)
     if word_starts is not None:
@@ -90,17 +95,20 @@ def mask_tokens(
         draws = jnp.take_along_axis(draws, start, axis=-1)
     special = [ids == special_id for special_id in special_ids]
     chosen = functools.reduce(lambda kept, one: kept & ~one, special, draws < rate)
+    # Integers have no NaN: a traced rate out of range leaves no target, and the loss is NaN.
+    impossible = jnp.isnan(rate + both)
+    chosen, targets = chosen | impossible, jnp.where(impossible, -1, ids)
     kind = jax.random.uniform(kind_key, ids.shape)
     random = jax.random.randint(token_key, ids.shape, 0, vocab_size, ids.dtype)
     hidden = jnp.where(kind >= 1 - random_rate, random, ids)
     hidden = jnp.where(kind < mask_rate, jnp.asarray(mask_id, ids.dtype), hidden)
-    return PretrainingExample(jnp.where(chosen, hidden, ids), ids, chosen)
+    return PretrainingExample(jnp.where(chosen, hidden, ids), targets, chosen)
 
 
 def next_tokens(
     ids: jax.Array, *, mask: jax.Array | None = None, document_ids: jax.Array | None = None
 ) -> PretrainingExample:
-    """Every token predicts the one after it, unless that is padding or of another document.
+    """Every token predicts the one after it, unless one is padding or they are of two documents.
 
     Args:
         ids: ``[..., T]`` int.
@@ -111,7 +119,7 @@ def next_tokens(
         The ids as inputs, the next ones as targets, weights.
 
     Raises:
-        TypeError: if ids are not integers.
+        TypeError: if ids are not integers or the mask is not bool.
         ValueError: if shapes differ.
 
     >>> next_tokens(jnp.array([[4, 5, 6, 0]]), mask=jnp.array([[True, True, True, False]])).weights
@@ -120,8 +128,8 @@ def next_tokens(
     ids = _check(ids, mask=mask, document_ids=document_ids)
     place = lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1)
     counts = place < ids.shape[-1] - 1
-    if mask is not None:
-        counts &= jnp.roll(mask, -1, axis=-1)
+    if mask is not None:  # padding may be on the left, too
+        counts &= mask & jnp.roll(mask, -1, axis=-1)
     if document_ids is not None:
         counts &= jnp.roll(document_ids, -1, axis=-1) == document_ids
     targets = jnp.roll(ids, -1, axis=-1)
@@ -146,8 +154,8 @@ def split_prefix(
         Inputs, next ids as targets, weights (segment 1 alone), segments and the new mask.
 
     Raises:
-        TypeError: if ids are not integers or the key is not a typed key.
-        ValueError: if T < 3 or shapes differ.
+        TypeError: if ids are not integers, the mask not bool or the key is not a typed key.
+        ValueError: if T < 3, shapes differ, or sep_id is no id.
 
     >>> example = split_prefix(jax.random.key(0), jnp.array([[2, 5, 6, 7, 8, 3]]), sep_id=3)
     >>> example.inputs, example.segment_ids
@@ -163,8 +171,8 @@ def split_prefix(
     tokens = jnp.sum(given, axis=-1, keepdims=True)
     cut = jax.random.randint(key, tokens.shape, 1, jnp.maximum(tokens - 1, 2))
     shifted, shifted_given = (jnp.roll(x, 1, axis=-1) for x in (ids, given))
-    separator = jnp.asarray(sep_id, ids.dtype)
-    inputs = jnp.where(place == cut, separator, jnp.where(place < cut, ids, shifted))
+    sep_id = count("sep_id", sep_id, at_most=LARGEST)
+    inputs = jnp.where(place == cut, sep_id, jnp.where(place < cut, ids, shifted))
     # A row of padding alone stays that.
     given = jnp.where(place < cut, given, jnp.where(place == cut, tokens > 0, shifted_given))
     segments = ((place > cut) & given).astype(jnp.int32)
@@ -174,9 +182,13 @@ def split_prefix(
 
 
 def _check(ids: jax.Array, **others: jax.Array | None) -> jax.Array:
-    """The ids as integers; refuses other arrays of another shape."""
+    """The ids as integers; refuses other arrays of another shape, and masks that are none."""
     ids = integers("ids", ids)
     for name, other in others.items():
-        if other is not None and other.shape != ids.shape:
+        if other is None:
+            continue
+        if other.shape != ids.shape:
             raise ValueError(f"{name} must have the shape of ids, {ids.shape}, got {other.shape}")
+        if name != "document_ids" and other.dtype != bool:
+            raise TypeError(f"{name} must be bool, got {other.dtype}; use {name} != 0")
     return ids

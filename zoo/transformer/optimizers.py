@@ -7,7 +7,9 @@
 
 Optax divides the moments by 1 - βᵗ; the original's LAMB does not. γ is the scheduled rate, so decay
 is scheduled with it. What is excluded by its path has no decay and, in LAMB, ratio 1; the default
-patterns find every bias and norm, such as ``layers/attention_norm/scale`` and the output bias.
+patterns find every bias and norm, such as ``layers/attention_norm/scale``, Linen's
+``LayerNorm_0/scale`` and the output bias. Paths are those of ``zoo._paths``: the same for dicts,
+FrozenDict, ``nnx.State`` and lists.
 
 Sources: Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", 2017, arXiv
 1711.05101; Yang You et al., "Large Batch Optimization for Deep Learning", 2019, arXiv 1904.00962;
@@ -26,8 +28,9 @@ import optax
 from zoo._checks import accumulator, number
 from zoo._paths import matches
 
-EXCLUDE = (r"bias$", r"norm")
-STACKED = (r"(^|/)layers/",)
+EXCLUDE = (r"bias$", r"(?i)norm", r"(^|/)scale$")
+# Of a Transformer of this package. The separate layers of a list, layers/0/…, are not stacked.
+STACKED = (r"(^|/)layers/(?!\d+(/|$))",)
 
 
 def excluding(patterns: Sequence[str] = EXCLUDE) -> Callable[[Any], Any]:
@@ -60,9 +63,9 @@ def scale_by_uncorrected_adam(
     >>> updates  # 0.1 / √0.001
     Array([3.162], dtype=float32)
     """
-    number("b1", b1, at_least=0, below=1)
-    number("b2", b2, at_least=0, below=1)
-    number("eps", eps, at_least=0)
+    b1 = number("b1", b1, at_least=0, below=1)
+    b2 = number("b2", b2, at_least=0, below=1)
+    eps = number("eps", eps, at_least=0)
     adam = optax.scale_by_adam(b1, b2)
 
     def update(gradients: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
@@ -73,16 +76,15 @@ def scale_by_uncorrected_adam(
     return optax.GradientTransformation(adam.init, update)
 
 
-def scale_by_layer_trust_ratio(
-    stacked: Sequence[str] = STACKED,
-) -> optax.GradientTransformation:
+def scale_by_layer_trust_ratio(stacked: Sequence[str] = ()) -> optax.GradientTransformation:
     """``optax.scale_by_trust_ratio``, u ‖x‖/‖u‖, with norms for each layer of a stack.
 
     It computes every norm once, where Optax computes it twice: a third of the time of an update
     (row ``transformer.lamb update``).
 
     Args:
-        stacked: patterns of paths whose first axis counts layers.
+        stacked: patterns of paths whose first axis counts layers: ``STACKED`` for a
+            :class:`~zoo.transformer.Transformer`; none by default, as no path tells it.
 
     Returns:
         The transformation; its update needs the parameters.
@@ -99,8 +101,8 @@ def scale_by_layer_trust_ratio(
     def scale(is_stacked: bool, u: jax.Array, x: jax.Array) -> jax.Array:
         axes = tuple(range(int(is_stacked), u.ndim))
         x_norm, u_norm = norm(x, axes), norm(u, axes)
-        known = (x_norm > 0) & (u_norm > 0)
-        return (jnp.where(known, x_norm / jnp.where(known, u_norm, 1), 1) * u).astype(u.dtype)
+        neither = (x_norm == 0) | (u_norm == 0)
+        return (jnp.where(neither, 1, x_norm / jnp.where(neither, 1, u_norm)) * u).astype(u.dtype)
 
     def update(updates: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
         if parameters is None:
@@ -118,7 +120,7 @@ def uncorrected_lamb(
     eps: float = 1e-6,
     weight_decay: float = 0.01,
     exclude: Sequence[str] = EXCLUDE,
-    stacked: Sequence[str] = STACKED,
+    stacked: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """LAMB as in the module docstring: every tensor moves by γ times its own norm.
 
@@ -129,7 +131,8 @@ def uncorrected_lamb(
         eps: ε, outside the root.
         weight_decay: λ, inside the norm of u.
         exclude: patterns of paths without decay and with ratio 1.
-        stacked: patterns of paths whose first axis counts layers: each has its own norms.
+        stacked: patterns of paths whose first axis counts layers, each with its own norms:
+            ``STACKED`` for a :class:`~zoo.transformer.Transformer`; none by default.
 
     Returns:
         The transformation; its update needs the parameters.
@@ -145,7 +148,9 @@ def uncorrected_lamb(
 
     Reference: arXiv 1904.00962, algorithm 2.
     """
-    number("weight_decay", weight_decay, at_least=0)
+    weight_decay = number("weight_decay", weight_decay, at_least=0)
+    if not callable(learning_rate):
+        learning_rate = number("learning_rate", learning_rate, at_least=0)
     mask = excluding(exclude)
     return optax.chain(
         scale_by_uncorrected_adam(b1, b2, eps),

@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike
 
 from zoo._checks import count
 
+LARGEST = 2**31 - 1  # id
+
 
 class PackedRows(NamedTuple):
     """N rows of T positions."""
@@ -51,13 +53,16 @@ def pack_sentences(
         The rows.
 
     Raises:
-        ValueError: if the length is too small, or the sequences do not have one entry per sentence.
+        ValueError: if the length is too small, an id is none, or the sequences do not have one
+            entry per sentence.
 
     >>> pack_sentences([[7, 8], [9, 10, 11]], length=6).ids
     array([[101,   7,   8, 102,   0,   0],
            [101,   9,  10,  11, 102,   0]], dtype=int32)
     """
-    count("length", length, at_least=3)  # [CLS], a token, [SEP]
+    length = count("length", length, at_least=3)  # [CLS], a token, [SEP]
+    for name, special in {"cls_id": cls_id, "sep_id": sep_id, "pad_id": pad_id}.items():
+        count(name, special, at_most=LARGEST)
     tokens = [np.asarray(sentence) for sentence in sentences]
     if word_starts is None:
         word_starts = [np.ones(len(ids), bool) for ids in tokens]
@@ -76,6 +81,10 @@ def pack_sentences(
             raise ValueError(
                 f"sentences must be [n] with word_starts of the same shape, got {ids.shape} and "
                 f"{starts.shape}"
+            )
+        if len(ids) and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() > LARGEST):
+            raise ValueError(
+                f"sentences must hold integers from 0 to {LARGEST}, got {ids!r:.80} of {ids.dtype}"
             )
         ids, starts = ids[: length - 2], starts[: length - 2]
         if len(ids) > room:
