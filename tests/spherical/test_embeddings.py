@@ -185,6 +185,7 @@ def test_texts_of_other_programs(tmp_path, content, words):
         (b"1 2\n" + b"a" * 70_000, True, "row 0: the word never ends"),
         (b"1 2\n 12345678", True, "row 0: the word is empty"),
         (b"1 2\na 1_0 2\n", False, "row 0: a word and 2 numbers"),
+        (b"1 2\na 1 2\x1c3\n", False, "row 0: could not convert"),
         (b"1 2\na 1 2 3\n", False, "row 0: 2 numbers must be on its line, got more"),
         (b"1 2\na\xff 1 2\n", False, "row 0: .*invalid start byte"),
         (b"1 2\na 1 2\nb 3 4\n", False, "row 1: b'b 3 4' follows the last one"),

@@ -318,13 +318,14 @@ def _text_row(file: BinaryIO, size: int) -> tuple[str, bytes]:
 
 def _row_of(line: bytes, size: int, *, blanks: bool) -> tuple[str, bytes]:
     """The word of a line of text, and its numbers as float32; ``blanks``: in words too."""
-    word, *numbers = line.strip().rsplit(None, size)
-    if len(numbers) != size or b"_" in (text := b" ".join(numbers)):
+    word, *fields = line.strip().rsplit(None, size)
+    numbers = [field.decode("ascii") for field in fields]
+    if len(numbers) != size or any("_" in number for number in numbers):
         raise ValueError(f"a word and {size} numbers must be on its line, got {line[:40]!r}")
     if not blanks and len(word.split()) > 1:
         raise ValueError(f"{size} numbers must be on its line, got more in {line[:40]!r}")
     with np.errstate(over="ignore"):
-        return _decoded(word), np.array(text.decode("ascii").split(), "<f4").tobytes()
+        return _decoded(word), np.array(numbers, "<f4").tobytes()
 
 
 def _binary_row(file: BinaryIO, size: int) -> tuple[str, bytes]:
