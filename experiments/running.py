@@ -177,8 +177,22 @@ def held_out_means(
 
 
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; none if there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The lines of a ``metrics.jsonl``; none if there is no file.
+
+    Raises:
+        ValueError: if a line is cut off or no record, with the file and the line.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+            if not isinstance(records[-1], dict):
+                raise ValueError("expected a JSON object")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} is damaged ({error}); delete it") from error
+    return records
 
 
 def is_main_process() -> bool:

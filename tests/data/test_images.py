@@ -89,7 +89,7 @@ def test_labels_must_fit_the_images(tmp_path):
     with pytest.raises(ValueError, match=r"got \[5, 2, 3, 1\] and \[2\]"):
         open_source(f"file:{path}", split="train")
     np.savez(path, x_train=PIXELS, y_train=LABELS / 2)
-    with pytest.raises(ValueError, match="expected integer labels, got float64"):
+    with pytest.raises(ValueError, match="labels must be integers, got float64"):
         open_source(f"file:{path}", split="train")
     np.savez(path, x_train=np.array([{}]), y_train=LABELS[:1])
     with pytest.raises(ValueError, match="allow_pickle"):

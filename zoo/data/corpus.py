@@ -41,7 +41,8 @@ def build_vocabulary(
     - ``"words"``: words with their inner apostrophes and hyphens, and every other visible character
       alone; ``"whitespace"``: what is between blanks, as in text that is tokenised already; or a
       function text -> tokens. The most frequent come first, equally frequent ones in alphabetical
-      order. ``<unk>`` in a text is the unknown token.
+      order. ``<unk>`` in a text is the unknown token. A letter's marks belong to it, and how a
+      text writes it makes no difference: these splits and the characters compose it first (NFC).
     - ``"characters"``: in the order of their code points.
     - ``"subwords"``: byte-level byte-pair encoding (Sennrich et al. 2016): nothing is unknown.
     - ``"wordpiece"``: BERT's subwords, after BERT's normalisation (no control characters; with

@@ -9,10 +9,13 @@ of every axis as big-endian 32-bit numbers; the values follow in C order.
 """
 
 import io
+import lzma
 import math
 import operator
 import pathlib
+import struct
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -38,10 +41,10 @@ class Images:
                 f"{name}: expected images [N, height, width(, channels)] and labels [N], "
                 f"got {list(images.shape)} and {list(labels.shape)}"
             )
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"{name}: expected integer labels, got {labels.dtype}")
+        if images.dtype.kind not in "buif":
+            raise ValueError(f"{name}: expected images of numbers, got {images.dtype}")
         self.images = images
-        self.labels = labels.astype(np.int32)
+        self.labels = int32(labels, f"{name}: labels")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,6 +53,20 @@ class Images:
         index = operator.index(index)
         return {"image": self.images[index], "label": self.labels[index]}
 
+    def fingerprinted(self) -> Any:
+        """What a fingerprint is made of."""
+        return self.images, self.labels
+
+
+def int32(values: np.ndarray, name: str) -> np.ndarray:
+    """Integers as int32; a ValueError if they are none or one does not fit."""
+    if values.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers, got {values.dtype}")
+    limits = np.iinfo(np.int32)
+    if values.size and not limits.min <= int(values.min()) <= int(values.max()) <= limits.max:
+        raise ValueError(f"{name} must fit in 32 bits, got {values.min()} to {values.max()}")
+    return values.astype(np.int32)
+
 
 def read_images(path: pathlib.Path, split: str) -> Images:
     """The images of one split, of a folder of idx files or of an archive ``.npz``."""
@@ -57,14 +74,50 @@ def read_images(path: pathlib.Path, split: str) -> Images:
     return Images(images, labels, str(path))
 
 
+# What zipfile and NumPy raise on an archive that is damaged, encrypted or none at all.
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, SyntaxError),
+    *(ValueError, TypeError, KeyError, RuntimeError, OverflowError, OSError),
+)
+
+
 def _read_archive(path: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    data = io.BytesIO(read_bytes(path))
     try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
-            if not {f"x_{split}", f"y_{split}"} <= set(archive.files):
-                raise ValueError(f"{path} has no {split=}, it has {', '.join(archive.files)}")
-            return archive[f"x_{split}"], archive[f"y_{split}"]
-    except zipfile.BadZipFile as error:
+        archive = zipfile.ZipFile(data)
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+    except _DAMAGED as error:
         raise ValueError(f"{path} is not a complete .npz archive: {error}") from error
+    if not {f"x_{split}", f"y_{split}"} <= set(names):
+        raise ValueError(f"{path} has no {split=}, it has {', '.join(names)}")
+    images, labels = (_read_array(archive, f"{name}_{split}", path) for name in "xy")
+    return images, labels
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> np.ndarray:
+    """One array; memory is taken for the bytes there are, not for those that a header claims."""
+    try:
+        with archive.open(f"{name}.npy") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, columns_first, dtype = read_header(file)
+            data = file.read()
+    except _DAMAGED as error:
+        raise ValueError(
+            f"{path} is not a complete .npz archive: {name}: {type(error).__name__}: {error}"
+        ) from error
+    if dtype.hasobject:
+        raise ValueError(f"{path}: {name} holds Python objects; save numbers (allow_pickle=False)")
+    if min(shape, default=0) < 0 or len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(
+            f"{path} is not a complete .npz archive: {name} has {len(data)} bytes for {dtype} "
+            f"{list(shape)}"
+        )
+    order = "F" if columns_first else "C"
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
 
 
 def _read_folder(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -108,5 +161,5 @@ def image_arrays(source: Any) -> tuple[np.ndarray, np.ndarray]:
     examples = [source[index] for index in range(len(source))]
     images = np.stack([np.asarray(example["image"]) for example in examples])
     scale = 255 if images.dtype == np.uint8 else 1
-    labels = np.asarray([example["label"] for example in examples], np.int32)
+    labels = int32(np.asarray([example["label"] for example in examples]), "labels")
     return images.astype(np.float32) / np.float32(scale), labels

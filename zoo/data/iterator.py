@@ -1,32 +1,38 @@
 """What both pipelines share: reading a random-access sequence of batches from a position on.
 
 Reading ahead, worker processes and shared memory are grain's (``IterDataset.mp_prefetch``: worker w
-of W makes every W-th batch). Three guards are added, without which a program would hang or end
+of W makes every W-th batch). Four guards are added, without which a program would hang or end
 silently: an exception is sent as a value with its traceback as text (grain sends the exception
 itself, which is lost when it cannot be pickled), a worker that exits is never taken for one that
-has finished, and workers end with the program even when that is killed.
+has finished, one that makes no batch is waited for a bounded time, and workers end with the program
+even when that is killed.
 """
 
 import builtins
 import dataclasses
+import functools
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import queue
 import signal
 import sys
 import threading
 import traceback
 import weakref
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, Literal, NoReturn, Protocol, Self
 
 import jax
 import numpy as np
 
 from zoo import _checks as checks
+from zoo.data.fingerprint import fingerprint
 from zoo.extras import require
 
 Batch = dict[str, np.ndarray]
 _READY = 2  # batches that every worker process keeps ready
+_GLANCE = 0.5  # seconds between two looks at the worker processes
 
 
 class Batches(Protocol):
@@ -41,7 +47,18 @@ class Batches(Protocol):
 
 
 class BatchIterator:
-    """An iterator over batches with a position that is one number."""
+    """An iterator over batches with a position that is one number.
+
+    Args:
+        batches: by number.
+        num_epochs: when to stop; None: never.
+        num_workers: processes that make batches.
+        identity: the settings that decide the batches, as JSON.
+        content: the data that decide them. Their fingerprint is a part of the identity, taken when
+            a state is asked for or restored, so that iterators that are not resumed pay nothing.
+        fingerprints: whether large data are ``"sampled"`` for it or read in ``"full"``.
+        worker_timeout: seconds to wait for a batch of a worker process.
+    """
 
     def __init__(
         self,
@@ -50,8 +67,15 @@ class BatchIterator:
         num_epochs: int | None,
         num_workers: int,
         identity: dict[str, Any],
+        content: Any = None,
+        fingerprints: Literal["sampled", "full"] = "sampled",
+        worker_timeout: float = 600.0,
     ):
-        self._batches, self._identity, self._position = batches, identity, 0
+        self._batches, self._settings, self._position = batches, identity, 0
+        self._content = content
+        self._fingerprints = fingerprints
+        checks.choice("fingerprints", fingerprints, ("sampled", "full"))
+        self._worker_timeout = checks.number("worker_timeout", worker_timeout, above=0)
         self._num_workers = checks.count("num_workers", num_workers)
         self._total = sys.maxsize
         if num_epochs is not None:
@@ -89,6 +113,13 @@ class BatchIterator:
         self._position += 1
         return batch
 
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        if self._content is None:
+            return self._settings
+        code = fingerprint(self._content, full=self._fingerprints == "full")
+        return self._settings | {"content": f"{self._fingerprints}-{code}"}
+
     def get_state(self) -> dict[str, Any]:
         """The position, as JSON: the number of the next batch, and the identity of the pipeline."""
         return {"batch": self._position, "pipeline": dict(self._identity)}
@@ -99,9 +130,12 @@ class BatchIterator:
         Raises:
             ValueError: the state is that of another pipeline, or past the last epoch.
         """
-        saved, position = state.get("pipeline"), state.get("batch")
-        if not isinstance(saved, dict) or not isinstance(position, int):
-            raise ValueError(f"state must be what get_state returned, got {state!r}")
+        plain = isinstance(state, dict)
+        saved, position = (state.get("pipeline"), state.get("batch")) if plain else (None, None)
+        if not isinstance(saved, dict) or type(position) is not int:
+            raise ValueError(f"state must be what get_state returned, got {state!r:.200}")
+        if "content" in self._identity:  # states of earlier versions do not name the content
+            saved = {"content": self._identity["content"], **saved}
         names = [*self._identity, *(saved.keys() - self._identity.keys())]
         differing = [
             f"{name}={saved.get(name)!r} (here {self._identity.get(name)!r})"
@@ -145,12 +179,80 @@ class BatchIterator:
                 num_workers=self._num_workers, per_worker_buffer_size=_READY
             )
             dataset = dataset.mp_prefetch(options, worker_init_fn=_prepare_worker)
+            return _Watched(iter(dataset), self._worker_timeout)
         return iter(dataset)
 
 
 def _close_all(live: list[Any]) -> None:
     while live:
         live.pop().close()
+
+
+class _Watched:
+    """grain's iterator in a thread of its own, beside which the worker processes are watched.
+
+    grain waits without end for a worker that is stopped, or that left with exit status 0.
+    """
+
+    def __init__(self, batches: Any, timeout: float):
+        self._batches, self._timeout = batches, timeout
+        self._others = set(multiprocessing.active_children())
+        self._workers: set[Any] = set()
+        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True, name="zoo-batches").start()
+
+    def __next__(self) -> Any:
+        self._asked.put(True)
+        # Looks are counted instead of the clock: a program that was stopped and goes on has not
+        # waited for its workers, which were stopped with it.
+        for _ in range(math.ceil(self._timeout / _GLANCE)):
+            try:
+                batch, failure = self._made.get(timeout=min(_GLANCE, self._timeout))
+            except queue.Empty:
+                self._workers |= set(multiprocessing.active_children()) - self._others
+                if any(worker.exitcode == 0 for worker in self._workers):
+                    self._end()
+                    raise RuntimeError(
+                        "a worker process has left with exit status 0 before its batches were "
+                        "made; does the source or the transform call os._exit?"
+                    ) from None
+                continue
+            if failure is not None:
+                raise failure
+            return batch
+        states = ", ".join(f"{worker.pid} {_state_of(worker.pid)}" for worker in self._workers)
+        self._end()
+        raise TimeoutError(
+            f"no batch within worker_timeout={self._timeout:g} seconds (worker processes: "
+            f"{states or 'none'}); does the source or the transform wait for something? Raise "
+            "worker_timeout if one batch takes longer, or find the cause with num_workers=0"
+        )
+
+    def close(self) -> None:
+        self._asked.put(False)
+        self._batches.close()
+
+    def _end(self) -> None:
+        """Kills the workers, for which grain would wait when it is closed."""
+        for worker in self._workers:
+            worker.kill()
+
+    def _read(self) -> None:
+        while self._asked.get():
+            try:
+                self._made.put((next(self._batches), None))
+            except BaseException as error:
+                self._made.put((None, error))
+
+
+def _state_of(pid: int | None) -> str:
+    """What a process does, as Linux says it; empty elsewhere."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+            return next(line for line in file if line.startswith("State:"))[len("State:") :].strip()
+    except (OSError, StopIteration):
+        return ""
 
 
 def host_rows(batch_size: int, process_index: int | None, process_count: int | None) -> range:

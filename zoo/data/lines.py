@@ -1,13 +1,15 @@
 r"""The lines of a UTF-8 file, by number.
 
-A plain file is memory-mapped beside an index of its lines; a ``.gz`` or ``.xz`` file is
-decompressed into memory once. Lines end with ``"\n"`` and nothing else (one ``"\r"`` before it is
-dropped): form feeds and Unicode separators stay in their line. The encoding is checked when the
-file is opened, so that a bad byte is reported before training.
+A plain file is memory-mapped beside an index of its lines; a ``.gz``, ``.xz`` or ``.bz2`` file is
+decompressed into memory once, all of its members. Lines end with ``"\n"`` and nothing else (one
+``"\r"`` before it is dropped): form feeds and Unicode separators stay in their line. A byte order
+mark before a line, as it stands where files were joined, is no text. The encoding is checked when
+the file is opened, so that a bad byte is reported before training.
 """
 
+import bz2
+import collections
 import functools
-import gzip
 import json
 import lzma
 import mmap
@@ -15,13 +17,19 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 _CHUNK = 1 << 24  # bytes per piece: bounds the memory of opening a file
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+_PIECE = 1 << 18  # bytes of a compressed file: what is behind a member is copied, so not many
+_BYTE_ORDER_MARK = "\ufeff"
+# Endings of compressed files, each with what decompresses one member.
+DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    ".gz": functools.partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS),
+    ".xz": lzma.LZMADecompressor,
+    ".bz2": bz2.BZ2Decompressor,
+}
 
 
 class Lines:
@@ -30,7 +38,8 @@ class Lines:
     Args:
         path: of the file.
         kind: ``".jsonl"``: a JSON object on every line that is not blank; ``".tsv"``: tab-separated
-            columns on every line that is not blank; any other: the text of every line.
+            columns on every line that is not blank (tabs are not blank: they part empty columns);
+            any other: the text of every line.
         columns: names of the columns; None: they are on the first line.
 
     Attributes:
@@ -40,6 +49,7 @@ class Lines:
 
     def __init__(self, path: pathlib.Path, kind: str = "", columns: Sequence[str] | None = None):
         self.path = path
+        self._kind, self._columns = kind, columns
         self._data = read_bytes(path)
         breaks = [
             np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + offset
@@ -48,11 +58,13 @@ class Lines:
         stops = np.concatenate(breaks)
         if not len(stops) or stops[-1] != len(self._data) - 1:  # the last line may lack its break
             stops = np.append(stops, len(self._data))
-        first = len(_BYTE_ORDER_MARK) if self._data[:3] == _BYTE_ORDER_MARK else 0
-        starts = np.concatenate([[first], stops[:-1] + 1])
+        starts = np.concatenate([[0], stops[:-1] + 1])
         if kind in (".jsonl", ".tsv"):
+            blanks = b" \r\x0b\x0c" if kind == ".tsv" else None
             bounds = zip(starts.tolist(), stops.tolist(), strict=True)
-            filled = [i for i, (start, stop) in enumerate(bounds) if self._data[start:stop].strip()]
+            lines = (self._data[start:stop] for start, stop in bounds)
+            mark = _BYTE_ORDER_MARK.encode()
+            filled = [i for i, line in enumerate(lines) if line.removeprefix(mark).strip(blanks)]
             starts, stops = starts[filled], stops[filled]
         self.starts, self.stops = starts, stops
         self._parse = _parse_object if kind == ".jsonl" else _parse_text
@@ -60,6 +72,12 @@ class Lines:
             if columns is None:
                 columns = self._line(0).split("\t")
                 self.starts, self.stops = starts[1:], stops[1:]
+            twice = [name for name, n in collections.Counter(columns).items() if n > 1]
+            if twice:
+                raise ValueError(
+                    f"{path}: columns must have different names, got {twice[0]!r} twice"
+                )
+            self._columns = list(columns)
             self._parse = functools.partial(_parse_columns, columns=columns)
 
     def __len__(self) -> int:
@@ -74,7 +92,11 @@ class Lines:
 
     def _line(self, index: int) -> str:
         line = self._data[self.starts[index] : self.stops[index]].decode()
-        return line[:-1] if line.endswith("\r") else line
+        return line.removeprefix(_BYTE_ORDER_MARK).removesuffix("\r")
+
+    def fingerprinted(self) -> Any:
+        """What a fingerprint is made of: the bytes and how they are read."""
+        return self._data, self._kind, self._columns
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map cannot travel to a worker process; the file is there too.
@@ -91,11 +113,28 @@ def _parse_text(line: str) -> dict[str, Any]:
     return {"text": line}
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(name for name, n in collections.Counter(k for k, _ in pairs).items() if n > 1)
+        raise ValueError(f"a JSON object must have each field once, got {twice!r} twice")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_distinct)
+
+
 def _parse_object(line: str) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = _DECODER.decode(line)
+        if "\\ud" in line.lower():  # half of a pair is no character: no file could hold the text
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"malformed JSON at column {error.colno}: {error.msg}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a surrogate pair, {error.object[error.start]!r}") from error
+    except RecursionError as error:
+        raise ValueError("JSON is nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     return value
@@ -112,23 +151,64 @@ def _parse_columns(line: str, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def read_bytes(path: pathlib.Path) -> bytes | mmap.mmap:
-    """The bytes of a file: mapped, or decompressed into memory."""
+    """The bytes of a file: mapped, or decompressed into memory.
+
+    Raises:
+        ValueError: a compressed file is cut off or damaged anywhere.
+        OSError: the file is missing or cannot be read.
+    """
+    if (new := DECOMPRESSORS.get(path.suffix.lower())) is None:
+        return map_file(path)
     try:
-        if opener := _OPENERS.get(path.suffix):
-            with opener(path, "rb") as file:
-                return file.read()
-        with open(path, "rb") as file:
-            if not os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
-                return b""
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
+        with _open(path) as file:
+            return _decompress(file, new)
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(
             f"{path} is truncated or damaged ({error}); fetch it or compress it again"
         ) from error
     except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(  # bz2's word for damage
+            f"{path} is truncated or damaged ({error}); fetch it or compress it again"
+        ) from error
+
+
+def map_file(path: pathlib.Path) -> bytes | mmap.mmap:
+    """The bytes of a file as they are stored."""
+    with _open(path) as file:
+        if not os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _open(path: pathlib.Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
         hint = "; is the environment variable in its path set?" if "$" in str(path) else ""
         message = f"cannot read the data file: {error.strerror}{hint}"
         raise type(error)(error.errno, message, str(path)) from error
+
+
+def _decompress(file: BinaryIO, new: Callable[[], Any]) -> bytes:
+    """All members of a compressed file, one after the other.
+
+    The modules gzip, lzma and bz2 take what they cannot read behind a complete member for padding.
+    """
+    parts: list[bytes] = []
+    member, data = None, b""
+    while data := data or file.read(_PIECE):
+        if member is None and parts and not (data := data.lstrip(b"\0")):  # padding
+            continue
+        member = member or new()
+        parts.append(member.decompress(data))
+        data = b""
+        if member.eof:
+            member, data = None, member.unused_data
+    if member is not None:
+        raise EOFError("the end of the compressed data is missing")
+    return b"".join(parts)
 
 
 def _checked_chunks(data: bytes | mmap.mmap, path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
@@ -148,7 +228,7 @@ def _checked_chunks(data: bytes | mmap.mmap, path: pathlib.Path) -> Iterator[tup
                 f"{path} is not UTF-8: line {number}, byte offset {position} of the file holds "
                 f"{data[position : position + 1]!r} ({error.reason}); convert it to UTF-8"
             ) from error
-        blank = blank and not chunk.removeprefix(_BYTE_ORDER_MARK).strip()
+        blank = blank and not chunk.removeprefix(_BYTE_ORDER_MARK.encode()).strip()
         yield offset, chunk
         offset = end
     if blank:

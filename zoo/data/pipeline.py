@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from zoo import _checks as checks
+from zoo.data.images import int32
 from zoo.data.iterator import Batch, BatchIterator, host_rows
 from zoo.data.permutation import draw, shuffled
 from zoo.data.sources import Source
@@ -47,6 +48,12 @@ class Pipeline(BatchIterator):
             it with copies of one example and adds the field ``"valid"``, bool [B], to every batch;
             ``"drop"`` leaves it out: other examples in each epoch.
         num_workers: processes that make batches; 0: the program makes them as it asks for them.
+        worker_timeout: seconds to wait for a batch of a worker process before a TimeoutError.
+        depends_on: what else a run that continues must find unchanged, such as held-out examples or
+            a vocabulary: arrays, texts, sources and containers of them.
+        fingerprints: a saved state names the contents of ``source`` and ``depends_on``, and is
+            refused with others. ``"sampled"`` reads what is large at evenly spaced places,
+            ``"full"`` all of it; see :mod:`zoo.data.fingerprint`.
         process_index: this host, by default ``jax.process_index()``.
         process_count: number of hosts H, by default ``jax.process_count()``.
 
@@ -73,6 +80,9 @@ class Pipeline(BatchIterator):
         transform: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
         remainder: Literal["pad", "drop"] = "pad",
         num_workers: int = 0,
+        worker_timeout: float = 600.0,
+        depends_on: Any = None,
+        fingerprints: Literal["sampled", "full"] = "sampled",
         process_index: int | None = None,
         process_count: int | None = None,
     ):
@@ -89,7 +99,15 @@ class Pipeline(BatchIterator):
         identity = {"kind": "examples", "examples": length, "batch_size": batch_size, "seed": seed}
         identity |= {"shuffle": shuffle, "remainder": remainder}
         batches = _ExampleBatches(source, transform, rows, batch_size, seed, shuffle, remainder)
-        super().__init__(batches, num_epochs=num_epochs, num_workers=num_workers, identity=identity)
+        super().__init__(
+            batches,
+            num_epochs=num_epochs,
+            num_workers=num_workers,
+            identity=identity,
+            content=(source, depends_on),
+            fingerprints=fingerprints,
+            worker_timeout=worker_timeout,
+        )
 
 
 class StreamPipeline(BatchIterator):
@@ -117,7 +135,8 @@ class StreamPipeline(BatchIterator):
         num_steps: T, columns of a batch.
         seed: of the offsets.
         shuffle_offset: False starts every epoch at the first token, for evaluation.
-        num_epochs, num_workers, process_index, process_count: as for :class:`Pipeline`.
+        num_epochs, num_workers, worker_timeout: as for :class:`Pipeline`.
+        depends_on, process_index, process_count: as for :class:`Pipeline`.
 
     Raises:
         ValueError: an argument is out of its range, N <= B, or H does not divide B.
@@ -140,6 +159,8 @@ class StreamPipeline(BatchIterator):
         num_epochs: int | None = None,
         shuffle_offset: bool = True,
         num_workers: int = 0,
+        worker_timeout: float = 600.0,
+        depends_on: Any = None,
         process_index: int | None = None,
         process_count: int | None = None,
     ):
@@ -155,12 +176,19 @@ class StreamPipeline(BatchIterator):
                 f"ids hold {len(ids)} tokens, but batch_size={batch_size} rows need at least "
                 f"{batch_size + 1}: use a longer text or a smaller batch"
             )
-        ids = np.ascontiguousarray(ids, np.int32)
+        ids = np.ascontiguousarray(int32(ids, "ids"))
         identity = {"kind": "stream", "tokens": len(ids), "checksum": zlib.crc32(ids.data)}
         identity |= {"batch_size": batch_size, "num_steps": num_steps, "seed": seed}
         identity |= {"shuffle_offset": shuffle_offset}
         batches = _StreamBatches(ids, rows, batch_size, num_steps, seed, shuffle_offset)
-        super().__init__(batches, num_epochs=num_epochs, num_workers=num_workers, identity=identity)
+        super().__init__(
+            batches,
+            num_epochs=num_epochs,
+            num_workers=num_workers,
+            identity=identity,
+            content=depends_on,
+            worker_timeout=worker_timeout,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from zoo.data.fingerprint import fingerprint
 from zoo.data.images import Images, read_images
-from zoo.data.lines import Lines
+from zoo.data.lines import DECOMPRESSORS, Lines, map_file
 from zoo.extras import require
 
 SPLITS = ("train", "valid", "test")
@@ -49,9 +50,9 @@ def open_source(uri: str, *, split: str | None = None) -> Source:
     - ``file:PATH`` with any other ending: ``{"text": line}``, blank lines kept.
     - ``tfds:NAME``: ``tensorflow_datasets.data_source``, without TensorFlow; bytes become strings.
 
-    A file is memory-mapped; with ``.gz`` or ``.xz`` after its ending it is decompressed into memory
-    instead. ``~`` and environment variables in PATH are expanded. Text is UTF-8; a line ends with
-    ``"\n"`` only, and a ``"\r"`` before that is dropped.
+    A file is memory-mapped; with ``.gz``, ``.xz`` or ``.bz2`` after its ending it is decompressed
+    into memory instead. Endings may be in capitals. ``~`` and environment variables in PATH are
+    expanded. Text is UTF-8; a line ends with ``"\n"`` only, and a ``"\r"`` before that is dropped.
 
     Args:
         uri: what to open.
@@ -72,6 +73,8 @@ def open_source(uri: str, *, split: str | None = None) -> Source:
     >>> len(source), source[0]
     (36000, {'text': 'First Citizen:'})
     """
+    if not isinstance(uri, str):
+        raise TypeError(f"uri must be a string such as 'file:PATH', got {uri!r:.80}")
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme not in _SCHEMES:
         known = ", ".join(f"{name}:" for name in _SCHEMES)
@@ -81,6 +84,29 @@ def open_source(uri: str, *, split: str | None = None) -> Source:
     if split is not None and split not in SPLITS and scheme != "tfds":
         raise ValueError(f"split must be one of {SPLITS} or None, got {split!r} for {uri!r}")
     return _SCHEMES[scheme](uri, rest, split)
+
+
+def fingerprint_of(uri: str, *, full: bool = False) -> str:
+    """The fingerprint of all the data behind a URI, of every split, without parsing them.
+
+    Args:
+        uri: as for :func:`open_source`.
+        full: whether large files are read completely, see :mod:`zoo.data.fingerprint`.
+
+    Raises:
+        ValueError, OSError: as :func:`open_source`.
+    """
+    if uri.partition(":")[0] != "file":
+        return fingerprint(open_source(uri), full=full)
+    name, _, _ = _parse_file(uri)
+    whole = _path(uri, name)
+    files = [whole]
+    if whole.is_dir():
+        files = sorted(file for file in whole.iterdir() if file.is_file())
+    elif "{split}" in name and not whole.exists():
+        files = [_path(uri, name, split) for split in SPLITS]
+        files = [file for file in files if file.exists()] or files
+    return fingerprint([map_file(file) for file in files], full=full)
 
 
 class _Joined:
@@ -99,6 +125,10 @@ class _Joined:
         index = self._range[operator.index(index)]
         part = bisect.bisect(self._starts, index) - 1
         return self._parts[part][index - self._starts[part]]
+
+    def fingerprinted(self) -> Any:
+        """What a fingerprint is made of: the whole of what a split was cut of, and the cut."""
+        return list(self._parts), self._range
 
 
 def _cut(uri: str, examples: Any, split: str | None) -> Source:
@@ -127,27 +157,40 @@ def _open_builtin(uri: str, name: str, split: str | None) -> Source:
     raise ValueError(f"builtin: knows shakespeare and digits, got {uri!r}")
 
 
-def _open_file(uri: str, rest: str, split: str | None) -> Source:
-    name, _, query = rest.partition("?")
+def _parse_file(uri: str) -> tuple[str, str, list[str] | None]:
+    """The name, the kind (its ending in lower case), and the columns of ``file:NAME?columns=…``."""
+    name, _, query = uri.removeprefix("file:").partition("?")
     key, _, value = query.partition("=")
-    kind = pathlib.Path(name.removesuffix(".gz").removesuffix(".xz")).suffix
+    path = pathlib.PurePath(name)
+    kind = (path.with_suffix("") if path.suffix.lower() in DECOMPRESSORS else path).suffix.lower()
+    if not name or "\0" in name:
+        raise ValueError(f"expected file:PATH, got {uri!r}")
     if query and (kind != ".tsv" or key != "columns" or not value):
         raise ValueError(
             f"the only query is ?columns=NAME,NAME after a .tsv path, got {query!r} in {uri!r}"
         )
+    return name, kind, value.split(",") if value else None
 
-    def path(split: str) -> pathlib.Path:
-        return pathlib.Path(os.path.expandvars(name.replace("{split}", split))).expanduser()
 
-    whole = path("{split}")
+def _path(uri: str, name: str, split: str = "{split}") -> pathlib.Path:
+    path = pathlib.Path(os.path.expandvars(name.replace("{split}", split)))
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise ValueError(f"cannot find the folder that ~ stands for in {uri!r}: {error}") from error
+
+
+def _open_file(uri: str, rest: str, split: str | None) -> Source:
+    del rest
+    name, kind, columns = _parse_file(uri)
+    whole = _path(uri, name)
     if kind == ".npz" or whole.is_dir():
         stored = [split] if split else ["train", "test"]
         return _Joined(uri, [read_images(whole, part) for part in stored])
-    columns = value.split(",") if value else None
     if "{split}" not in name:
         return _cut(uri, Lines(whole, kind, columns), split)
     stored = [split] if split else list(SPLITS)
-    return _Joined(uri, [Lines(path(part), kind, columns) for part in stored])
+    return _Joined(uri, [Lines(_path(uri, name, part), kind, columns) for part in stored])
 
 
 class _Decoded(_Joined):

@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
@@ -41,21 +42,39 @@ MODELS: dict[str, Split] = {
     "WordPiece": "wordpiece",
     "WordLevel": "bert_characters",
 }
-# A word keeps its inner apostrophes and hyphens; any other visible character is a token of its own.
-_WORDS = re.compile(r"<unk>|<eos>|\w+(?:['’-]\w+)*|[^\w\s]")
+_BYTE_ORDER_MARK = "\ufeff"
+
+
+@functools.cache
+def _words() -> re.Pattern[str]:
+    """A word keeps its inner apostrophes and hyphens; any other visible character is a token.
+
+    Marks (vowel signs, accents) and joiners belong to the character before them, as in the text
+    segmentation of Unicode, UAX 29; the module re does not know them.
+    """
+    blocks = (range(0x300, 0x1F000), range(0xE0100, 0xE01F0))  # where there are marks
+    marks = [c for c in map(chr, itertools.chain(*blocks)) if unicodedata.category(c)[0] == "M"]
+    extend = "[" + "".join(c for c in (*marks, "\u200c", "\u200d") if not c.isalnum()) + "]"
+    word = rf"\w+(?:{extend}+\w*)*"
+    return re.compile(rf"<unk>|<eos>|{word}(?:['’-]{word})*|[^\w\s]{extend}*")
 
 
 def split_text(
     text: str, split: Split | Splitter, *, lowercase: bool, breaks: bool
 ) -> Iterable[str]:
-    """The tokens of a text, by a split that has no model; ``breaks``: line breaks are ``<eos>``."""
+    """The tokens of a text, by a split that has no model; ``breaks``: line breaks are ``<eos>``.
+
+    Letters and their accents are joined to one character (NFC), however the text writes them.
+    """
     text = text.lower() if lowercase else text
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text.replace(_BYTE_ORDER_MARK, ""))
     if callable(split):
         return split(text)
     if split == "characters":
         return text
     text = text.replace("\n", f" {END} ") if breaks else text
-    return text.split() if split == "whitespace" else _WORDS.findall(text)
+    return text.split() if split == "whitespace" else _words().findall(text)
 
 
 class _IdsOrUnknown(dict[str, int]):
@@ -99,6 +118,9 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if not callable(self.split):
             _checks.choice("split", self.split, get_args(Split))
+        for name in ("tokens", "special"):
+            if any(not isinstance(token, str) for token in getattr(self, name)):
+                raise TypeError(f"{name} must be strings, got {getattr(self, name)!r:.80}")
         if (self.split in MODELS.values()) != bool(self.model):
             raise ValueError(
                 f"model must be given for {', '.join(MODELS.values())} and for no other split, got "
@@ -220,26 +242,40 @@ class Vocabulary:
             ValueError: the file is neither.
             OSError: the file is missing or cannot be read.
         """
-        text = pathlib.Path(path).read_text("utf-8")
+        data = pathlib.Path(path).read_bytes()
         try:
+            text = data.decode()
             content = json.loads(text)
+            if not isinstance(content, dict):
+                raise ValueError("it holds no JSON object")
             if "added_tokens" in content:
                 return cls.of_model(text)
-            lists = {name: tuple(content[name]) for name in ("tokens", "special") & content.keys()}
-            return cls(**content | lists)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            for name in ("tokens", "special") & content.keys():
+                if not isinstance(content[name], list):
+                    raise ValueError(f"{name} is no list")
+                content[name] = tuple(content[name])
+            vocabulary = cls(**content)
+            if vocabulary.model and cls.of_model(vocabulary.model).tokens != vocabulary.tokens:
+                raise ValueError("its tokens are not those of its model")
+            return vocabulary
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
-                f"{path} is not a vocabulary written by Vocabulary.save ({error}); build it again"
+                f"{path} is not a vocabulary written by Vocabulary.save nor a tokenizer.json of "
+                f"the library tokenizers ({error}); copy it again, or build it again"
             ) from error
 
     @classmethod
     def of_model(cls, text: str) -> "Vocabulary":
-        """The vocabulary of the text of a ``tokenizer.json``."""
+        """The vocabulary of the text of a ``tokenizer.json``; a ValueError if it is none."""
+        model = _tokenizer_of(text)
         content = json.loads(text)
-        model = require("tokenizers", "data").Tokenizer.from_str(text)
+        kind = content["model"].get("type")
+        _checks.choice("the model's type", kind, tuple(MODELS))
         tokens = tuple(model.id_to_token(number) for number in range(model.get_vocab_size()))
+        if None in tokens:
+            raise ValueError(f"no token has the id {tokens.index(None)}: ids must be 0..V-1")
         special = tuple(token["content"] for token in content["added_tokens"] if token["special"])
-        return cls(tokens, MODELS[content["model"]["type"]], model=text, special=special)
+        return cls(tokens, MODELS[kind], model=text, special=special)
 
     def _contents(self) -> dict[str, Any]:
         if callable(self.split):
@@ -262,9 +298,18 @@ class Vocabulary:
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        model = require("tokenizers", "data").Tokenizer.from_str(self.model)
+        model = _tokenizer_of(self.model)
         model.encode_special_tokens = True  # "[MASK]" written in a text is six characters of text
         return model
+
+
+def _tokenizer_of(text: str) -> Any:
+    """The tokenizer of a ``tokenizer.json``; a ValueError if it is none."""
+    tokenizers = require("tokenizers", "data")
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more special
+        raise ValueError(f"it is no model of the library tokenizers: {error}") from error
 
 
 def check_vocabulary(expected_digest: str, vocabulary: Vocabulary) -> None:
