@@ -14,6 +14,7 @@ from flax import nnx
 
 from tests.battery import quick_jit
 from zoo.transformer import Transformer, TransformerConfig, load_bert, save_bert
+from zoo.transformer.bert_files import ACTIVATIONS, FIELDS, FIXED, INDEX, PASSED
 from zoo.transformer.bert_weights import bert_config, bert_state_dict
 from zoo.transformer.layers import LayerNorm
 
@@ -105,6 +106,43 @@ def test_hidden_states_and_logits_of_transformers(tmp_path, activation):
     first = {name: value for name, value in tensors.items() if "layer.1." not in name}
     small, _ = load_bert(first, config=dataclasses.replace(config, num_layers=1))
     close(encode(small, **inputs), expected.hidden_states[1], mask)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"is_decoder": True},
+        {"layer_norm_eps": 1e-3},
+        {"hidden_act": "gelu_python"},
+        {"hidden_act": "gelu_pytorch_tanh"},
+        {"hidden_act": "gelu_fast"},
+        {"tie_word_embeddings": False},
+    ],
+    ids=str,
+)
+def test_keys_that_change_the_mathematics_are_applied_or_refused(tmp_path, changes):
+    theirs = hugging_face(**changes)
+    theirs.save_pretrained(tmp_path)
+    if changes.get("tie_word_embeddings") is False:
+        with pytest.raises(ValueError, match=r"decoder\.weight differs from .*word_embeddings"):
+            load_bert(tmp_path)
+        return
+    ours, config = load_bert(tmp_path)
+    assert config.mask == ("causal" if changes.get("is_decoder") else "bidirectional")
+    inputs, their_inputs, mask = batch(31, 8)
+    hidden = encode(ours, **inputs)
+    close(ours.logits(hidden), theirs(**their_inputs).logits, mask)
+    save_bert(tmp_path, ours)  # and back
+    again = type(theirs).from_pretrained(tmp_path).eval()
+    close(ours.logits(hidden), again(**their_inputs).logits, mask)
+
+
+@pytest.mark.slow
+def test_every_key_of_transformers_is_known():
+    transformers = pytest.importorskip("transformers")
+    keys = transformers.BertConfig().to_dict()
+    assert not keys.keys() - PASSED - FIXED.keys() - set(FIELDS.values())
 
 
 @pytest.mark.slow
@@ -254,10 +292,170 @@ def test_wrong_folders_and_models_are_refused(tmp_path, model):
     with pytest.raises(ValueError, match="got 'post', 'tied'"):
         bert_state_dict(Transformer(dataclasses.replace(TINY, head="tied"), rngs=nnx.Rngs(0)))
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match=r"expected model_type 'bert' .*got 'gpt2'"):
+    with pytest.raises(ValueError, match=r"config.json: model_type must be 'bert', got 'gpt2'"):
         load_bert(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match=r"lacks .*'hidden_size'"):
         load_bert(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
         load_bert(tmp_path, config=TINY)
+
+
+def change_config(directory, **changes):
+    """Rewrites keys of ``config.json``; those that become ... are removed."""
+    path = directory / "config.json"
+    stored = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in stored.items() if value is not ...}))
+
+
+@pytest.fixture
+def folder(tmp_path, model):
+    pytest.importorskip("safetensors")
+    save_bert(tmp_path, model)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"layer_norm_eps": ..., "hidden_dropout_prob": ..., "initializer_range": ...}, {}),
+        ({"zoo_mask": ...}, {}),
+        ({"zoo_mask": ..., "is_decoder": True}, {"mask": "causal"}),
+        ({"zoo_mask": "causal", "is_decoder": ...}, {"mask": "causal"}),
+        ({"zoo_mask": "prefix"}, {"mask": "prefix"}),
+        ({"layer_norm_eps": 1e-5}, {"epsilon": 1e-5}),
+        ({"embedding_size": 12, "pooler_type": "first_token_transform", "id2label": {}}, {}),
+        *(({"hidden_act": name}, {"activation": ours}) for name, ours in ACTIVATIONS.items()),
+    ],
+    ids=str,
+)
+def test_configs_of_others(folder, changes, expected):
+    change_config(folder, **changes)
+    default = {"dropout": 0.1, "epsilon": 1e-12, "initial_scale": 0.02}
+    initial = {} if changes.get("initializer_range") is ... else {"initial_scale": 0.3}
+    assert bert_config(folder) == dataclasses.replace(TINY, **default | initial | expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type must be 'absolute'"),
+        ({"add_cross_attention": True}, "add_cross_attention must be False, got True"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder must be False"),
+        ({"pruned_heads": {"1": [0]}}, "pruned_heads must be"),
+        ({"quantization_config": {"bits": 8}}, "quantization_config must be absent"),
+        ({"auto_map": {"AutoModel": "x.y"}}, "auto_map must be absent"),
+        ({"embedding_size": 3}, "embedding_size must be hidden_size"),
+        ({"hidden_act": "silu"}, "hidden_act must be one of .*'gelu_new'.*got 'silu'"),
+        ({"is_decoder": True}, "is_decoder=True and zoo_mask='bidirectional' contradict"),
+        ({"is_decoder": "yes"}, "is_decoder must be one of"),
+        ({"zoo_mask": "left"}, "zoo_mask must be one of"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings=false, but there is no"),
+        ({"hidden_size": "12"}, "hidden_size must be an integer, got '12'"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers must be at least 0 and at most"),
+        ({"num_hidden_layers": 10**9}, "39 tensors, the model 1000000000 layers"),
+        ({"vocab_size": 10**9, "hidden_size": 3 * 10**8}, "the model has .1000000000, 300000000"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be one finite number"),
+        ({"num_attention_heads": 5}, "num_heads must divide features"),
+    ],
+    ids=str,
+)
+def test_what_the_model_has_not_is_refused_by_name(folder, changes, message):
+    change_config(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_bert(folder)
+
+
+def test_unknown_keys_are_warned_of(folder):
+    change_config(folder, feed_forward_type="geglu")
+    with pytest.warns(UserWarning, match=r"nothing is known of .'feed_forward_type'"):
+        load_bert(folder)
+
+
+def split_in_shards(directory):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    names = sorted(tensors)
+    places = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
+    for place in set(places.values()):
+        save_file({n: tensors[n] for n in names if places[n] == place}, directory / place)
+    (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return places
+
+
+def test_shards(folder, model):
+    places = split_in_shards(folder)
+    assert_same_parameters(load_bert(folder)[0], model)
+    (folder / places["cls.predictions.bias"]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"00002\.safetensors is missing, a shard"):
+        load_bert(folder)
+    (folder / INDEX).write_text('{"weight_map": {"x": "../model.safetensors"}}')
+    with pytest.raises(ValueError, match="weight_map must give a file of this folder"):
+        load_bert(folder)
+    (folder / INDEX).unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds \['model-0000.*Convert PyTorch's files"):
+        load_bert(folder)
+
+
+def test_tensors_of_two_names_may_be_stored_once(folder, model):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    word = "bert.embeddings.word_embeddings.weight"
+    tensors["cls.predictions.decoder.weight"] = tensors.pop(word)
+    tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")
+    save_file(tensors, folder / "model.safetensors", {word: "cls.predictions.decoder.weight"})
+    assert_same_parameters(load_bert(folder)[0], model)
+
+
+def test_heads_of_other_tasks_are_left_out(model):
+    tensors = bert_state_dict(model)
+    for name in (
+        "classifier.weight",
+        "qa_outputs.bias",
+        "output_weights",
+        "cls.seq_relationship.x",
+    ):
+        tensors[name] = np.zeros((2, 12))
+    again, _ = load_bert(tensors, config=TINY)
+    assert_same_parameters(again, model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"cls.predictions.decoder.weight": np.zeros((31, 12))},
+            "decoder.weight differs from bert",
+        ),
+        ({"cls.predictions.decoder.bias": np.ones(31)}, "decoder.bias differs from cls.predict"),
+        ({"pooler.dense.bias": np.zeros(12)}, "there twice: bert.pooler.dense.bias and pooler"),
+        ({"bert.pooler.dense.bias": np.zeros(12, np.int8)}, "pooler.dense.bias of int8"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
+)
+def test_state_dicts_that_are_another_model_are_refused(model, changes, message):
+    tensors = bert_state_dict(model) | changes
+    with pytest.raises(ValueError, match=message):
+        load_bert(tensors, config=TINY)
+    if "decoder" in next(iter(changes)):
+        load_bert(tensors, config=dataclasses.replace(TINY, head="none"))
+
+
+def test_unstacked_models_are_not_saved(model):
+    with pytest.raises(ValueError, match="stacked layers: save the one before unstacked"):
+        bert_state_dict(model.unstacked())
+
+
+def test_a_failed_save_leaves_the_old_files(folder, model, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_bert(folder, model)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -1,25 +1,29 @@
 """BERT checkpoints in and out: Hugging Face files, and the names of Google's TensorFlow code.
 
-A Hugging Face folder holds ``config.json`` and ``model.safetensors``. TensorFlow checkpoints are
-taken as plain arrays by name, however they were read (TensorFlow is not needed); bert4keras loads
+A Hugging Face folder holds ``config.json`` and ``model.safetensors`` or its shards; what its config
+says is applied or refused, see ``zoo.transformer.bert_files``. TensorFlow checkpoints are taken as
+plain arrays by name, however they were read (TensorFlow is not needed); bert4keras loads
 and saves the same names. Both store a kernel as one matrix, [in, out] in TensorFlow and [out, in]
 in Hugging Face's format; here heads have an axis of their own, and all layers are stacked.
 
 Source: https://github.com/google-research/bert, https://github.com/huggingface/transformers.
 """
 
-import json
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import ArrayLike
 
+from zoo._files import replace_file
+from zoo._paths import path_name
 from zoo.extras import require
+from zoo.transformer import bert_files
 from zoo.transformer.config import TransformerConfig
 from zoo.transformer.layers import LayerNorm, MakeNorm
 from zoo.transformer.model import Transformer
@@ -44,62 +48,39 @@ NAMES = {
     "head_norm": "cls.predictions.transform.LayerNorm",
     "output_bias": "cls.predictions.bias",
 }
-# Not parameters, or tied to one, of the next-sentence task, or TensorFlow's optimiser state.
+DECODER = "cls.predictions.decoder."  # tied to the token embedding and to the bias above
+# Not parameters, of another task's head, or TensorFlow's optimiser state.
 _IGNORED = re.compile(
-    r"embeddings\.(position|token_type)_ids$|cls\.predictions\.decoder\.|cls\.seq_relationship\."
-    r"|global_step$|.*\.adam_[mv]$"
+    r"embeddings\.(position|token_type)_ids$|cls\.(seq_relationship|squad)\.|classifier\."
+    r"|qa_outputs\.|output_(weights|bias)$|global_step$|.*\.adam_[mv]$"
 )
 _OPTIONAL = ("cls.predictions.", "pooler.")  # a model without head or pooler leaves them out
-_ACTIVATIONS: dict[str, Any] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
-FIELDS = {
-    "vocab_size": "vocab_size",
-    "features": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "feedforward_features": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "num_segments": "type_vocab_size",
-    "dropout": "hidden_dropout_prob",
-    "epsilon": "layer_norm_eps",
-    "initial_scale": "initializer_range",
-}
 
 
 def bert_config(directory: str | pathlib.Path) -> TransformerConfig:
     """The config of a Hugging Face BERT; head and pooler as far as the weights hold them.
 
     Args:
-        directory: with ``config.json`` and ``model.safetensors``.
+        directory: with ``config.json`` and ``model.safetensors``, or its shards and their index.
 
     Returns:
         The config. ``dataclasses.replace(config, mask="causal")`` makes a language model of it.
 
     Raises:
-        ValueError: if it is another architecture, or a variant that is not supported.
+        ValueError: if it is another architecture, or a variant that is not supported; the key of
+            the config is named.
         OSError: if a file is missing.
     """
     directory = pathlib.Path(directory)
-    stored = json.loads((directory / "config.json").read_text("utf-8"))
-    kind = stored.get("model_type", "bert")
-    position = stored.get("position_embedding_type", "absolute")
-    activation = stored.get("hidden_act", "gelu")
-    if kind != "bert" or position != "absolute" or activation not in _ACTIVATIONS:
+    options, tied = bert_files.read_config(directory)
+    names = set(map(_plain_name, bert_files.read_names(directory)))
+    head: Any = "mlm" if names & {"cls.predictions.bias", DECODER + "bias"} else "none"
+    if head == "mlm" and not tied and DECODER + "weight" not in names:
         raise ValueError(
-            f"{directory}/config.json: expected model_type 'bert' with absolute positions and an "
-            f"activation of {tuple(_ACTIVATIONS)}, got {kind!r}, {position!r}, {activation!r}"
+            f"{directory}/config.json says tie_word_embeddings=false, but there is no "
+            f"{DECODER}weight; give load_bert a config with head='none' for the encoder alone"
         )
-    missing = sorted(set(FIELDS.values()) - set(stored))
-    if missing:
-        raise ValueError(f"{directory}/config.json lacks {missing}; expected that of a BERT")
-    with require("safetensors", "data").safe_open(_weights(directory), "numpy") as file:
-        names = set(map(_plain_name, file.keys()))
-    return TransformerConfig(
-        **{ours: stored[theirs] for ours, theirs in FIELDS.items()},
-        activation=_ACTIVATIONS[activation],
-        mask=stored.get("zoo_mask", "bidirectional"),
-        head="mlm" if "cls.predictions.bias" in names else "none",
-        pooler="pooler.dense.weight" in names,
-    )
+    return TransformerConfig(**options, head=head, pooler="pooler.dense.weight" in names)
 
 
 def load_bert(
@@ -111,8 +92,8 @@ def load_bert(
 ) -> tuple[Transformer, TransformerConfig]:
     """A Transformer with the weights of a BERT.
 
-    Without a head or a pooler in the config, that of the weights is left out; the next-sentence
-    head always is.
+    Without a head or a pooler in the config, that of the weights is left out; heads of other tasks
+    (next sentence, classification, answers) always are.
 
     Args:
         directory_or_state_dict: a folder in Hugging Face's format (needs the extra ``data``:
@@ -128,7 +109,8 @@ def load_bert(
         The model and its config.
 
     Raises:
-        ValueError: if tensors are missing, unknown, or of another shape; all are listed by name.
+        ValueError: if tensors are missing, unknown, there twice, or of another shape or dtype; all
+            are listed by name. If the decoder of the head is not tied to the token embedding.
 
     >>> config = TransformerConfig(vocab_size=7, features=4, num_layers=1, num_heads=2,
     ...                            feedforward_features=8, max_positions=5)
@@ -145,16 +127,23 @@ def load_bert(
     else:
         place = str(directory_or_state_dict)
         config = bert_config(place) if config is None else config
-        tensors = require("safetensors.numpy", "data").load_file(_weights(pathlib.Path(place)))
+        tensors = bert_files.read_tensors(pathlib.Path(place))
     _check_is_bert(config)
-    model = Transformer(config, make_norm=make_norm, rngs=rngs or nnx.Rngs(0))
-    state = nnx.state(model, nnx.Param)
-    variables = _by_name(state)
-    shapes = {name: variable.shape for name, variable in variables.items()}
-    for name, value in _fill(shapes, config.num_layers, tensors, place).items():
-        variables[name][...] = jnp.asarray(value, variables[name].dtype)
-    nnx.update(model, state)
-    return model, config
+
+    def make(rngs: nnx.Rngs) -> Transformer:
+        return Transformer(config, make_norm=make_norm, rngs=rngs)
+
+    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    shapes = {name: leaf.shape for name, leaf in _by_name(nnx.state(abstract, nnx.Param)).items()}
+    filled = _fill(shapes, config.num_layers, tensors, place)
+    # Nothing is drawn that would be overwritten.
+    model = abstract if len(filled) == len(shapes) else make(rngs or nnx.Rngs(0))
+    graph, state = nnx.split(model)
+
+    def fill(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        return jnp.asarray(filled.get(path_name(path), leaf), leaf.dtype)
+
+    return nnx.merge(graph, jax.tree.map_with_path(fill, state)), config
 
 
 def bert_state_dict(model: Transformer) -> dict[str, np.ndarray]:
@@ -167,7 +156,7 @@ def bert_state_dict(model: Transformer) -> dict[str, np.ndarray]:
         name -> float32 array.
 
     Raises:
-        ValueError: if the model is no BERT.
+        ValueError: if the model is no BERT, or an unstacked one.
 
     >>> config = TransformerConfig(vocab_size=7, features=4, num_layers=1, num_heads=2,
     ...                            feedforward_features=8, max_positions=5)
@@ -176,6 +165,8 @@ def bert_state_dict(model: Transformer) -> dict[str, np.ndarray]:
     (8, 4)
     """
     _check_is_bert(model.config)
+    if isinstance(model.layers, nnx.List):
+        raise ValueError("model must have stacked layers: save the one before unstacked()")
     tensors, unnamed = {}, []
     for ours, variable in _by_name(nnx.state(model, nnx.Param)).items():
         theirs, value = _their_name(ours), np.asarray(variable[...], np.float32)
@@ -195,40 +186,22 @@ def bert_state_dict(model: Transformer) -> dict[str, np.ndarray]:
 def save_bert(directory: str | pathlib.Path, model: Transformer) -> None:
     """Writes ``config.json`` and ``model.safetensors`` in Hugging Face's format.
 
+    A causal model is an ``is_decoder`` there; the prefix mask is known to this library alone.
+
     Args:
         directory: created if absent.
         model: a post-LN Transformer with head ``"mlm"`` or ``"none"``.
 
     Raises:
-        ValueError: if the model is no BERT.
+        ValueError: if the model is no BERT, or an unstacked one.
         ImportError: without the extra ``data`` (safetensors).
     """
-    save_file = require("safetensors.numpy", "data").save_file
+    save = require("safetensors.numpy", "data").save
     tensors = bert_state_dict(model)
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = model.config
-    stored = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
-    activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
-    stored |= {
-        "architectures": ["BertForMaskedLM" if config.head == "mlm" else "BertModel"],
-        "attention_probs_dropout_prob": 0.0,
-        "hidden_act": activations[config.activation],
-        "model_type": "bert",
-        "zoo_mask": config.mask,
-    }
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
-
-
-def _weights(directory: pathlib.Path) -> pathlib.Path:
-    path = directory / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: a checkpoint in Hugging Face's format holds model.safetensors "
-            "(convert pytorch_model.bin with transformers' save_pretrained)"
-        )
-    return path
+    replace_file(directory / bert_files.SINGLE, save(tensors, metadata={"format": "pt"}))
+    replace_file(directory / "config.json", bert_files.write_config(model.config))
 
 
 def _check_is_bert(config: TransformerConfig) -> None:
@@ -274,7 +247,19 @@ def _fill(
     shapes: Mapping[str, tuple[int, ...]], num_layers: int, tensors: Mapping[str, Any], place: str
 ) -> dict[str, np.ndarray]:
     """Arrays of ``shapes``, from tensors by any of their names."""
-    named = {_plain_name(name): name for name in tensors}
+    if num_layers > len(tensors):
+        raise ValueError(f"{place} has {len(tensors)} tensors, the model {num_layers} layers")
+    named: dict[str, str] = {}
+    twice = []
+    for name in tensors:
+        plain = _plain_name(name)
+        if plain in named and not _IGNORED.match(plain):
+            twice.append(f"{named[plain]} and {name}")
+        named[plain] = name
+    if DECODER + "bias" in named:
+        named.setdefault("cls.predictions.bias", named[DECODER + "bias"])
+    if "output_bias" in shapes:
+        _check_is_tied(tensors, named, place)
     unused = {plain for plain in named if not _IGNORED.match(plain)}
     filled, missing, mismatched = {}, [], []
     for ours, shape in shapes.items():
@@ -293,15 +278,36 @@ def _fill(
             transposed = ours.endswith("_kernel") and "/" not in name
             value, expected = np.asarray(tensors[name]), _matrix_shape(ours, one_shape)
             expected = expected[::-1] if transposed else expected
-            if value.shape == expected:
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                mismatched.append(f"{name} of {value.dtype}, the model has floating numbers")
+            elif value.shape == expected:
                 parts.append((value.T if transposed else value).reshape(one_shape))
             else:
                 mismatched.append(f"{name} {value.shape}, the model has {expected}")
         if len(parts) == (num_layers if stacked else 1):
             filled[ours] = np.stack(parts) if stacked else parts[0]
     extra = [named[plain] for plain in unused if not plain.startswith(_OPTIONAL)]
-    problems = {"missing": missing, "not known to the model": extra, "of another shape": mismatched}
+    problems = {
+        "missing": missing,
+        "not known to the model": extra,
+        "of another shape or dtype": mismatched,
+        "there twice": twice,
+    }
     listed = [f"{title}: {', '.join(sorted(names))}" for title, names in problems.items() if names]
     if listed:
         raise ValueError(f"{place} does not fit the model. Tensors {'; '.join(listed)}")
     return filled
+
+
+def _check_is_tied(tensors: Mapping[str, Any], named: Mapping[str, str], place: str) -> None:
+    """Refuses a head whose decoder is not the token embedding, or has another bias."""
+    tied = {"weight": NAMES["token_embedding"], "bias": NAMES["output_bias"]}
+    for kind, other in tied.items():
+        ours, theirs = named.get(DECODER + kind), named.get(other)
+        if ours is None or theirs is None or ours == theirs:
+            continue
+        if not np.array_equal(np.asarray(tensors[ours]), np.asarray(tensors[theirs])):
+            raise ValueError(
+                f"{place}: {ours} differs from {theirs}, but the head of this model is tied to the "
+                "token embedding; a config with head='none' takes the encoder alone"
+            )

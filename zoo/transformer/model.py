@@ -257,7 +257,7 @@ class Transformer(nnx.Module):
             raise ValueError(
                 f"cache must come from init_cache of this model, {ours}; got that of {other}"
             )
-        first = cache[0] if unstacked else cache
+        first: Any = cache[0] if unstacked else cache
         shapes(ids=(ids, "B T"), cache=(first.keys, "... B N H S"))
         start = jnp.ravel(first.length)[0]
         length, room = ids.shape[1], first.keys.shape[-1]
@@ -297,10 +297,10 @@ class Transformer(nnx.Module):
         if isinstance(self.layers, nnx.List):
             after = []
             for number, layer in enumerate(self.layers):
-                run = _checkpointed(functools.partial(layer, causal=causal), config.remat)
+                apply = _checkpointed(functools.partial(layer, causal=causal), config.remat)
                 key = None if keys is None else keys[1 + number]
                 before = None if cache is None else cache[number]
-                x, extended = run(x, mask, condition, key, before)
+                x, extended = apply(x, mask, condition, key, before)
                 after.append(extended)
             return x, None if cache is None else tuple(after)
         graph, parameters = nnx.split(self.layers)
@@ -359,7 +359,7 @@ class Transformer(nnx.Module):
         positions: jax.Array | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        def given(numbers: jax.Array) -> jax.Array:
+        def given(numbers: Any) -> Any:
             """0 at padding: a NaN there would reach all others, as 0 · NaN."""
             return numbers if mask is None else jnp.where(mask, numbers, 0)
 

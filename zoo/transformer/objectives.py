@@ -22,7 +22,6 @@ from jax import lax
 
 from zoo._checks import count, integers, number, typed_key
 
-
 LARGEST = 2**31 - 1  # id
 
 
