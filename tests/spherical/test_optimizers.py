@@ -101,6 +101,18 @@ def test_rows_without_gradient_stay_and_the_others_find_the_nearest_point(name):
     assert jnp.sum(found * target, axis=1)[3:5].min() > 0.999
 
 
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize("rate", [-0.5, 0.1, 2.0])
+def test_memory_is_carried_by_parallel_transport(name, rate):
+    optimizer, x = ALL[name](rate), unit_rows(4)
+    gradient = 3 * unit_rows(5)
+    updates, state = optimizer.update(gradient, optimizer.init(x), x)
+    share = {"momentum": 1.0, "adam": 0.1}[name]
+    before = share * spherical.tangent_projection(x, gradient)
+    expected = spherical.parallel_transport(x, x + updates, before)
+    np.testing.assert_allclose(state[1], expected, atol=1e-6)
+
+
 def test_momentum_is_carried_along_the_geodesic():
     """With β and no new gradient the point goes on along the same great circle."""
     optimizer = riemannian_momentum(0.2, momentum=0.9)

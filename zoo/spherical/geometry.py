@@ -167,12 +167,17 @@ def logarithmic_map(x: jax.Array, y: jax.Array) -> jax.Array:
     [0.    1.571]
     """
     angle = geodesic_distance(x, y)[..., None]
-    u = tangent_projection(x, y - x)
+    far = angle > 2
+    # The same tangent from either end; of the shorter difference no digits are lost.
+    way = jnp.where(far, y + x, y - x)
+    u = tangent_projection(x, way)
+    # Near the antipode the rounding along x is taken off once more; it may be all there is.
+    u = jnp.where(far, tangent_projection(x, u), u)
     sine = norm(u)
+    lost = far & (sine <= 4 * jnp.finfo(x.dtype).eps * norm(way))
+    direction = jnp.where(lost, _some_tangent(x), u / jnp.where(sine > 0, sine, 1))
     # Where both vectors coincide θ/|u| tends to 1, and so does the slope.
-    near = jnp.where(sine > 0, angle / jnp.where(sine > 0, sine, 1), 1) * u
-    # The same tangent from the other end, where the shorter sum loses no digits.
-    return jnp.where(angle < 2, near, angle * _tangent_towards(x, y + x))
+    return jnp.where((sine == 0) & ~far, u, angle * direction)
 
 
 @on_vectors
@@ -213,9 +218,17 @@ def parallel_transport(x: jax.Array, y: jax.Array, v: jax.Array) -> jax.Array:
     >>> print(parallel_transport(x, y, y))
     [-1.  0.]
     """
+    w, across = x + y, x - y
+    far = dot(x, y) < 0
     # Not orthogonal to x - y, w would not turn x into y: that error grows towards the antipode.
-    middle = jnp.where(dot(x, y) < 0, _tangent_towards(normalize(x - y), x + y), normalize(x + y))
-    return v - 2 * dot(middle, v) * middle
+    # Taken off twice, it is lost as far as anything else is left.
+    square, middle = jnp.where(far, dot(across, across), 1), w
+    for _ in range(2):
+        middle = jnp.where(far, middle - dot(middle, across) / square * across, middle)
+    lost = dot(middle, middle) <= (4 * jnp.finfo(x.dtype).eps) ** 2 * dot(w, w)
+    middle = jnp.where(lost, _some_tangent(across / jnp.sqrt(square)), middle)
+    length = dot(middle, middle)
+    return v - 2 * dot(middle, v) / jnp.where(length > 0, length, 1) * middle
 
 
 def random_uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = float) -> jax.Array:
@@ -263,15 +276,6 @@ def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     scale = jnp.minimum(jnp.where(largest > 0, largest, 1), 1 / jnp.finfo(x.dtype).tiny)
     scale = jax.lax.stop_gradient(scale)
     return x / scale, scale
-
-
-def _tangent_towards(x: jax.Array, v: jax.Array) -> jax.Array:
-    """The unit tangent at x in the direction of v; some tangent where rounding alone is left."""
-    tangent = tangent_projection(x, v)
-    lost = norm(tangent) <= 4 * jnp.finfo(x.dtype).eps * norm(v)
-    # Of what is left of a nearly parallel v, the rounding along x is taken off as well.
-    tangent = normalize(tangent_projection(x, normalize(tangent)))
-    return jnp.where(lost, _some_tangent(x), tangent)
 
 
 def _some_tangent(x: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ Every vector on the last axis of a leaf is a point x of its own sphere. With the
 The angular factor in [0, 2] is JoSE's: it is 0 where -∇f points along x already and 2 where it
 points away. A transformation returns the difference to the new point, as Optax wants it; the new
 point is normalised from the current one in at least float32, so errors of rounding do not add up.
+Momentum lies along the step; for such a vector T has a closed form, equal to ``parallel_transport``.
 
 Rows with zero gradient (and zero momentum) do not move, and zero rows, such as padding, never do. A
 step whose square overflows (in float32, one longer than 1e19) gives NaN.
@@ -31,8 +32,8 @@ from zoo._paths import path_name
 from zoo.spherical.geometry import (
     dot,
     exponential_map,
+    norm,
     normalize,
-    parallel_transport,
     tangent_projection,
 )
 
@@ -129,8 +130,11 @@ def riemannian_momentum(
 
     def move(x: jax.Array, gradient: jax.Array, old: jax.Array, rate: Any, _: Any) -> Moved:
         mean = momentum * tangent_projection(x, old) + tangent_projection(x, gradient)
-        difference = _retraction(x, -rate * mean, still=dot(mean, mean) == 0)
-        return difference, parallel_transport(x, x + difference, mean)
+        square = dot(mean, mean)
+        difference = _retraction(x, -rate * mean, still=square == 0)
+        # Along its own geodesic: T(m) = cos θ m + sin θ |m| x, here with tan θ = η |m|.
+        carried = (mean + rate * square * x) * jax.lax.rsqrt(1 + rate**2 * square)
+        return difference, carried
 
     return _on_spheres(move, learning_rate, RiemannianMomentumState, jnp.zeros_like)
 
@@ -173,8 +177,11 @@ def riemannian_adam(
         square = b2 * square + (1 - b2) * dot(riemannian, riemannian)
         scale = rate / (1 - b1**step) / (jnp.sqrt(square / (1 - b2**step)) + epsilon)
         new = normalize(exponential_map(x, -scale.astype(x.dtype) * mean))
-        difference = jnp.where((dot(mean, mean) == 0) | (dot(x, x) == 0), 0, new - x)
-        return difference, parallel_transport(x, x + difference, mean), square
+        length = norm(mean)
+        difference = jnp.where((length == 0) | (dot(x, x) == 0), 0, new - x)
+        # Along its own geodesic: T(m) = cos θ m + sin θ |m| x.
+        angle = scale * length
+        return difference, jnp.cos(angle) * mean + jnp.sin(angle) * length * x, square
 
     one_per_row = lambda x: jnp.zeros_like(x[..., :1])  # noqa: E731
     return _on_spheres(move, learning_rate, RiemannianAdamState, jnp.zeros_like, one_per_row)
