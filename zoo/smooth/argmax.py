@@ -15,24 +15,25 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from zoo import _checks
-from zoo.smooth.derivatives import check_arguments
+from zoo.smooth.derivatives import below_peak, check_arguments
 
 
 def soft_one_hot(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) -> jax.Array:
     """Smooth one-hot vector of the argmax: the softmax of x/τ.
 
     Args:
-        x: ``[..., items]``; -inf gives 0.
+        x: ``[..., items]``; -inf gives 0, and several inf share.
         temperature: τ > 0, in the units of ``x``.
         axis: the axis of the items.
 
     Returns:
-        Probabilities of the shape and dtype of ``x``, computed in at least float32.
+        Probabilities of the shape and dtype of ``x``, computed in at least float32; all 0 where
+        every item is -inf.
 
     Raises:
         TypeError: if ``x`` is not a floating-point array.
-        ValueError: if ``temperature`` is not positive (a traced one gives NaN), or ``x`` has no
-            such axis.
+        ValueError: if ``temperature`` is not positive, or below 1e-34 in float32 (a traced one
+            gives NaN), or ``x`` has no such axis.
 
     >>> import jax.numpy as jnp
     >>> soft_one_hot(jnp.array([2.0, 1.0, 4.0, 5.0, 3.0])).tolist()
@@ -42,9 +43,9 @@ def soft_one_hot(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) 
     """
     x, wide, temperature = check_arguments(x, temperature)
     axis = _checks.axis("axis", axis, x)
-    # The difference comes first: x/τ itself may overflow.
-    peak = lax.stop_gradient(jnp.max(wide, axis=axis, keepdims=True, initial=-jnp.inf))
-    return jax.nn.softmax((wide - peak) / temperature, axis=axis).astype(x.dtype)
+    weights = jnp.exp(below_peak(wide, temperature, axis=axis)[0])
+    total = jnp.sum(weights, axis=axis, keepdims=True)
+    return (weights / jnp.where(total == 0, 1, total)).astype(x.dtype)
 
 
 def smooth_argmax(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) -> jax.Array:
@@ -57,7 +58,7 @@ def smooth_argmax(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1)
 
     Returns:
         ``[...]`` in the dtype of ``x``, computed in at least float32; float16 holds no odd index
-        above 2048, bfloat16 none above 256.
+        above 2048, bfloat16 none above 256. NaN with gradient 0 where every item is -inf.
 
     Raises:
         TypeError: if ``x`` is not a floating-point array.
@@ -76,4 +77,5 @@ def smooth_argmax(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1)
         raise ValueError(f"smooth_argmax: x must have at least one item, got {x.shape=}")
     index = lax.broadcasted_iota(wide.dtype, x.shape, axis)
     weights = soft_one_hot(wide, temperature=temperature, axis=axis)
-    return jnp.sum(index * weights, axis=axis).astype(x.dtype)
+    mean = jnp.sum(index * weights, axis=axis)
+    return jnp.where(jnp.max(wide, axis=axis) == -jnp.inf, jnp.nan, mean).astype(x.dtype)

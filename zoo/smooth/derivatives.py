@@ -1,14 +1,21 @@
-"""What the smooth operators share: their arguments, and derivatives written by hand."""
+"""What the smooth operators share: arguments, differences in units of τ, derivatives by hand.
+
+Entries that take no part (masked, -inf) or lie so far away that e^{-u} is 0 get a difference of FAR
+units that nothing moves: they have no derivative of any order, in x or in τ.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from zoo import _checks
+
+FAR = 1e4  # e^{-FAR/2} is 0 in every dtype
 
 
 def check_arguments(
@@ -16,14 +23,31 @@ def check_arguments(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """``x`` as an array, its copy in at least float32, and the temperature in the copy's dtype."""
     x, wide = _checks.widened(name, x)
-    advice = "for the exact operator see zoo.smooth.harden"
-    temperature = _checks.number("temperature", temperature, above=0, advice=advice)
+    limits = jnp.finfo(wide.dtype)
+    temperature = _checks.number(
+        "temperature",
+        temperature,
+        above=0,
+        at_least=FAR * float(limits.tiny),  # FAR/τ is a number: derivatives in τ need it
+        at_most=float(limits.max),
+        advice="for the exact operator see zoo.smooth.harden",
+    )
     return x, wide, jnp.asarray(temperature, wide.dtype)
 
 
-def magnitude(x: jax.Array, temperature: jax.Array) -> jax.Array:
-    """|x|/τ, small enough to be squared."""
-    return jnp.minimum(jnp.abs(x) / temperature, jnp.sqrt(jnp.finfo(x.dtype).max) / 4)
+def check_mask(where: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+    """A mask as an array; a ValueError unless it is bool and broadcasts to the shape."""
+    where = jnp.asarray(where)
+    try:
+        fits = jnp.broadcast_shapes(where.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if where.dtype != bool or not fits:
+        raise ValueError(
+            f"where must be bool and broadcast to the shape {shape}, got {where.dtype} "
+            f"{where.shape}; numbers become a mask by where != 0"
+        )
+    return where
 
 
 def with_slopes(
@@ -48,6 +72,50 @@ def with_slopes(
 
     function.defjvp(rule, symbolic_zeros=True)
     return function
+
+
+def clipped_quotient(limit: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """x/τ within ±limit, constant outside: finite with all its derivatives, NaN for NaN only."""
+
+    def value(x: jax.Array, temperature: jax.Array) -> jax.Array:
+        return jnp.clip(x / temperature, -limit, limit)
+
+    def unless_far(slope: jax.Array, u: jax.Array) -> jax.Array:
+        return jnp.where(jnp.abs(u) >= limit, 0, slope)
+
+    quotient = with_slopes(
+        value,
+        in_x=lambda x, t: unless_far(1 / t, value(x, t)),
+        # Not -x/τ²: the square of τ may underflow.
+        in_temperature=lambda x, t: unless_far(-(u := quotient(x, t)) / t, u),
+    )
+    return quotient
+
+
+scaled = clipped_quotient(FAR)
+
+
+@jax.custom_jvp
+def difference(x: jax.Array, pivot: jax.Array) -> jax.Array:
+    """The difference, with inf - inf = 0; the pivot is a constant."""
+    return jnp.where(x == pivot, 0, x - pivot)
+
+
+@difference.defjvp
+def _difference_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    return difference(*primals), tangents[0]
+
+
+def below_peak(
+    x: jax.Array, temperature: jax.Array, *, axis: Any, where: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(x - peak)/τ and the peak, the largest entry; what takes no part is FAR below it."""
+    if where is not None:
+        x = jnp.where(where, x, -jnp.inf)
+    peak = lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True, initial=-jnp.inf))
+    peak = jnp.where(peak == -jnp.inf, 0, peak)
+    # The difference comes first: x/τ itself may overflow.
+    return scaled(difference(x, peak), temperature), peak
 
 
 @jax.custom_jvp

@@ -13,10 +13,16 @@ https://kexue.fm/archives/3290, 9070.
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
-from zoo.smooth.derivatives import check_arguments, logistic, magnitude, with_slopes
+from zoo.smooth.derivatives import (
+    below_peak,
+    check_arguments,
+    check_mask,
+    logistic,
+    scaled,
+    with_slopes,
+)
 
 Axis = int | tuple[int, ...] | None
 
@@ -38,7 +44,7 @@ def smooth_max(
         temperature: τ > 0, in the units of ``x``.
         axis: what to reduce over; None for everything.
         keepdims: keep the reduced axes with length 1.
-        where: bool, broadcasts with ``x``: which items take part.
+        where: bool, broadcasts to ``x``: which items take part. The others may be anything.
 
     Returns:
         ``[...]`` in the dtype of ``x``, computed in at least float32. Without any item -inf, with
@@ -46,7 +52,8 @@ def smooth_max(
 
     Raises:
         TypeError: if ``x`` is not a floating-point array.
-        ValueError: if ``temperature`` is not positive; a traced one gives NaN.
+        ValueError: if ``temperature`` is not positive, or below 1e-34 in float32 (a traced one
+            gives NaN), or ``where`` is not bool or does not fit.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.array([2.0, 1.0, 4.0, 5.0, 3.0])
@@ -56,11 +63,9 @@ def smooth_max(
     Reference: https://kexue.fm/archives/3290.
     """
     x, wide, temperature = check_arguments(x, temperature)
-    peak = jnp.max(wide, axis=axis, keepdims=True, where=where, initial=-jnp.inf)
-    peak = lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0))
-    # The difference comes first: x/τ itself may overflow.
-    weights = jnp.exp((wide - peak) / temperature)
-    total = jnp.sum(weights, axis=axis, keepdims=True, where=where)
+    where = None if where is None else check_mask(where, x.shape)
+    u, peak = below_peak(wide, temperature, axis=axis, where=where)
+    total = jnp.sum(jnp.exp(u), axis=axis, keepdims=True)
     empty = total == 0
     smooth = peak + temperature * jnp.log(jnp.where(empty, 1, total))
     smooth = jnp.where(empty, -jnp.inf, smooth)
@@ -137,7 +142,7 @@ def smooth_sign(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
     Reference: https://kexue.fm/archives/6620.
     """
     x, wide, temperature = check_arguments(x, temperature)
-    return _tanh(wide / temperature).astype(x.dtype)
+    return _tanh(scaled(wide, temperature)).astype(x.dtype)
 
 
 def smooth_step(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
@@ -160,7 +165,7 @@ def smooth_step(x: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
     Reference: https://kexue.fm/archives/6620.
     """
     x, wide, temperature = check_arguments(x, temperature)
-    return logistic(wide / temperature).astype(x.dtype)
+    return logistic(scaled(wide, temperature)).astype(x.dtype)
 
 
 @jax.custom_jvp
@@ -177,13 +182,13 @@ def _tanh_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
 
 def _entropy(x: jax.Array, temperature: jax.Array) -> jax.Array:
     """Of the choice between x and -x, in nats: the derivative of smooth_abs in τ."""
-    twice = 2 * magnitude(x, temperature)
+    twice = 2 * jnp.abs(scaled(x, temperature))
     return jnp.log1p(jnp.exp(-twice)) + twice * logistic(-twice)
 
 
 _absolute = with_slopes(
     # Equal to τ log(e^{x/τ} + e^{-x/τ}), without overflow.
-    lambda x, t: jnp.abs(x) + t * jnp.log1p(jnp.exp(-2 * magnitude(x, t))),
-    in_x=lambda x, t: _tanh(x / t),
+    lambda x, t: jnp.abs(x) + t * jnp.log1p(jnp.exp(-2 * jnp.abs(x) / t)),
+    in_x=lambda x, t: _tanh(scaled(x, t)),
     in_temperature=_entropy,
 )

@@ -24,7 +24,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from zoo import _checks
-from zoo.smooth.derivatives import check_arguments
+from zoo.smooth.derivatives import check_arguments, check_mask, difference
 from zoo.smooth.rank import smooth_counts
 
 Average = Literal["binary", "macro", "micro"]
@@ -50,17 +50,18 @@ def smooth_accuracy(
     Args:
         probabilities: ``[batch, classes]``, or ``[batch]`` of the positive class; taken as they
             are, whether or not they sum to 1.
-        labels: int ``[batch]`` in 0 … K - 1; for ``[batch]`` probabilities 0 or 1 (or a share).
-        where: bool ``[batch]``, which samples count.
+        labels: ``[batch]`` in 0 … K - 1, of any integer dtype; for ``[batch]`` probabilities 0 or 1
+            (or a share).
+        where: bool ``[batch]``, which samples count. The others may be anything.
         axis_name: the batch is split over this mapped axis.
 
     Returns:
-        A scalar in the dtype of ``probabilities``, summed in at least float32; 0 without samples,
-        NaN if a label of a sample that counts is out of range.
+        A scalar in the dtype of ``probabilities``, summed in at least float32; 0 without samples.
+        NaN if a label of a sample that counts is out of range, or one of its probabilities is NaN.
 
     Raises:
         TypeError: if ``probabilities`` is not floating or labels of classes are not integers.
-        ValueError: if shapes do not fit.
+        ValueError: if shapes do not fit, or there are no classes.
 
     >>> import jax.numpy as jnp
     >>> print(smooth_accuracy(jnp.array([[0.9, 0.1], [0.6, 0.4]]), jnp.array([0, 1])))
@@ -77,7 +78,7 @@ def smooth_accuracy(
     else:
         labels, inside = _classes(labels, p)
         hits = jnp.take_along_axis(p, jnp.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
-        hits = jnp.where(inside, hits, jnp.nan)
+        hits = jnp.where(inside & ~jnp.isnan(p).any(-1), hits, jnp.nan)
     hits, samples = jnp.sum(jnp.where(mask, hits, 0)), jnp.sum(mask, dtype=p.dtype)
     return ratio(*sum_over_devices((hits, samples), axis_name)).astype(probabilities.dtype)
 
@@ -143,20 +144,20 @@ def smooth_f1(
     Args:
         probabilities: ``[batch]`` of the positive class for ``"binary"``, else
             ``[batch, classes]``; taken as they are, whether or not they sum to 1.
-        labels: for ``"binary"`` ``[batch]``, 0 or 1 (or a share between them); else int ``[batch]``
-            in 0 … K - 1, or ``[batch, classes]`` of 0 and 1 (or shares).
+        labels: for ``"binary"`` ``[batch]``, 0 or 1 (or a share between them); else ``[batch]`` in
+            0 … K - 1, of any integer dtype, or ``[batch, classes]`` of 0 and 1 (or shares).
         average: ``"macro"``, the mean over all K classes, or ``"micro"``, sums over all of them.
-        where: bool ``[batch]``, which samples count.
+        where: bool ``[batch]``, which samples count. The others may be anything.
         axis_name: the batch is split over this mapped axis.
 
     Returns:
         A scalar in the dtype of ``probabilities``, summed in at least float32. 0/0, a class
         neither there nor predicted, counts as 0 with gradient 0. NaN if a label of a sample that
-        counts is out of range.
+        counts is out of range, or one of its probabilities is NaN.
 
     Raises:
         TypeError: if ``probabilities`` is not floating or labels of classes are not integers.
-        ValueError: if ``average`` is unknown or shapes do not fit.
+        ValueError: if ``average`` is unknown, shapes do not fit, or there are no classes.
 
     >>> import jax.numpy as jnp
     >>> p, t = jnp.array([0.9, 0.8, 0.3, 0.2, 0.6]), jnp.array([1, 1, 1, 0, 0])
@@ -185,16 +186,17 @@ def smooth_auc(
         scores: ``[batch]``, any real numbers, such as logits.
         labels: ``[batch]``, 0 or 1 (or a share).
         temperature: τ > 0, in the units of the scores.
-        where: bool ``[batch]``, which samples count.
+        where: bool ``[batch]``, which samples count. The others may be anything.
         axis_name: the batch is split over this mapped axis; every device gets all the scores.
 
     Returns:
         A scalar in the dtype of ``scores``, computed in at least float32; 1/2 if there is no pair,
-        NaN if a label of a sample that counts is out of range.
+        NaN if a label of a sample that counts is out of range, or its score is NaN.
 
     Raises:
         TypeError: if ``scores`` is not floating.
-        ValueError: if shapes do not fit or ``temperature`` is not positive (a traced one: NaN).
+        ValueError: if shapes do not fit or ``temperature`` is not positive, or below 1e-34 in
+            float32 (a traced one gives NaN).
 
     >>> import jax.numpy as jnp
     >>> scores, labels = jnp.array([3.0, 1.0, 2.0]), jnp.array([1, 0, 0])
@@ -213,8 +215,8 @@ def smooth_auc(
             lax.all_gather(part, axis_name, axis=0, tiled=True) for part in (s, positive, negative)
         )
     pairs = jnp.sum(positive) * jnp.sum(negative)
-    won = jnp.sum(positive * smooth_counts(s, negative, temperature))
-    auc = jnp.where(pairs == 0, 0.5, ratio(won, pairs))
+    won = jnp.sum(negative * smooth_counts(s, positive, temperature))
+    auc = jnp.where((pairs == 0) & ~jnp.isnan(won), 0.5, ratio(won, pairs))
     # The same on every device; this says so.
     auc = auc if axis_name is None else lax.pmean(auc, axis_name)
     return auc.astype(scores.dtype)
@@ -227,7 +229,8 @@ def multilabel_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     every true label above 0 and every other one below, balanced however many there are.
 
     Args:
-        logits: ``[..., classes]``; predict those above 0.
+        logits: ``[..., classes]``; predict those above 0. An infinite one on the wrong side gives
+            inf, on the right side nothing.
         labels: ``[..., classes]``, 0 or 1, or soft labels between; no gradient flows into them.
 
     Returns:
@@ -260,6 +263,8 @@ def expected_counts(
     _, p = _checks.widened("probabilities", probabilities)
     _checks.choice("average", average, get_args(Average))
     _checks.shapes(probabilities=(p, "batch" if average == "binary" else "batch classes"))
+    if average != "binary":
+        _check_classes(p)
     labels = jnp.asarray(labels)
     if labels.ndim == p.ndim:
         t = _targets(labels, p)
@@ -279,9 +284,21 @@ def f1_of(counts: Counts) -> jax.Array:
 
 
 def ratio(part: jax.Array, total: jax.Array) -> jax.Array:
-    """part/total, and 0 with gradient 0 for 0/0."""
-    empty = total == 0
-    return jnp.where(empty, 0, part) / jnp.where(empty, 1, total)
+    """part/total, 0 with gradient 0 for 0/0, NaN for NaN/0."""
+    empty = (total == 0) & ~jnp.isnan(part)
+    return _quotient(jnp.where(empty, 0, part), jnp.where(empty, 1, total))
+
+
+@jax.custom_jvp
+def _quotient(part: jax.Array, total: jax.Array) -> jax.Array:
+    return part / total
+
+
+@_quotient.defjvp
+def _quotient_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    # Not over the square of the total, which may underflow.
+    quotient = _quotient(*primals)
+    return quotient, (tangents[0] - quotient * tangents[1]) / primals[1]
 
 
 def _log_one_plus_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
@@ -289,7 +306,8 @@ def _log_one_plus_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
     weights = lax.stop_gradient(weights)
     x = jnp.where(weights == 0, 0, x)  # what is masked must not set the scale
     peak = lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True, initial=0))
-    total = jnp.exp(-peak) + jnp.sum(weights * jnp.exp(x - peak), axis=-1, keepdims=True)
+    total = jnp.sum(weights * jnp.exp(difference(x, peak)), axis=-1, keepdims=True)
+    total = jnp.exp(-peak) + total
     return (peak + jnp.log(total))[..., 0]
 
 
@@ -304,6 +322,7 @@ def _targets(labels: jax.Array, x: jax.Array) -> jax.Array:
 def _classes(labels: jax.Array, probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Labels as integers, one class per sample, and which of them are in range."""
     labels = _checks.integers("labels", labels)
+    _check_classes(probabilities)
     if labels.shape != (samples := probabilities.shape[:-1]):
         raise ValueError(
             f"labels must have the shape {samples}, one class per sample, or "
@@ -312,18 +331,19 @@ def _classes(labels: jax.Array, probabilities: jax.Array) -> tuple[jax.Array, ja
     return labels, (labels >= 0) & (labels < probabilities.shape[-1])
 
 
+def _check_classes(probabilities: jax.Array) -> None:
+    if probabilities.shape[-1] == 0:
+        raise ValueError(f"probabilities must have at least one class, got {probabilities.shape}")
+
+
 def _mask(where: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
     if where is None:
         return jnp.ones(shape, bool)
-    where = jnp.asarray(where)
-    if where.shape != shape or where.dtype != bool:
-        raise ValueError(
-            f"where must be bool of the shape {shape}, got {where.dtype} {where.shape}"
-        )
-    return where
+    if jnp.shape(where) != shape:
+        raise ValueError(f"where must be bool of the shape {shape}, got {jnp.shape(where)}")
+    return check_mask(where, shape)
 
 
 def sum_over_devices(sums: Any, axis_name: str | None) -> Any:
-    """The tree as it is, or summed over a mapped axis."""
     """The sums of the complete batch, which may be split over a mapped axis."""
     return sums if axis_name is None else lax.psum(sums, axis_name)

@@ -12,6 +12,7 @@ with coefficients that alternate and stay within [-1, 1]: M = 12 in float32 (1e-
 are. A block acts on the items beyond it through its M moments Σ_j w_j z_j^m only, which are carried
 from block to block, shrinking by e^{-m·gap}: O(n log n) for the sort, O(n (32 + 2M)) for the sums,
 O(nM) memory. The derivative is another such sum, with the symmetric kernel σ' = Σ m c_m z^m.
+Whole items are counted from above, so that the best ranks, small numbers, have all their digits.
 
 Source: the ranks: Tao Qin, Tie-Yan Liu, Hang Li, "A general approximation framework for direct
 optimization of information retrieval measures", Information Retrieval 13, 2010; the coefficients:
@@ -22,19 +23,21 @@ series", Experimental Mathematics 9, 2000, algorithm 1.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from zoo import _checks
-from zoo.smooth.derivatives import check_arguments, logistic
+from zoo.smooth.derivatives import check_arguments, logistic, scaled
 
 BLOCK = 32  # a pair within a block costs an exponential, a block a step of a loop
 TERMS = {4: 12, 8: 22}  # M by the bytes of a float
-LARGEST_GAP = 1e4  # e^{-gap} is 0 in every dtype, and gap · 0 is no NaN
+WIDEST = {4: 40.0, 8: 80.0}  # a gap over which σ' is nothing beside 1, by the bytes of a float
 
 
 def soft_rank(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) -> jax.Array:
@@ -43,13 +46,14 @@ def soft_rank(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) -> 
     O(N log N) time and O(N) memory.
 
     Args:
-        x: ``[..., items]``, finite.
+        x: ``[..., items]``; those that are inf share the best ranks, those that are -inf the last.
         temperature: τ > 0, in the units of ``x``.
         axis: the axis of the items.
 
     Returns:
         Ranks in (1/2, N + 1/2) of the shape and dtype of ``x``, computed in at least float32, with
-        sum N(N + 1)/2; items that are equal have the same. float16 holds no rank above 65504.
+        sum N(N + 1)/2; items that are equal have the same. One NaN makes all ranks of its row NaN.
+        float16 holds no rank above 65504.
 
     Raises:
         TypeError, ValueError: as for :func:`zoo.smooth.soft_one_hot`.
@@ -65,46 +69,65 @@ def soft_rank(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) -> 
     """
     x, wide, temperature = check_arguments(x, temperature)
     wide = jnp.moveaxis(wide, _checks.axis("axis", axis, x), -1)
-    below = smooth_counts(wide, jnp.ones_like(wide), temperature)
-    return jnp.moveaxis(wide.shape[-1] + 0.5 - below, -1, axis).astype(x.dtype)
+    above = smooth_counts(wide, jnp.ones_like(wide), temperature)
+    return jnp.moveaxis(0.5 + above, -1, axis).astype(x.dtype)
 
 
 def smooth_counts(x: jax.Array, weights: jax.Array, temperature: jax.Array) -> jax.Array:
-    """Σ_j w_j σ((x_i - x_j)/τ) for every i, on the last axis; no gradient flows to the weights."""
+    """Σ_j w_j σ((x_j - x_i)/τ) for every i, on the last axis; no gradient flows to the weights."""
     if x.shape[-1] == 0:
         return x
+    x = jnp.where(jnp.isinf(x), jnp.sign(x) * jnp.finfo(x.dtype).max, x)  # they tie: inf - inf is 0
     order = jnp.argsort(lax.stop_gradient(x), axis=-1)
     index = lax.broadcasted_iota(order.dtype, order.shape, order.ndim - 1)
     inverse = jnp.put_along_axis(index, order, index, axis=-1, inplace=False)
     ordered = jnp.take_along_axis(x, order, axis=-1)
     weights = jnp.take_along_axis(lax.stop_gradient(weights), order, axis=-1)
     counts = _counts(ordered, weights, temperature)
-    return jnp.take_along_axis(counts, inverse, axis=-1)
+    lost = jnp.isnan(ordered[..., -1:])  # NaN is sorted to the end
+    return jnp.where(lost, jnp.nan, jnp.take_along_axis(counts, inverse, axis=-1))
 
 
 @jax.custom_jvp
 def _counts(ordered: jax.Array, weights: jax.Array, temperature: jax.Array) -> jax.Array:
     """The counts for items in rising order."""
     near, under, over = _pair_sums(logistic, _series(ordered.dtype), ordered, weights, temperature)
-    # Beyond the block σ(u) is 1 - σ(-u) for those below.
+    # Beyond the block σ(u) is 1 - σ(-u) for those above.
     blocks = jnp.sum(_in_blocks(weights), axis=-1)
-    earlier = jnp.repeat(jnp.cumsum(blocks, axis=-1) - blocks, BLOCK, axis=-1)
-    return near + earlier[..., : ordered.shape[-1]] - under + over
+    later = lax.cumsum(blocks, axis=blocks.ndim - 1, reverse=True) - blocks
+    return near + jnp.repeat(later, BLOCK, axis=-1)[..., : ordered.shape[-1]] - over + under
 
 
-@_counts.defjvp
-def _counts_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+def _counts_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
     ordered, weights, temperature = primals
-    # d((x_i - x_j)/τ) is a difference of one quantity, whose offset does not matter.
-    middle = ordered[..., ordered.shape[-1] // 2, None]
-    moved = (tangents[0] - (ordered - middle) / temperature * tangents[2]) / temperature
     series = tuple(m * c for m, c in enumerate(_series(ordered.dtype), start=1))
 
     def kernel_sum(weights: jax.Array) -> jax.Array:
         return sum(_pair_sums(_logistic_slope, series, ordered, weights, temperature))
 
-    tangent = kernel_sum(weights) * moved - kernel_sum(weights * moved)
+    # d((x_j - x_i)/τ) is a difference of one quantity.
+    moved = jnp.zeros_like(ordered)
+    if not isinstance(tangents[0], SymbolicZero):
+        moved += tangents[0]
+    if not isinstance(tangents[2], SymbolicZero):
+        moved -= _places(ordered, temperature) * tangents[2]
+    moved /= temperature
+    tangent = kernel_sum(weights * moved) - kernel_sum(weights) * moved
     return _counts(*primals), tangent
+
+
+_counts.defjvp(_counts_jvp, symbolic_zeros=True)
+
+
+def _places(ordered: jax.Array, temperature: jax.Array) -> jax.Array:
+    """x/τ from the middle item on, with gaps over which nothing acts made shorter.
+
+    So the place has digits also in a row with outliers, and is finite beside the largest numbers.
+    """
+    gaps = scaled(ordered[..., 1:] - ordered[..., :-1], temperature)
+    steps = jnp.minimum(gaps, WIDEST[ordered.dtype.itemsize])
+    places = jnp.concatenate([jnp.zeros_like(steps[..., :1]), jnp.cumsum(steps, axis=-1)], axis=-1)
+    return places - places[..., ordered.shape[-1] // 2, None]
 
 
 def _logistic_slope(u: jax.Array) -> jax.Array:
@@ -142,15 +165,16 @@ def _pair_sums(
 ) -> tuple[jax.Array, ...]:
     """Sums over each item's block, over the blocks below and over those above, [..., N] each.
 
-    Of w_j kernel((x_i - x_j)/τ) within the block, of w_j Σ_m c_m e^{-m|x_i - x_j|/τ} beyond it.
+    Of w_j kernel((x_j - x_i)/τ) within the block, of w_j Σ_m c_m e^{-m|x_j - x_i|/τ} beyond it.
     """
     items = ordered.shape[-1]
     x, w = _in_blocks(ordered, repeat_last=True), _in_blocks(weights)
-    near = jnp.sum(kernel((x[..., :, None] - x[..., None, :]) / temperature) * w[..., None, :], -1)
+    pairs = scaled(x[..., None, :] - x[..., :, None], temperature)
+    near = jnp.sum(kernel(pairs) * w[..., None, :], axis=-1)
 
     def powers(distance: jax.Array) -> jax.Array:
         """e^{-m distance/τ}, [..., M]."""
-        gap = jnp.minimum(distance / temperature, LARGEST_GAP)[..., None]
+        gap = scaled(distance, temperature)[..., None]
         m = jnp.arange(1, len(series) + 1, dtype=x.dtype)
         return jnp.exp(-gap * jnp.expand_dims(m, range(gap.ndim - 1)))
 

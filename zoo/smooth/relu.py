@@ -24,7 +24,13 @@ from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 
 from zoo import _checks
-from zoo.smooth.derivatives import check_arguments, logistic, magnitude, with_slopes
+from zoo.smooth.derivatives import (
+    FAR,
+    check_arguments,
+    clipped_quotient,
+    logistic,
+    with_slopes,
+)
 
 # The smallest b with which SquarePlus is never below softplus; at 0 they are both log 2.
 SQUARE = 4 * math.log(2) ** 2
@@ -35,6 +41,8 @@ class Kernel(NamedTuple):
 
     cdf: Callable[[jax.Array], jax.Array]  # ∫_{-∞}^u kernel, exact also where it is nearly 0
     excess: Callable[[jax.Array], jax.Array]  # ∫_v^∞ (t - v) kernel(t) dt for v ≥ 0
+    spread: Callable[[jax.Array], jax.Array]  # ∫_v^∞ t kernel(t) dt, the derivative in τ
+    far: float  # |x|/τ from which on no derivative matters, or can be had
 
 
 def smooth_relu(
@@ -57,7 +65,8 @@ def smooth_relu(
 
     Raises:
         TypeError: if ``x`` is not a floating-point array.
-        ValueError: if ``kernel`` is unknown or ``temperature`` not positive (a traced one: NaN).
+        ValueError: if ``kernel`` is unknown or ``temperature`` is not positive, or below 1e-34 in
+            float32 (a traced one gives NaN).
 
     >>> import jax.numpy as jnp
     >>> for kernel in ("logistic", "gaussian", "square"):
@@ -73,47 +82,65 @@ def smooth_relu(
     return _RELU[kernel](wide, temperature).astype(x.dtype)
 
 
-def _gaussian_excess(v: jax.Array) -> jax.Array:
-    density = jnp.exp(-v * v / 2) / math.sqrt(2 * math.pi)
-    return jnp.maximum(density - v * ndtr(-v), 0)
+def _density(v: jax.Array) -> jax.Array:
+    return jnp.exp(-v * v / 2) / math.sqrt(2 * math.pi)
+
+
+def _root(v: jax.Array) -> jax.Array:
+    """√(v² + b), where v² may overflow."""
+    large = 1e9  # b does not show above it
+    return jnp.where(v > large, v, jnp.sqrt(jnp.minimum(v, large) ** 2 + SQUARE))
 
 
 @jax.custom_jvp
 def _square_cdf(u: jax.Array) -> jax.Array:
-    root = jnp.sqrt(u * u + SQUARE)
-    tail = SQUARE / (2 * root * (root + jnp.abs(u)))
+    root = _root(jnp.abs(u))
+    tail = SQUARE / (2 * root) / (root + jnp.abs(u))
     return jnp.where(u > 0, 1 - tail, tail)
 
 
 @_square_cdf.defjvp
 def _square_cdf_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (u,), (du,) = primals, tangents
-    density = SQUARE / 2 * (1 / jnp.sqrt(u * u + SQUARE)) ** 3
+    density = SQUARE / 2 * (1 / _root(jnp.abs(u))) ** 3
     return _square_cdf(u), density * du
 
 
 _KERNELS = {
-    "logistic": Kernel(logistic, lambda v: jnp.log1p(jnp.exp(-v))),
-    "gaussian": Kernel(ndtr, _gaussian_excess),
-    "square": Kernel(_square_cdf, lambda v: SQUARE / (2 * (jnp.sqrt(v * v + SQUARE) + v))),
+    "logistic": Kernel(
+        cdf=logistic,
+        excess=lambda v: jnp.log1p(jnp.exp(-v)),
+        spread=lambda v: jnp.log1p(jnp.exp(-v)) + v * logistic(-v),
+        far=FAR,
+    ),
+    "gaussian": Kernel(
+        cdf=ndtr,
+        excess=lambda v: jnp.maximum(_density(v) - v * ndtr(-v), 0),
+        spread=_density,
+        far=FAR,
+    ),
+    "square": Kernel(
+        cdf=_square_cdf,
+        excess=lambda v: SQUARE / 2 / (_root(v) + v),
+        spread=lambda v: SQUARE / 2 / _root(v),
+        far=1e18,
+    ),
 }
 
 
 def _mollify(kernel: Kernel) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """max(x, 0) + τ excess(|x|/τ) with its derivatives, of x and τ."""
+    quotient = clipped_quotient(kernel.far)
 
     def value(x: jax.Array, temperature: jax.Array) -> jax.Array:
-        return jnp.maximum(x, 0) + temperature * kernel.excess(magnitude(x, temperature))
+        v = jnp.minimum(jnp.abs(x) / temperature, jnp.finfo(x.dtype).max / 8)  # not inf · 0
+        return jnp.maximum(x, 0) + temperature * kernel.excess(v)
 
-    def in_x(x: jax.Array, temperature: jax.Array) -> jax.Array:
-        largest = jnp.sqrt(jnp.finfo(x.dtype).max) / 4
-        return kernel.cdf(jnp.clip(x / temperature, -largest, largest))
-
-    def in_temperature(x: jax.Array, temperature: jax.Array) -> jax.Array:
-        v = magnitude(x, temperature)
-        return kernel.excess(v) + v * kernel.cdf(-v)
-
-    return with_slopes(value, in_x, in_temperature)
+    return with_slopes(
+        value,
+        in_x=lambda x, t: kernel.cdf(quotient(x, t)),
+        in_temperature=lambda x, t: kernel.spread(jnp.abs(quotient(x, t))),
+    )
 
 
 _RELU = {name: _mollify(kernel) for name, kernel in _KERNELS.items()}

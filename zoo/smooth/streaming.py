@@ -39,10 +39,13 @@ def streaming_f1_init(num_classes: int | None = None) -> F1State:
     Args:
         num_classes: K for ``average="macro"``, None for ``"binary"`` and ``"micro"``.
 
+    Raises:
+        TypeError, ValueError: if ``num_classes`` is not an integer of at least 1.
+
     >>> streaming_f1_init(3).counts.predicted.shape
     (3,)
     """
-    shape = () if num_classes is None else (num_classes,)
+    shape = () if num_classes is None else (_checks.count("num_classes", num_classes, at_least=1),)
     counts = Counts(*(jnp.zeros(shape, jnp.float32) for _ in Counts._fields))
     return F1State(counts, jnp.zeros((), jnp.float32))
 
@@ -72,7 +75,7 @@ def streaming_f1(
 
     Returns:
         The new state, through which no gradient flows, and F1 as a scalar in the dtype of
-        ``probabilities``.
+        ``probabilities``. A NaN, as for :func:`zoo.smooth.smooth_f1`, stays in the totals.
 
     Raises:
         TypeError: as for :func:`zoo.smooth.smooth_f1`.
@@ -95,8 +98,8 @@ def streaming_f1(
             f"{state.counts.actual.shape}; see streaming_f1_init(num_classes)"
         )
     batch = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), batch)
-    counted = jnp.ones(len(probabilities), bool) if where is None else where
-    samples = sum_over_devices(jnp.sum(counted, dtype=jnp.float32), axis_name)
+    counted = len(probabilities) if where is None else jnp.sum(where, dtype=jnp.float32)
+    samples = sum_over_devices(jnp.asarray(counted, jnp.float32), axis_name)
     new = jax.tree.map(lambda old, own: decay * old + own, state, F1State(batch, samples))
     new = lax.stop_gradient(new)
     f1 = lax.stop_gradient(f1_of(new.counts))

@@ -8,8 +8,10 @@ follow by differentiating the rule.
 Here x is shifted so that its k-th largest entry is 0 (λ moves with it). With r the number of
 entries ≥ 0 beyond k (ties), the condition is E = D for the expected number of entries let in from
 below, E = r + Σ_{x<0} f(x - λ), and kept out from above, D = Σ_{x≥0} f(λ - x): two sums of positive
-numbers, so that no digits cancel in Σ f - k. log E - log D is nearly linear in λ, with a slope in
-[-2, 0), and Newton's method needs a handful of steps from any start.
+numbers, so that no digits cancel in Σ f - k. Where ties are so many (r ≥ k) that λ lies above them,
+E ≈ r would drown the rest: there they count as below, E = Σ_{x≤0} f(x - λ), and
+D = -r' + Σ_{x>0} f(λ - x) with r' = #(x > 0) - k < 0. log E - log D is nearly linear in λ, with a
+slope in [-2, 0), and Newton's method needs a handful of steps from any start.
 
 Source: Jianlin Su, "Smooth top-k", 2024, https://kexue.fm/archives/10373 (ThreTopK). Its sorting
 solution for the Laplace form finds no λ when every entry lies above λ; this one does not sort.
@@ -58,8 +60,11 @@ def _threshold_jvp(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _newton(form: Form, k: int, x: jax.Array, largest: jax.Array) -> jax.Array:
     """λ by Newton's method, kept inside a bracket that shrinks at every step."""
-    inside = x >= 0
-    ties = (jnp.sum(inside, axis=-1) - k).astype(x.dtype)
+    surplus = jnp.sum(x >= 0, axis=-1) - k
+    many_ties = surplus >= k
+    inside = jnp.where(many_ties[..., None], x > 0, x >= 0)
+    surplus = jnp.where(many_ties, jnp.sum(largest[..., :k] > 0, axis=-1) - k, surplus)
+    surplus = surplus.astype(x.dtype)
     next_largest = largest[..., k]
     # Closing a wide gap moves λ by half of what it was closed by.
     closed = jnp.maximum(-LARGEST_GAP - next_largest, 0)
@@ -79,8 +84,8 @@ def _newton(form: Form, k: int, x: jax.Array, largest: jax.Array) -> jax.Array:
         # Each entry on the wrong side of λ with its probability f(u) and the slope of that.
         u = distance + side * solution[..., None]
         wrong, slope = jax.jvp(form.cdf, (u,), (jnp.ones_like(u),))
-        kept_out = jnp.sum(jnp.where(inside, wrong, 0), axis=-1)
-        let_in = jnp.sum(jnp.where(inside, 0, wrong), axis=-1) + ties
+        kept_out = jnp.sum(jnp.where(inside, wrong, 0), axis=-1) + jnp.maximum(-surplus, 0)
+        let_in = jnp.sum(jnp.where(inside, 0, wrong), axis=-1) + jnp.maximum(surplus, 0)
         falls = (
             jnp.sum(jnp.where(inside, slope, 0), axis=-1) / kept_out
             + jnp.sum(jnp.where(inside, 0, slope), axis=-1) / let_in

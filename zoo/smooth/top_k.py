@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from zoo import _checks, _cpu
 from zoo.smooth.argmax import soft_one_hot
-from zoo.smooth.derivatives import check_arguments
+from zoo.smooth.derivatives import check_arguments, difference, scaled
 from zoo.smooth.subsets import inclusion_probabilities
 from zoo.smooth.thresholds import CLIPPED, LAPLACE, LOGISTIC, threshold
 
@@ -47,7 +47,9 @@ def soft_top_k(
     O(n) for each of a handful of steps.
 
     Args:
-        x: ``[..., items]``, N of them; -inf gives 0 while k finite ones are left.
+        x: ``[..., items]``, N of them; inf gives 1, -inf gives 0, unless they are more than there
+            is room for and tie. Not for ``"recursive"``: there -inf gives 0 while more than k
+            others are left, and what else is infinite makes its row NaN.
         k: how many, 1 ≤ k ≤ N (< N for ``"recursive"``).
         temperature: τ > 0, in the units of ``x``.
         axis: the axis of the items.
@@ -56,12 +58,12 @@ def soft_top_k(
     Returns:
         The shape and dtype of ``x``, computed in at least float32: in [0, 1] (but for
         ``"recursive"``), with sum k along ``axis``. Where items tie for the k-th place they share
-        what is left; with k = N all are 1.
+        what is left; with k = N all are 1. One NaN makes its row NaN.
 
     Raises:
         TypeError: if ``x`` is not a floating-point array or ``k`` no integer.
         ValueError: if ``k``, ``axis`` or ``method`` is not one of the allowed, or ``temperature``
-            is not positive (a traced one gives NaN).
+            is not positive, or below 1e-34 in float32 (a traced one gives NaN).
 
     >>> import jax.numpy as jnp
     >>> x = jnp.array([2.0, 1.0, 4.0, 5.0, 3.0])
@@ -86,7 +88,8 @@ def soft_top_k(
             f"some items more than 1 and others less, got {k}; use another method"
         )
     if k == items:
-        return jnp.ones_like(x)
+        lost = jnp.isnan(wide).any(axis, keepdims=True) | jnp.isnan(temperature)
+        return jnp.broadcast_to(jnp.where(lost, jnp.nan, 1).astype(x.dtype), x.shape)
     wide = jnp.moveaxis(wide, axis, -1)
     if method == "recursive":
         chosen = _recursive(k, wide, temperature)
@@ -99,21 +102,26 @@ def _shift_invariant(method: str, k: int, x: jax.Array, temperature: jax.Array) 
     """The methods with a threshold, on the last axis."""
     largest = _cpu.largest(lax.stop_gradient(x), k + 1)
     pivot = largest[..., k - 1 : k]
-    # The difference comes first: x/τ itself may overflow. Clipped entries are as good as infinite.
-    limit = jnp.finfo(x.dtype).max / 8
-    scaled = jnp.clip((x - pivot) / temperature, -limit, limit)
-    largest = jnp.clip((largest - pivot) / lax.stop_gradient(temperature), -limit, limit)
+    pivot = jnp.where(jnp.isnan(largest[..., :1]), jnp.nan, pivot)  # NaN counts as the largest
+    # The difference comes first: x/τ itself may overflow.
+    u = scaled(difference(x, pivot), temperature)
+    largest = scaled(difference(largest, pivot), lax.stop_gradient(temperature))
     if method == "gradient":
-        return inclusion_probabilities(k, scaled, largest)
+        return inclusion_probabilities(k, u, largest)
     form = FORMS[method]
-    return form.cdf(scaled - threshold(form, k, scaled, largest)[..., None])
+    return form.cdf(u - threshold(form, k, u, largest)[..., None])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _recursive(k: int, x: jax.Array, temperature: jax.Array) -> jax.Array:
-    x = x - jnp.min(x, axis=-1, keepdims=True)
+    present = x != -jnp.inf
+    enough = jnp.sum(present, axis=-1, keepdims=True) > k
+    smallest = jnp.min(x, axis=-1, keepdims=True, where=present, initial=jnp.inf)
+    x = jnp.where(present, x, 0) - smallest
+    x = jnp.where(enough & (x < jnp.inf), x, jnp.nan)
 
     def add_one(chosen: jax.Array, _: None) -> tuple[jax.Array, None]:
-        return chosen + soft_one_hot((1 - chosen) * x, temperature=temperature), None
+        open_ = jnp.where(present, (1 - chosen) * x, -jnp.inf)
+        return chosen + soft_one_hot(open_, temperature=temperature), None
 
     return lax.scan(add_one, jnp.zeros_like(x), None, length=k)[0]
