@@ -99,6 +99,7 @@ class TrainingConfig:
     learning_rate: float = 2e-3
     """Peak rate, after the warm-up; it then falls linearly to 0."""
     warmup_steps: int = 200
+    """Less than num_steps."""
     weight_decay: float = 0.01
     gradient_clip: float | None = 1.0
     """Largest global norm of the gradient; the original has no clipping."""
@@ -112,9 +113,19 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(1, self, "num_steps", "batch_size", "accumulation_steps", "warmup_steps")
-        at_least(1, self, "evaluate_every")
-        at_least(0, self, "learning_rate", "weight_decay")
+        at_least(1, self, "num_steps", "batch_size", "accumulation_steps", "evaluate_every")
+        at_least(0, self, "learning_rate", "weight_decay", "warmup_steps", "gradient_clip")
+        if self.warmup_steps >= self.num_steps:
+            raise ValueError(
+                f"warmup_steps must be less than num_steps={self.num_steps}, got "
+                f"{self.warmup_steps}: the rate would not reach its peak; {self.num_steps // 10} "
+                "is a tenth"
+            )
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"accumulation_steps must divide batch_size={self.batch_size}, got "
+                f"{self.accumulation_steps}"
+            )
         if self.ema_decay is not None:
             in_unit_interval(self, "ema_decay")
 
@@ -127,6 +138,13 @@ class Fields:
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
+
+    def __post_init__(self) -> None:
+        predictions, length = self.objective.predictions, self.data.length
+        if predictions is not None and predictions > length:
+            raise ValueError(
+                f"objective.predictions must be at most data.length={length}, got {predictions}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

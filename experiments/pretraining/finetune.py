@@ -174,7 +174,7 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
     training = TrainingConfig(
         num_steps=num_steps,
         learning_rate=config.learning_rate,
-        warmup_steps=max(1, num_steps // 10),
+        warmup_steps=num_steps // 10,
         weight_decay=config.weight_decay,
     )
     init, merge = functional(lambda rngs: Classifier(data.encoder, 2, rngs=rngs))

@@ -59,6 +59,7 @@ class Data(NamedTuple):
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
     mesh = open_mesh(config)
+    transformer_config(config, vocab_size=corpus.MASK + 1)  # refuses sizes before a folder is made
     data = load(config)
     experiment = build(config, mesh, data)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
@@ -142,7 +143,9 @@ def transformer_config(config: Config, vocab_size: int) -> TransformerConfig:
 
 
 def warmup_and_decay(peak: float, warmup_steps: int, num_steps: int) -> optax.Schedule:
-    """Linear from 0 to the peak, and linear to 0 at the last step."""
+    """Linear from 0 to the peak, and from there linear to 0 after the last step."""
+    if warmup_steps == 0:
+        return optax.linear_schedule(peak, 0.0, num_steps)
     warmup = optax.linear_schedule(0.0, peak, warmup_steps)
     decay = optax.linear_schedule(peak, 0.0, num_steps - warmup_steps)
     return optax.join_schedules([warmup, decay], [warmup_steps])

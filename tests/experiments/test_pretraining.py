@@ -16,8 +16,13 @@ from experiments import command_line
 from experiments.command_line import LoopConfig
 from experiments.pretraining import corpus, finetune, records
 from experiments.pretraining.baselines import entropies
-from experiments.pretraining.config import PRESETS, DataConfig, ObjectiveConfig
-from experiments.pretraining.train import build, make_example, row_keys, run
+from experiments.pretraining.config import (
+    PRESETS,
+    DataConfig,
+    ObjectiveConfig,
+    TrainingConfig,
+)
+from experiments.pretraining.train import build, make_example, row_keys, run, warmup_and_decay
 from experiments.running import read_records
 from zoo.data import open_source
 from zoo.training import make_mesh
@@ -264,3 +269,36 @@ def test_the_published_settings_add_up():
 )
 def test_mistakes_end_in_one_line(refused, tiny, flag, message):
     refused("pretraining", flag if "uri" in flag else " ".join([*tiny, flag]), message)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 250])
+def test_every_schedule_reaches_its_peak_and_falls_or_is_refused(num_steps):
+    for warmup in {0, 1, num_steps // 2, num_steps - 1, num_steps, num_steps + 5}:
+        if warmup >= num_steps:
+            with pytest.raises(ValueError, match="warmup_steps must be less than num_steps"):
+                TrainingConfig(num_steps=num_steps, warmup_steps=warmup)
+            continue
+        schedule = warmup_and_decay(0.5, warmup, num_steps)
+        rates = [float(schedule(step)) for step in range(num_steps + 1)]
+        assert max(rates) == rates[warmup] == 0.5
+        assert rates[-1] == 0
+        assert all(rate > 0 for rate in rates[1:-1])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--training.warmup-steps=300", "warmup_steps must be less than num_steps=250"),
+        ("--training.accumulation-steps=3", "accumulation_steps must divide batch_size=16"),
+        ("--objective.predictions=65", "objective.predictions must be at most data.length=64"),
+        ("--model.num-heads=3", "num_heads must divide features"),
+        ("--model.features=0", "features must be at least 1, got 0"),
+    ],
+)
+def test_mistakes_are_noticed_before_a_folder_is_made(flag, message, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main(run, PRESETS, __doc__, ["--preset=smoke", f"--workdir={workdir}", flag])
+    assert exit_.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not workdir.exists()

@@ -215,6 +215,58 @@ def test_logits_at_chosen_positions(ids):
     assert jnp.isnan(chosen[:, 2]).all()
 
 
+def test_positions_outside_the_row_give_nan(ids):
+    """Whatever their dtype: none counts from the end, none wraps around."""
+    model = build()
+    everywhere = run(model, ids)
+    for dtype in (np.int8, np.uint8):
+        positions = np.array([[5, -1, 2, TIME], [2, -TIME, 0, 100]]).astype(dtype)
+        chosen = run(model, ids, positions=jnp.asarray(positions))
+        np.testing.assert_allclose(chosen[0, [0, 2]], everywhere[0, [5, 2]], atol=1e-6)
+        assert jnp.isnan(chosen[:, [1, 3]]).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_narrow_ids_are_those_numbers(dtype):
+    """300 tokens, segments and documents of 8 bits count beyond 127 and 255."""
+    config = changed(vocab_size=400, max_positions=300, mask="prefix")
+    model, long = build(config), jnp.arange(300)[None] % 120
+    segments, documents = (jnp.minimum(long * 0 + jnp.arange(300)[None], 1), long // 7)
+    wide = run(model, long, segment_ids=segments, document_ids=documents)
+    narrow = [x.astype(dtype) for x in (long, segments, documents)]
+    found = run(model, narrow[0], segment_ids=narrow[1], document_ids=narrow[2])
+    np.testing.assert_allclose(found, wide, atol=1e-6)
+
+
+def test_what_padding_holds_reaches_nothing(ids):
+    """Ids that are none, segments and documents longer than the model, in values and gradients."""
+    graph, parameters = nnx.split(build())
+    given = jnp.arange(12)[None] < jnp.array([[5], [3]])
+    padded = jnp.pad(ids[:, :5], ((0, 0), (0, 7)))
+
+    def loss(parameters, padded, segments):
+        hidden = nnx.merge(graph, parameters).encode(
+            padded, mask=given, segment_ids=segments, document_ids=given.astype(int)
+        )
+        return jnp.sum(jnp.where(given[..., None], hidden, 0) ** 3)
+
+    evaluate = quick_jit(jax.value_and_grad(loss))
+    expected = evaluate(parameters, padded, padded * 0)
+    found = evaluate(parameters, jnp.where(given, padded, -100), jnp.where(given, 0, 7))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert jnp.isfinite(expected[0])
+
+
+def test_packed_rows_may_be_longer_than_the_longest_document(ids):
+    model = build()
+    rows = jnp.concatenate([ids, ids], axis=1)
+    documents = jnp.repeat(jnp.arange(2), TIME)[None].repeat(BATCH, axis=0)
+    assert rows.shape[1] > TINY.max_positions
+    packed = run(model, rows, document_ids=documents)
+    np.testing.assert_allclose(packed, jnp.tile(run(model, ids), (1, 2, 1)), atol=2e-6)
+    assert jnp.isnan(run(model, rows, document_ids=documents * 0)).any()  # a document of 14
+
+
 def test_ids_outside_the_vocabulary_give_nan_in_their_row(ids):
     model = build()
     for wrong in (TINY.vocab_size, -1, -TINY.vocab_size - 1):
@@ -266,6 +318,56 @@ def test_a_prefix_is_read_as_a_whole_and_continued(ids):
         return jnp.concatenate(parts, axis=1), model(ids, segment_ids=segments)
 
     np.testing.assert_allclose(*decode(parameters, ids), atol=2e-6)
+
+
+def test_a_prefix_and_its_continuation_may_be_read_in_one_call(ids):
+    graph, parameters = nnx.split(build(changed(mask="prefix")))
+    segments = jnp.array([[0, 0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1]])
+
+    @quick_jit
+    def decode(parameters, ids):
+        model = nnx.merge(graph, parameters)
+        cache, parts = model.init_cache(BATCH), []
+        for part in (slice(0, 5), slice(5, 6), slice(6, 7)):
+            logits, cache = model.decode(ids[:, part], cache, segment_ids=segments[:, part])
+            parts.append(logits)
+        return jnp.concatenate(parts, axis=1), model(ids, segment_ids=segments)
+
+    np.testing.assert_allclose(*decode(parameters, ids), atol=2e-6)
+
+
+def test_an_unstacked_model_computes_the_same(ids):
+    graph, parameters = nnx.split(build(changed(dropout=0.3)))
+
+    @quick_jit
+    def both(parameters, key):
+        model = nnx.merge(graph, parameters)
+        return [one.encode(ids, key=key) for one in (model, model.unstacked())]
+
+    np.testing.assert_allclose(*both(parameters, jax.random.key(0)), atol=2e-6)
+    unstacked = build(changed(remat="full")).unstacked()
+    slopes = nnx.eval_shape(nnx.grad(lambda model: jnp.sum(model(ids))), unstacked)
+    assert all(leaf.shape for leaf in jax.tree.leaves(slopes))
+
+
+@pytest.mark.parametrize("mask", ["bidirectional", "causal", "prefix"])
+def test_float16_runs_on_a_cpu_and_stays_near_float32(ids, mask):
+    graph, parameters = nnx.split(build(changed(mask=mask, norm_position="pre")))
+    segments = ids * 0
+    apply = quick_jit(lambda p: nnx.merge(graph, p).encode(ids, segment_ids=segments))
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), parameters)
+    assert apply(low).dtype == jnp.float16
+    np.testing.assert_allclose(apply(low).astype(jnp.float32), apply(parameters), atol=0.02)
+
+
+def test_batches_without_rows():
+    model = build(changed(mask="prefix", dropout=0.2))
+    none = jnp.zeros((0, 4), jnp.int32)
+    options = {"segment_ids": none, "mask": none > 0, "document_ids": none}
+    logits = model(none, **options, positions=none[:, :2], key=jax.random.key(0))
+    assert logits.shape == (0, 2, TINY.vocab_size)
+    cache = model.init_cache(0)
+    assert model.decode(none, cache, segment_ids=none)[0].shape == (0, 4, TINY.vocab_size)
 
 
 class ShiftedNorm(LayerNorm):
@@ -332,6 +434,23 @@ def test_layer_norm_of_constant_rows_is_its_bias():
     np.testing.assert_allclose(of_x[:4], expected[:4], atol=10)
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(0, 1), (1e4, 1e-3), (-1e6, 0.1), (1e-3, 1e-9)])
+def test_layer_norm_keeps_its_digits_at_large_means(mean, spread):
+    """Against float64, for the rounded numbers that it is given."""
+    x = jnp.asarray(mean + spread * np.random.default_rng(0).normal(size=(4, 768)), jnp.float32)
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
+    norm = LayerNorm(768, epsilon=1e-12)
+    found, pull_back = jax.vjp(norm, x)
+    wide = np.asarray(x, np.float64)
+    centred = wide - wide.mean(axis=1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-12)
+    expected, c = centred / deviation, np.asarray(cotangent, np.float64)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    along = (c * expected).mean(axis=1, keepdims=True) * expected
+    gradient = (c - c.mean(axis=1, keepdims=True) - along) / deviation
+    np.testing.assert_allclose(pull_back(cotangent)[0], gradient, atol=2e-6 / deviation.min())
+
+
 def test_pooler_reads_the_first_position():
     model = build(changed(pooler=True, head="none"))
     hidden = jnp.ones((2, 3, 8)) * jnp.arange(3.0)[None, :, None]
@@ -359,7 +478,7 @@ def test_configs_that_make_no_sense_are_refused(changes, message):
 
 
 def test_calls_that_make_no_sense_are_refused(ids):
-    model = build()
+    model, causal = build(), build(changed(mask="causal"))
     long = jnp.zeros((1, 11), jnp.int32)
     for error, message, call in (
         (ValueError, "11 positions, but the model has max_positions=10", lambda: model(long)),
@@ -387,6 +506,34 @@ def test_calls_that_make_no_sense_are_refused(ids):
             lambda: model.decode(ids, model.init_cache(BATCH)),
         ),
         (ValueError, "length must be .* at most 10, got 11", lambda: model.init_cache(1, 11)),
+        (TypeError, "segment_ids must be .*integers", lambda: model(ids, segment_ids=ids > 0)),
+        (TypeError, "document_ids must be .*integers", lambda: model(ids, document_ids=ids / 2)),
+        (TypeError, "positions must be .*integers", lambda: model(ids, positions=ids / 2)),
+        (
+            ValueError,
+            r"positions must have shape \[B, P\], where B is 2 in ids; got \[1, 7\]",
+            lambda: model(ids, positions=ids[:1]),
+        ),
+        (
+            ValueError,
+            "cache must come from init_cache of this model, a model with stacked layers; got that",
+            lambda: causal.decode(ids, causal.unstacked().init_cache(BATCH)),
+        ),
+        (
+            ValueError,
+            "cache must come from init_cache of this model, an unstacked model",
+            lambda: causal.unstacked().decode(ids, causal.init_cache(BATCH)),
+        ),
+        (
+            ValueError,
+            "cache must have shape .*where B is 2 in ids",
+            lambda: causal.decode(ids, causal.init_cache(BATCH + 1)),
+        ),
+        (
+            ValueError,
+            "ids have 7 positions, but the cache has room for 6",
+            lambda: causal.decode(ids, causal.init_cache(BATCH, 6)),
+        ),
         (ValueError, "head='none'", lambda: build(changed(head="none"))(ids)),
         (ValueError, "no pooler", lambda: model.pool(jnp.ones((1, 2, 8)))),
     ):

@@ -19,6 +19,7 @@ from zoo.transformer import (
 )
 
 VOCAB, MASK, SPECIAL = 50, 4, (0, 2, 3)
+IDS = jnp.arange(4)[None]
 
 
 @quick_jit
@@ -91,6 +92,47 @@ def test_next_tokens_stop_at_padding_and_at_documents():
     np.testing.assert_array_equal(example.targets[0, :4], ids[0, 1:])
     np.testing.assert_array_equal(example.weights, [[1, 0, 1, 0, 0]])
     np.testing.assert_array_equal(next_tokens(ids).weights, [[1, 1, 1, 1, 0]])
+
+
+def test_next_tokens_do_not_predict_the_first_token_from_left_padding():
+    ids = jnp.array([[0, 0, 5, 6, 7]])
+    np.testing.assert_array_equal(next_tokens(ids, mask=ids != 0).weights, [[0, 0, 1, 1, 0]])
+
+
+NARROW = (np.int8, np.uint8, np.uint32)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=lambda dtype: dtype.__name__)
+def test_ids_of_every_integer_dtype_are_those_numbers(dtype):
+    """Special ids, random ids and vocabularies that the dtype of the ids does not hold."""
+    options = {"vocab_size": 70_000, "mask_id": 60_000, "special_ids": (0, 261)}
+    ids, key = np.array([[5, 6, 100, 0]]), jax.random.key(0)
+    narrow, wide = jnp.asarray(ids.astype(dtype)), jnp.asarray(ids, jnp.int32)
+
+    def examples(ids):
+        given = ids != 0
+        yield mask_tokens(key, ids, word_starts=None, rate=1.0, random_rate=0.2, **options)
+        yield split_prefix(key, ids, sep_id=60_001, mask=given)
+        yield next_tokens(ids, mask=given, document_ids=ids)
+
+    for found, expected in zip(examples(narrow), examples(wide), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 70_000)), jnp.float32)
+    for size in (300, 256, 70_000):
+        losses = [
+            cross_entropy_sums(logits[:, :size], jnp.asarray(x[0, 1:3]), jnp.ones(2))
+            for x in (ids.astype(dtype), ids)
+        ]
+        np.testing.assert_array_equal(*losses)
+    packed = pack_sentences([ids[0].astype(dtype)], length=6, cls_id=60_000)
+    np.testing.assert_array_equal(packed.ids, [[60_000, 5, 6, 100, 0, 102]])
+
+
+def test_traced_rates_out_of_range_make_the_loss_nan():
+    ids = jnp.arange(5, 15)[None]
+    for rates in ({"rate": 1.5}, {"rate": -0.1}, {"rate": jnp.nan}, {"mask_rate": 0.95}):
+        example = masked(0, ids, **rates)
+        assert jnp.isnan(masked_cross_entropy(jnp.zeros((1, 10, VOCAB)), *example[1:3]))
 
 
 def test_cut_rows_keep_their_length_and_lose_one_token():
@@ -199,6 +241,44 @@ def test_loss_of_known_numbers():
     assert nothing[0] == 0
     assert not nothing[1].any()
     assert jnp.isnan(masked_cross_entropy(logits, targets, jnp.ones((2, 2))))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_chosen_reaches_no_derivative(bad):
+    logits = jnp.array([[1.0, 2.0, 3.0], [bad, 1.0, bad]])
+    targets, weights = jnp.array([0, 77]), jnp.array([1.0, 0.0])
+    loss, gradient = jax.value_and_grad(masked_cross_entropy)(logits, targets, weights)
+    expected = jax.value_and_grad(masked_cross_entropy)(logits[:1], targets[:1], weights[:1])
+    np.testing.assert_array_equal(loss, expected[0])
+    np.testing.assert_array_equal(gradient, jnp.concatenate([expected[1], jnp.zeros((1, 3))]))
+    _, slope = jax.jvp(lambda x: masked_cross_entropy(x, targets, weights), (logits,), (logits,))
+    assert jnp.isfinite(slope)
+    assert jnp.isnan(masked_cross_entropy(logits, targets, jnp.ones(2)))  # chosen, it is NaN
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: next_tokens(IDS, mask=IDS), TypeError, "mask must be bool, got int32"),
+        (lambda: pack_sentences([[2**40]], length=5), ValueError, "integers from 0 to 2147483647"),
+        (lambda: pack_sentences([[-1]], length=5), ValueError, "integers from 0 to 2147483647"),
+        (lambda: pack_sentences([[1.5]], length=5), ValueError, "integers .* of float64"),
+        (lambda: pack_sentences([[1]], length=5, pad_id=-1), ValueError, "pad_id must be at least"),
+        (
+            lambda: split_prefix(jax.random.key(0), IDS, sep_id=-1),
+            ValueError,
+            "sep_id must be at least 0",
+        ),
+        (
+            lambda: mask_tokens(jax.random.key(0), IDS, word_starts=IDS),
+            TypeError,
+            "word_starts must be bool, got int32",
+        ),
+    ],
+)
+def test_ids_and_masks_that_are_none_are_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
 def test_mean_over_devices_is_one_mean_and_not_a_mean_of_means():

@@ -2,14 +2,17 @@
 
 import functools
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from flax.core import FrozenDict
 
 from tests.battery import quick_jit
+from zoo._paths import path_name
 from zoo.transformer import Transformer, TransformerConfig
 from zoo.transformer.optimizers import (
     STACKED,
@@ -157,6 +160,90 @@ def test_exclusions_find_every_bias_and_norm_of_a_transformer():
     assert all(name.endswith("bias") or "norm" in name for name in kept)
     assert {"output_bias", "head_norm/scale", "layers/attention/query_bias"} <= kept
     assert len(kept) == 6 + 2 * 4 + 2  # biases of a layer; two norms there, two beside; the head
+
+
+KERNEL, NORM = jnp.arange(1.0, 7.0).reshape(3, 2), jnp.ones(2)
+LAYER = {"kernel": KERNEL, "bias": NORM, "attention_norm": {"scale": NORM}}
+
+
+class Module(nnx.Module):
+    """The same parameters as an NNX module."""
+
+    def __init__(self):
+        self.layers = nnx.List([nnx.Dict(kernel=nnx.Param(KERNEL), bias=nnx.Param(NORM))])
+        self.layers[0]["attention_norm"] = nnx.Dict(scale=nnx.Param(NORM))
+
+
+TREES = {
+    "dict": {"layers": {"0": LAYER}},
+    "list": {"layers": [LAYER]},
+    "FrozenDict": FrozenDict({"layers": {"0": LAYER}}),
+    "nnx.State": nnx.state(Module(), nnx.Param),
+}
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_patterns_mean_the_same_on_every_tree(kind):
+    """No bias or norm decays, and no list of layers is taken for a stacked axis."""
+    tree = TREES[kind]
+    for stacked in ((), STACKED):
+        optimizer = uncorrected_lamb(0.1, weight_decay=0.5, stacked=stacked)
+        gradients = jax.tree.map(jnp.zeros_like, tree)
+        updates, _ = optimizer.update(gradients, optimizer.init(tree), tree)
+        moved = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(updates)}
+        # With no gradient u = λ x, and the ratio makes it 0.1 x, the rows together.
+        np.testing.assert_allclose(moved.pop("layers/0/kernel"), -0.1 * KERNEL, rtol=1e-6)
+        assert set(moved) == {"layers/0/bias", "layers/0/attention_norm/scale"}
+        assert not any(leaf.any() for leaf in moved.values())
+    optimizer = uncorrected_lamb(0.1, stacked=STACKED)
+    gradients = jax.tree.map(lambda leaf: leaf**2, tree)
+    updates, _ = optimizer.update(gradients, optimizer.init(tree), tree)
+    lengths = {leaf.shape: jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(updates)}
+    assert lengths[3, 2] == pytest.approx(0.1 * float(jnp.linalg.norm(KERNEL)), rel=1e-5)
+
+
+def test_a_stacked_axis_is_one_only_where_the_caller_says_so():
+    start = np.stack([START, 10 * START])
+    gradients = [np.stack([gradient(0), gradient(1)])]
+    for name in ("layers/kernel", "kernel"):
+        plain = descend(uncorrected_lamb(0.1), gradients, start=start, name=name)
+        assert np.linalg.norm(plain - start) == pytest.approx(0.1 * np.linalg.norm(start))
+
+
+def test_norms_of_linen_and_scales_do_not_decay():
+    names = ("LayerNorm_0/scale", "ln_1/scale", "Dense_0/bias", "BatchNorm_0/bias")
+    tree = flax.traverse_util.unflatten_dict({tuple(n.split("/")): 1.0 for n in names})
+    assert not any(jax.tree.leaves(excluding()(tree)))
+    assert all(jax.tree.leaves(excluding()({"Dense_0": {"kernel": 1.0}, "rescale": 1.0})))
+
+
+def test_nan_reaches_every_number_of_its_layer():
+    ratio = scale_by_layer_trust_ratio(("stack",))
+    x = {"a": jnp.ones(3), "stack": jnp.ones((2, 2))}
+    u = {"a": jnp.array([1.0, jnp.nan, 1.0]), "stack": jnp.array([[jnp.nan, 1.0], [1.0, 1.0]])}
+    updates, _ = ratio.update(u, ratio.init(x), x)
+    assert jnp.isnan(updates["a"]).all()
+    np.testing.assert_array_equal(jnp.isnan(updates["stack"]), [[True, True], [False, False]])
+
+
+@pytest.mark.parametrize("make", [uncorrected_lamb, scale_by_uncorrected_adam])
+def test_hyper_parameters_may_be_injected_and_out_of_range_give_nan(make):
+    rates = {"learning_rate": 0.1} if make is uncorrected_lamb else {}
+    options = {**rates, "b1": 0.8, "b2": jnp.array(0.9), "eps": 1e-3}
+    tree = {"kernel": jnp.ones((2, 2))}
+    injected = optax.inject_hyperparams(make)(**options)
+    plain = make(**{name: float(value) for name, value in options.items()})
+    step = quick_jit(lambda tree, state: injected.update(tree, state, tree)[0])
+    state = injected.init(tree)
+    expected = plain.update(tree, plain.init(tree), tree)[0]
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6), step(tree, state), expected
+    )
+    for name in options:
+        wrong = state._replace(hyperparams={**state.hyperparams, name: jnp.float32(-1)})
+        assert jnp.isnan(step(tree, wrong)["kernel"]).all(), name
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            make(**options | {name: np.float32(-1)})
 
 
 def test_lazy_rows_stay_where_they_were():

@@ -77,7 +77,7 @@ def attention_mask(
         if segment_ids is None or pattern == "causal":
             order = jnp.arange(length)[None]
         else:
-            order = jnp.cumsum(segment_ids, axis=1)
+            order = jnp.cumsum(segment_ids, axis=1, dtype=jnp.int32)
         factors.append(order[:, :, None] >= order[:, None, :])
     if mask is not None:
         factors.append(jnp.broadcast_to(mask[:, None, :], (len(mask), length, length)))

@@ -273,7 +273,7 @@ class Transformer(nnx.Module):
         attended = order <= positions[None, :, None]
         if config.mask == "prefix" and segment_ids is not None and length > 1:
             # c_j ≤ c_i among these tokens; all of them attend to the earlier ones.
-            c = jnp.cumsum(segment_ids, axis=1)
+            c = jnp.cumsum(segment_ids, axis=1, dtype=jnp.int32)
             within = lax.dynamic_update_slice_in_dim(
                 jnp.zeros((len(c), length, room), bool), c[:, None] <= c[:, :, None], start, axis=2
             )

@@ -86,7 +86,7 @@ def pack_sentences(
             raise ValueError(
                 f"sentences must hold integers from 0 to {LARGEST}, got {ids!r:.80} of {ids.dtype}"
             )
-        ids, starts = ids[: length - 2], starts[: length - 2]
+        ids, starts = ids[: length - 2].astype(np.int32), starts[: length - 2]
         if len(ids) > room:
             rows.append([])
             room = length - 2
