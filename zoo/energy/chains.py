@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo._checks import accumulator, count, number
+from zoo.energy.closures import Equations, hoisted
 
 EnergyFunction = Callable[..., jax.Array]
 Schedule = Callable[[jax.Array], Any]  # step number -> value, as those of Optax
@@ -56,8 +57,8 @@ def run_chain(
 
     Args:
         key: ``[]`` typed key; consumed.
-        sampler: from ``langevin`` or one of its kind. Build it once, not in every call: one
-            compiled loop is kept per sampler.
+        sampler: from ``langevin`` or one of its kind. What its energy closes over is read in every
+            call: weights that have changed since, in place too, count. The compiled loop is kept.
         state: from ``sampler.init``, or the end of another chain.
         num_steps: at least 0.
 
@@ -74,7 +75,9 @@ def run_chain(
     >>> state.position.shape, info.energy.shape
     ((4, 3), (20, 4))
     """
-    return _run_chain(key, sampler, state, count("num_steps", num_steps))
+    num_steps = count("num_steps", num_steps)
+    step, constants = hoisted(sampler.step, key, state)
+    return _run_chain(key, step, constants, state, num_steps)
 
 
 def sample_chain(
@@ -82,8 +85,7 @@ def sample_chain(
 ) -> tuple[Any, Any, SamplerInfo]:
     """Runs a chain and keeps every ``thinning``-th position, for estimates and diagnostics.
 
-    R̂ and the effective sample size of the positions x: ``rhat`` and ``ess_bulk`` of
-    ``blackjax.diagnostics``, called as ``rhat(x, chain_axis=1, sample_axis=0)``.
+    ``zoo.energy.health.chain_agreement`` gives R̂ and the effective sample size of the positions.
 
     Args:
         key: ``[]`` typed key; consumed.
@@ -107,7 +109,9 @@ def sample_chain(
     (5, 4, 3)
     """
     num_samples = count("num_samples", num_samples)
-    return _sample_chain(key, sampler, state, num_samples, count("thinning", thinning, at_least=1))
+    thinning = count("thinning", thinning, at_least=1)
+    step, constants = hoisted(sampler.step, key, state)
+    return _sample_chain(key, step, constants, state, num_samples, thinning)
 
 
 def energy_and_gradient(energy_fn: EnergyFunction, position: Any) -> tuple[jax.Array, Any]:
@@ -128,23 +132,34 @@ def energy_and_gradient(energy_fn: EnergyFunction, position: Any) -> tuple[jax.A
     >>> print(energy, gradient)
     [5.] [[2. 4.]]
     """
-    batch = batch_size(position)
+    batch_size(position)
 
     def total(position: Any) -> tuple[jax.Array, jax.Array]:
-        energy = energy_fn(position)
-        shape, dtype = jnp.shape(energy), jnp.result_type(energy)
-        if shape != (batch,):
-            raise ValueError(
-                f"energy_fn must give one energy per chain: expected shape ({batch},), got "
-                f"{shape}; sum over the axes of an example and keep the first axis"
-            )
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"energy_fn must return floating-point energies, got {dtype}")
-        energy = energy.astype(accumulator(dtype))
+        energy = checked_energy(energy_fn, position)
         return energy.sum(), energy
 
     (_, energy), gradient = jax.value_and_grad(total, has_aux=True)(position)
     return energy, gradient
+
+
+def checked_energy(
+    energy_fn: EnergyFunction, position: Any, *more: Any, name: str = "energy_fn"
+) -> jax.Array:
+    """``energy_fn(position, *more)`` in at least float32, an error unless it is one per chain.
+
+    Every energy that is summed, weighted or averaged goes through here: a scalar would be broadcast
+    to all chains, and be wrong without a word.
+    """
+    energy = energy_fn(position, *more)
+    batch, shape, dtype = batch_size(position), jnp.shape(energy), jnp.result_type(energy)
+    if shape != (batch,):
+        raise ValueError(
+            f"{name} must give one energy per chain: expected shape ({batch},), got "
+            f"{shape}; sum over the axes of an example and keep the first axis"
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} must return floating-point energies, got {dtype}")
+    return jnp.asarray(energy, accumulator(dtype))
 
 
 def batch_size(position: Any) -> int:
@@ -158,6 +173,12 @@ def batch_size(position: Any) -> int:
         shapes = [jnp.shape(leaf) for leaf in leaves]
         raise ValueError(f"position: expected leaves [B, ...] of one B, got shapes {shapes}")
     return sizes.pop()[0]
+
+
+def check_scaled(name: str, dtype: Any) -> None:
+    """A TypeError unless the dtype of images or samples is a floating one."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating-point, got {dtype}; scale bytes to [0, 1]")
 
 
 def copied(position: Any) -> Any:
@@ -175,14 +196,49 @@ def inner_product(a: Any, b: Any) -> jax.Array:
     return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(dot, a, b)))
 
 
+def norm(position: Any) -> jax.Array:
+    """``[B]``: the length of a gradient, chain by chain; finite wherever the components are."""
+    small = 2.0**-80  # no square of a component is too large then
+    squared = inner_product(position, position)
+    reduced = jax.tree.map(lambda leaf: leaf.astype(accumulator(leaf.dtype)) * small, position)
+    large = jnp.sqrt(inner_product(reduced, reduced)) / small
+    return jnp.where(squared == jnp.inf, large, jnp.sqrt(squared))
+
+
+def is_finite(energy: jax.Array, gradient: Any) -> jax.Array:
+    """``[B]`` bool: whether the energy and every component of the gradient are finite."""
+    leaves = jax.tree.leaves(gradient)
+    finite = [jnp.isfinite(g).all(axis=tuple(range(1, g.ndim))) for g in leaves]
+    return functools.reduce(jnp.logical_and, finite, jnp.isfinite(energy))
+
+
+def only_where(valid: jax.Array, position: Any) -> Any:
+    """The position, NaN in the chains that are not valid."""
+    return jax.tree.map(lambda x: jnp.where(per_chain(valid, x), x, jnp.nan), position)
+
+
 def standard_normal(key: jax.Array, position: Any) -> Any:
-    """Independent N(0, 1) in the shapes and dtypes of a position."""
+    """Independent N(0, 1) in the shapes of a position, in at least float32.
+
+    In half precision ``jax.random.normal`` has few values, and none beyond 3.
+    """
     leaves, structure = jax.tree.flatten(position)
     keys = jax.random.split(key, len(leaves))
     draws = [
-        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
+        jax.random.normal(k, leaf.shape, accumulator(leaf.dtype))
+        for k, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, draws)
+
+
+def wide(position: Any) -> Any:
+    """The position in at least float32, in which a step is computed and rounded once."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, accumulator(leaf.dtype)), position)
+
+
+def rounded(position: Any, like: Any) -> Any:
+    """The position in the dtypes of another."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), position, like)
 
 
 def per_chain(values: jax.Array, like: jax.Array) -> jax.Array:
@@ -191,37 +247,45 @@ def per_chain(values: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def as_schedule(name: str, value: ScalarOrSchedule, **bounds: Any) -> Schedule:
-    """A schedule as it is; a constant, checked as ``zoo._checks.number`` does, as a schedule."""
+    """A constant as a schedule, checked by ``zoo._checks.number``; a schedule may fall to 0."""
     if callable(value):
-        return value
+        return lambda step: number(name, value(step), at_least=0)
     constant = number(name, value, **bounds)
     return lambda step: constant
 
 
 def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
-    """The bounds of a box, low < high."""
+    """The bounds of a box, low < high; either may be infinite."""
     low, high = bounds
+    if isinstance(low, jax.core.Tracer) or isinstance(high, jax.core.Tracer):
+        inside = low < high
+        return jnp.where(inside, low, jnp.nan), jnp.where(inside, high, jnp.nan)
     if not low < high:
         raise ValueError(f"bounds must be (low, high) with low < high, got {bounds}")
     return low, high
 
 
-@functools.partial(jax.jit, static_argnums=(1, 3))
+@functools.partial(jax.jit, static_argnums=(1, 4))
 def _run_chain(
-    key: jax.Array, sampler: Sampler, state: Any, num_steps: int
+    key: jax.Array, step: Equations, constants: list[Any], state: Any, num_steps: int
 ) -> tuple[Any, SamplerInfo]:
-    def step(state: Any, index: jax.Array) -> tuple[Any, SamplerInfo]:
-        return sampler.step(jax.random.fold_in(key, index), state)
+    def move(state: Any, index: jax.Array) -> tuple[Any, SamplerInfo]:
+        return step(constants, jax.random.fold_in(key, index), state)
 
-    return jax.lax.scan(step, state, jnp.arange(num_steps))
+    return jax.lax.scan(move, state, jnp.arange(num_steps))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 3, 4))
+@functools.partial(jax.jit, static_argnums=(1, 4, 5))
 def _sample_chain(
-    key: jax.Array, sampler: Sampler, state: Any, num_samples: int, thinning: int
+    key: jax.Array,
+    step: Equations,
+    constants: list[Any],
+    state: Any,
+    num_samples: int,
+    thinning: int,
 ) -> tuple[Any, Any, SamplerInfo]:
     def keep_last(state: Any, index: jax.Array) -> tuple[Any, Any]:
-        state, info = _run_chain(jax.random.fold_in(key, index), sampler, state, thinning)
+        state, info = _run_chain(jax.random.fold_in(key, index), step, constants, state, thinning)
         return state, (state.position, info)
 
     state, (positions, info) = jax.lax.scan(keep_last, state, jnp.arange(num_samples))

@@ -56,9 +56,13 @@ def scale_by_clipped_rms(
         An Optax transformation with ``ClippedRmsState``.
 
     Raises:
-        ValueError: decay outside [0, 1).
+        ValueError: decay outside [0, 1), eps < 0.
     """
     decay = number("decay", decay, at_least=0, below=1)
+    eps = number("eps", eps, at_least=0)
+    # Of a number in double precision; of 0 the limit.
+    exact = isinstance(decay, float) and decay > 0
+    log_decay = math.log(decay) if exact else jnp.log(jnp.asarray(decay, jnp.float32))
     rms = optax.scale_by_rms(decay, eps, eps_in_sqrt=False)
 
     def init(parameters: Any) -> ClippedRmsState:
@@ -70,8 +74,7 @@ def scale_by_clipped_rms(
     ) -> tuple[Any, ClippedRmsState]:
         del parameters
         step = optax.safe_increment(state.step)
-        # 1 - β₂^t without cancellation.
-        correction = -jnp.expm1(step * math.log(decay)) if decay else jnp.ones(())
+        correction = -jnp.expm1(step * log_decay)  # 1 - β₂^t without cancellation
 
         def clip(g: jax.Array, v: jax.Array) -> jax.Array:
             bound = second_moment_bound(v, correction)  # v still of the step before, as published

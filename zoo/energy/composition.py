@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zoo._checks import count
-from zoo.energy.chains import EnergyFunction, batch_size
+from zoo._checks import count, number
+from zoo.energy.chains import EnergyFunction, batch_size, checked_energy
 
 
 def product_energy(
@@ -36,13 +36,15 @@ def product_energy(
         An energy function.
 
     Raises:
-        ValueError: no energies, or another number of weights.
+        ValueError: no energies, or another number of weights; when used, energies or weights of
+            other shapes.
 
     >>> both = product_energy([lambda x: x.sum(-1), lambda x: (x**2).sum(-1)], weights=[1, -2])
     >>> print(both(jnp.array([[1.0, 2.0]])))
     [-7.]
     """
     weights = [1.0] * len(energy_fns) if weights is None else [*weights]
+    weights = [w if jnp.ndim(w) else number("weights", w) for w in weights]
     _check_given(energy_fns)
     if len(weights) != len(energy_fns):
         raise ValueError(
@@ -50,7 +52,14 @@ def product_energy(
         )
 
     def energy(position: Any) -> jax.Array:
-        first, *rest = (w * e(position) for w, e in zip(weights, energy_fns, strict=True))
+        energies = [checked_energy(e, position) for e in energy_fns]
+        for weight in weights:
+            if jnp.shape(weight) not in ((), energies[0].shape):
+                raise ValueError(
+                    f"weights: expected numbers or shape {energies[0].shape}, one for each "
+                    f"example, got {jnp.shape(weight)}"
+                )
+        first, *rest = (w * e for w, e in zip(weights, energies, strict=True))
         return sum(rest, first)
 
     return energy
@@ -68,7 +77,9 @@ def mixture_energy(energy_fns: Sequence[EnergyFunction]) -> EnergyFunction:
     _check_given(energy_fns)
 
     def energy(position: Any) -> jax.Array:
-        return -jax.nn.logsumexp(jnp.stack([-e(position) for e in energy_fns]), axis=0)
+        return -jax.nn.logsumexp(
+            jnp.stack([-checked_energy(e, position) for e in energy_fns]), axis=0
+        )
 
     return energy
 
@@ -89,6 +100,7 @@ def clamped_energy(energy_fn: EnergyFunction, known: jax.Array, mask: jax.Array)
 
     Raises:
         TypeError: a mask that is not bool.
+        ValueError: when used, values or a mask that do not broadcast against the position.
 
     >>> known, mask = jnp.array([[5.0, 0.0]]), jnp.array([[True, False]])
     >>> energy = clamped_energy(lambda x: x.sum(-1), known, mask)
@@ -97,7 +109,17 @@ def clamped_energy(energy_fn: EnergyFunction, known: jax.Array, mask: jax.Array)
     """
     if jnp.result_type(mask) != jnp.bool_:
         raise TypeError(f"mask must be bool, True where known, got {jnp.result_type(mask)}")
-    return lambda position: energy_fn(jnp.where(mask, known, position))
+
+    def energy(position: jax.Array) -> jax.Array:
+        shape = jnp.broadcast_shapes(jnp.shape(known), jnp.shape(mask), position.shape)
+        if shape != position.shape:
+            raise ValueError(
+                f"known and mask must broadcast against the position {position.shape}, got "
+                f"{jnp.shape(known)} and {jnp.shape(mask)}"
+            )
+        return energy_fn(jnp.where(mask, jnp.asarray(known, position.dtype), position))
+
+    return energy
 
 
 def energies_by_label(
@@ -115,7 +137,7 @@ def energies_by_label(
         ``[B, K]``.
 
     Raises:
-        ValueError: num_classes < 1.
+        ValueError: num_classes < 1, energies that are not ``[B]``.
 
     >>> energy = lambda x, y: (x[:, 0] - y) ** 2
     >>> energies_by_label(energy, jnp.array([[0.0], [1.9]]), num_classes=3).argmin(axis=1)
@@ -124,7 +146,8 @@ def energies_by_label(
     num_classes = count("num_classes", num_classes, at_least=1)
     batch = batch_size(position)
     energies = jax.lax.map(
-        lambda label: energy_fn(position, jnp.full(batch, label)), jnp.arange(num_classes)
+        lambda label: checked_energy(energy_fn, position, jnp.full(batch, label)),
+        jnp.arange(num_classes),
     )
     return energies.T
 

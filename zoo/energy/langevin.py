@@ -16,6 +16,7 @@ Tweedie, "Exponential convergence of Langevin distributions", 1996; Du, Mordatch
 Generation and Modeling with Energy-Based Models", 2019, arXiv 1903.08689; article 6612.
 """
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -33,8 +34,13 @@ from zoo.energy.chains import (
     copied,
     energy_and_gradient,
     inner_product,
+    is_finite,
+    norm,
+    only_where,
     per_chain,
+    rounded,
     standard_normal,
+    wide,
 )
 
 
@@ -119,7 +125,7 @@ def langevin(
         gradient_norm_clip = number("gradient_norm_clip", gradient_norm_clip, above=0)
     choice("boundary", boundary, ("clip", "reflect"))
     if bounds is not None:
-        check_bounds(bounds)
+        bounds = check_bounds(bounds)
 
     def init(position: Any) -> LangevinState:
         batch_size(position)
@@ -128,20 +134,20 @@ def langevin(
     def step(key: jax.Array, state: LangevinState) -> tuple[LangevinState, SamplerInfo]:
         h = step_size(state.step)
         s = noise_scale(state.step) if noise_scale else jnp.sqrt(2 * h * temperature(state.step))
-        x = state.position
-        metric = _like(preconditioner, x)
-        noise = _scaled(standard_normal(key, x), jax.tree.map(jnp.sqrt, metric), s)
+        at = state.position
+        metric = _like(preconditioner, wide(at))
+        noise = _scaled(standard_normal(key, at), jax.tree.map(jnp.sqrt, metric), s)
 
-        x = _add(x, noise) if noise_first else x
-        energy, gradient = energy_and_gradient(energy_fn, x)
-        norm = jnp.sqrt(inner_product(gradient, gradient))
-        gradient = _clipped(gradient, gradient_clip, gradient_norm_clip)
-        x = _add(x, _scaled(gradient, metric, -h))
+        at = rounded(_add(wide(at), noise), at) if noise_first else at
+        energy, gradient = energy_and_gradient(energy_fn, at)
+        finite, length = is_finite(energy, gradient), norm(gradient)
+        gradient = _clipped(wide(gradient), gradient_clip, gradient_norm_clip, length)
+        x = _add(wide(at), _scaled(gradient, metric, -h))
         x = x if noise_first else _add(x, noise)
         if bounds is not None:
             x = jax.tree.map(lambda leaf: _contained(leaf, bounds, boundary), x)
-        info = SamplerInfo(energy, norm, jnp.ones_like(energy))
-        return LangevinState(x, state.step + 1), info
+        info = SamplerInfo(energy, length, jnp.ones_like(energy))
+        return LangevinState(rounded(only_where(finite, x), at), state.step + 1), info
 
     return Sampler(init, step)
 
@@ -172,7 +178,8 @@ def metropolis_langevin(
         ValueError: step_size ≤ 0 or temperature ≤ 0; when used, an energy of a wrong shape.
         TypeError: when used, a position or an energy that is not floating-point.
 
-    A proposal whose energy is not finite is rejected.
+    A proposal whose energy is not finite is rejected. A chain that cannot propose is lost, and
+    becomes NaN: one whose own energy is NaN or whose gradient is not finite.
 
     Reference: Roberts, Tweedie, 1996; the optimal acceptance: Roberts, Rosenthal, 1998.
 
@@ -192,33 +199,34 @@ def metropolis_langevin(
         noise_key, accept_key = jax.random.split(key)
         h = step_size(state.step)
         x, energy_x, gradient_x, _ = state
-        metric = _like(preconditioner, x)
+        metric = _like(preconditioner, wide(x))
 
         def drifted(position: Any, gradient: Any) -> Any:
-            return _add(position, _scaled(gradient, metric, -h))
+            return _add(wide(position), _scaled(wide(gradient), metric, -h))
 
         def log_proposal(to: Any, position: Any, gradient: Any) -> jax.Array:
-            gap = jax.tree.map(jnp.subtract, to, drifted(position, gradient))
+            gap = jax.tree.map(jnp.subtract, wide(to), drifted(position, gradient))
             scaled = jax.tree.map(jnp.divide, gap, metric)
             return -inner_product(gap, scaled) / (4 * h * temperature)
 
         noise = standard_normal(noise_key, x)
         noise = _scaled(noise, jax.tree.map(jnp.sqrt, metric), jnp.sqrt(2 * h * temperature))
-        proposal = _add(drifted(x, gradient_x), noise)
+        proposal = rounded(_add(drifted(x, gradient_x), noise), x)
         energy, gradient = energy_and_gradient(energy_fn, proposal)
+        forward = log_proposal(proposal, x, gradient_x)
         log_ratio = (
-            (energy_x - energy) / temperature
-            + log_proposal(x, proposal, gradient)
-            - log_proposal(proposal, x, gradient_x)
+            (energy_x - energy) / temperature + log_proposal(x, proposal, gradient) - forward
         )
         log_ratio = jnp.where(jnp.isfinite(energy), log_ratio, -jnp.inf)
         probability = jnp.exp(jnp.minimum(jnp.nan_to_num(log_ratio, nan=-jnp.inf), 0))
+        lost = jnp.isnan(energy_x) | ~jnp.isfinite(forward)
         accepted = jax.random.uniform(accept_key, energy.shape, energy.dtype) < probability
 
         def select(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(per_chain(accepted, new), new, old)
+            kept = jnp.where(per_chain(accepted, new), new, old)
+            return jnp.where(per_chain(lost, new), jnp.nan, kept)
 
-        info = SamplerInfo(energy, jnp.sqrt(inner_product(gradient, gradient)), probability)
+        info = SamplerInfo(energy, norm(gradient), jnp.where(lost, jnp.nan, probability))
         x, energy, gradient = jax.tree.map(select, (proposal, energy, gradient), state[:3])
         return MetropolisState(x, energy, gradient, state.step + 1), info
 
@@ -234,16 +242,22 @@ def _contained(x: jax.Array, bounds: tuple[float, float], boundary: str) -> jax.
     if boundary == "clip":
         return jnp.clip(x, low, high)
     width = high - low
+    if not isinstance(width, jax.core.Tracer) and width == math.inf:  # at most one wall
+        x = x if low == -math.inf else low + jnp.abs(x - low)
+        return x if high == math.inf else high - jnp.abs(high - x)
     return low + width - jnp.abs(jnp.mod(x - low, 2 * width) - width)
 
 
-def _clipped(gradient: Any, component_bound: float | None, norm_bound: float | None) -> Any:
+def _clipped(
+    gradient: Any, component_bound: float | None, norm_bound: float | None, length: jax.Array
+) -> Any:
     if component_bound is not None:
         gradient = jax.tree.map(lambda g: jnp.clip(g, -component_bound, component_bound), gradient)
     if norm_bound is None:
         return gradient
-    norm = jnp.sqrt(inner_product(gradient, gradient))
-    factor = norm_bound / jnp.maximum(norm, norm_bound)
+    if component_bound is not None:
+        length = norm(gradient)
+    factor = norm_bound / jnp.maximum(length, norm_bound)
     return jax.tree.map(lambda g: g * per_chain(factor, g).astype(g.dtype), gradient)
 
 

@@ -10,14 +10,14 @@ mean Z₁/Z₀ whatever the steps: the estimate of Z is unbiased, that of log Z 
 Source: Neal, "Annealed importance sampling", 2001.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zoo._checks import count, number
-from zoo.energy.chains import EnergyFunction, inner_product
+from zoo.energy.chains import EnergyFunction, checked_energy, inner_product
 from zoo.energy.langevin import metropolis_langevin
 
 
@@ -60,7 +60,8 @@ def annealed_log_normalizer(
         A ``LogNormalizer``.
 
     Raises:
-        ValueError: num_steps < 1, step_size or scale ≤ 0, a shape without a batch axis.
+        ValueError: num_steps < 1, step_size or scale ≤ 0, a shape without a batch axis or without
+            chains, an energy that is not ``[B]``.
 
     >>> energy = lambda x: (x**2).sum(-1) / 2
     >>> result = annealed_log_normalizer(
@@ -72,22 +73,25 @@ def annealed_log_normalizer(
     num_steps = count("num_steps", num_steps, at_least=1)
     if not shape:
         raise ValueError("shape must be (B, ...), with a batch axis first, got ()")
+    count("shape[0]", shape[0], at_least=1)
     step_size = number("step_size", step_size, above=0)
     scale = number("scale", scale, above=0)
-    dimensions = int(np.prod(shape[1:]))
-    log_start = dimensions / 2 * np.log(2 * np.pi * scale**2)
+    log_start = math.prod(shape[1:]) * (math.log(2 * math.pi) / 2 + jnp.log(scale))
 
     def start_energy(x: jax.Array) -> jax.Array:
-        return inner_product(x, x) / (2 * scale**2)
+        return inner_product(x / scale, x / scale) / 2
+
+    def end_energy(x: jax.Array) -> jax.Array:
+        return checked_energy(energy_fn, x)
 
     def step(carry: tuple[jax.Array, jax.Array], index: jax.Array) -> Any:
         position, log_weights = carry
         share = (index + 1) / num_steps
-        gap = energy_fn(position) - start_energy(position)
+        gap = end_energy(position) - start_energy(position)
         log_weights = log_weights - gap.astype(jnp.float32) / num_steps
 
         def between(x: jax.Array) -> jax.Array:
-            return (1 - share) * start_energy(x) + share * energy_fn(x)
+            return (1 - share) * start_energy(x) + share * end_energy(x)
 
         sampler = metropolis_langevin(between, step_size=step_size)
         state, info = sampler.step(jax.random.fold_in(key, index + 1), sampler.init(position))

@@ -14,6 +14,7 @@ Source: Du, Mordatch, 2019, arXiv 1903.08689, and its code.
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from zoo._checks import count, shapes
+from zoo._checks import count, integers, shapes
 from zoo._cpu import convolution
+from zoo.energy.chains import check_scaled
 from zoo.energy.spectral import SpectralKernel
 
 activation = functools.partial(jax.nn.leaky_relu, negative_slope=0.2)
@@ -58,7 +60,8 @@ class MnistEnergy(nnx.Module):
             stem_features: channels before it.
             rngs: stream ``params``.
         """
-        f = features
+        f = features = count("features", features, at_least=1)
+        stem_features = count("stem_features", stem_features, at_least=1)
         widths = (1, stem_features, f, 2 * f, 4 * f)
         self.convolutions = nnx.List(
             [
@@ -81,12 +84,15 @@ class MnistEnergy(nnx.Module):
 
         Raises:
             ValueError: images of another shape.
+            TypeError: images that are not floating-point, such as bytes.
         """
         shapes(images=(images, "B 28 28 1"))
-        x = images
+        x = _pixels(images, self.output)
         for number, kernel in enumerate(self.convolutions):
             x = activation(convolution(x, kernel(), stride=2 if number else 1))
-        x = activation(x.reshape(len(x), -1) @ self.hidden() + self.hidden_bias[...][None])
+        x = activation(
+            x.reshape(len(x), math.prod(x.shape[1:])) @ self.hidden() + self.hidden_bias[...][None]
+        )
         return self.output(x)[:, 0]
 
 
@@ -170,6 +176,10 @@ class ResNetEnergy(nnx.Module):
             dropout: rate within the blocks.
             rngs: streams ``params`` and, for dropout, ``dropout``.
         """
+        features = count("features", features, at_least=1)
+        channels = count("channels", channels, at_least=1)
+        if num_classes is not None:
+            num_classes = count("num_classes", num_classes, at_least=1)
         self.num_classes = num_classes
         self.least_size = 2 ** sum(halve for _, halve in blocks)
         self.stem = SpectralKernel(3, 3, channels, features, rngs=rngs)
@@ -196,6 +206,8 @@ class ResNetEnergy(nnx.Module):
         Raises:
             ValueError: labels missing, not wanted or of another batch; images of another rank or
                 too small.
+            TypeError: images that are not floating-point, such as bytes; labels that are no
+                integers.
         """
         size = shapes(images=(images, "B height width channels"))
         if min(size["height"], size["width"]) < self.least_size:
@@ -209,8 +221,9 @@ class ResNetEnergy(nnx.Module):
                 f"{'no labels' if labels is None else 'labels'}"
             )
         if labels is not None:
+            labels = integers("labels", labels)
             shapes(images=(images, "B height width channels"), labels=(labels, "B"))
-        x = activation(convolution(images, self.stem()))
+        x = activation(convolution(_pixels(images, self.output), self.stem()))
         for block in self.blocks:
             x = block(x, labels)
         energy = self.output(jax.nn.relu(x).sum(axis=(1, 2)))[:, 0]
@@ -259,6 +272,12 @@ class MultiscaleEnergy(nnx.Module):
             energies.append(part(images, labels))
             images = nnx.avg_pool(images, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         return jnp.stack(energies).mean(axis=0)
+
+
+def _pixels(images: jax.Array, layer: nnx.Linear) -> jax.Array:
+    """The images in the wider dtype of theirs and the parameters', as all layers compute in it."""
+    check_scaled("images", jnp.result_type(images))
+    return jnp.asarray(images, jnp.promote_types(jnp.result_type(images), layer.kernel.dtype))
 
 
 def _output(features: int, rngs: nnx.Rngs) -> nnx.Linear:

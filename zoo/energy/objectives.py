@@ -21,20 +21,23 @@ al., "Learning energy-based models by diffusion recovery likelihood", 2020, arXi
 article 6612.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from zoo._checks import accumulator, count, integers, number, shapes, widened
+from zoo._checks import accumulator, count, floating, integers, number, shapes, widened
 from zoo.energy.chains import (
     EnergyFunction,
     Sampler,
+    checked_energy,
     energy_and_gradient,
     inner_product,
     run_chain,
     standard_normal,
+    wide,
 )
 
 WEIGHT_FLOOR = 1e-4  # added to the sum of the weights in the original code
@@ -132,7 +135,8 @@ def sampler_kl_loss(
         L, ``[]``, and x_K, which carries the same gradient (stop it for the other terms).
 
     Raises:
-        ValueError: differentiated_steps outside 1…num_steps.
+        ValueError: num_steps < 1, differentiated_steps outside 1…num_steps, an energy that is not
+            ``[B]``.
 
     Reference: Du, Li, Tenenbaum, Mordatch, 2021, section 3.
 
@@ -145,6 +149,7 @@ def sampler_kl_loss(
     >>> print(loss(1.0), jax.grad(loss)(1.0))  # x₁ = 1 - 0.5θ, dL/dθ = θ·x₁·(-0.5)
     0.125 -0.25
     """
+    num_steps = count("num_steps", num_steps, at_least=1)
     differentiated_steps = count(
         "differentiated_steps", differentiated_steps, at_least=1, at_most=num_steps
     )
@@ -156,7 +161,8 @@ def sampler_kl_loss(
     state, _ = run_chain(
         last_key, last, last.init(jax.lax.stop_gradient(state.position)), differentiated_steps
     )
-    return energy_fn(stopped, state.position).mean(), state.position
+    energy = checked_energy(lambda x: energy_fn(stopped, x), state.position)
+    return energy.mean(), state.position
 
 
 def nearest_neighbor_entropy(samples: jax.Array, references: jax.Array) -> jax.Array:
@@ -170,25 +176,47 @@ def nearest_neighbor_entropy(samples: jax.Array, references: jax.Array) -> jax.A
         ``[]``, at least float32. A sample that equals a reference counts as 10⁻⁶ away from it.
 
     Raises:
-        ValueError: examples of different shapes.
+        ValueError: examples of different shapes, no references.
+        TypeError: if one is not floating-point.
 
     Reference: Du, Li, Tenenbaum, Mordatch, 2021; Kozachenko, Leonenko, 1987.
 
     >>> print(nearest_neighbor_entropy(jnp.array([[1.0], [4.0]]), jnp.array([[0.0], [3.0]])))
     0.0
     """
-    if samples.shape[1:] != references.shape[1:]:
+    samples, references = floating("samples", samples), floating("references", references)
+    if samples.shape[1:] != references.shape[1:] or not len(references):
         raise ValueError(
-            f"references: expected examples {samples.shape[1:]}, got {references.shape[1:]}"
+            f"references: expected examples {samples.shape[1:]}, at least one, got shape "
+            f"{references.shape}"
         )
-    wide = accumulator(samples.dtype)
-    flat = samples.reshape(len(samples), -1).astype(wide)
-    fixed = jax.lax.stop_gradient(references.reshape(len(references), -1).astype(wide))
-    # The choice of the nearest needs no gradient; its distance is taken without cancellation.
-    dots = jnp.matmul(jax.lax.stop_gradient(flat), fixed.T, precision="highest")
-    nearest = jnp.argmin((fixed**2).sum(1)[None] - 2 * dots, axis=1)
+    dtype, size = accumulator(samples.dtype), math.prod(samples.shape[1:])
+    flat = samples.reshape(len(samples), size).astype(dtype)
+    fixed = jax.lax.stop_gradient(references.reshape(len(references), size).astype(dtype))
+    nearest = _nearest(jax.lax.stop_gradient(flat), fixed)
     squared = ((flat - fixed[nearest]) ** 2).sum(axis=1)
     return (jnp.log(jnp.maximum(squared, 1e-12)) / 2).mean()
+
+
+def _nearest(x: jax.Array, references: jax.Array) -> jax.Array:
+    """``argmin_j |x_i - r_j|`` for ``[B, D]`` and ``[S, D]``.
+
+    By one product of matrices, |r|² - 2x·r; where its rounding may have changed the order, as with
+    copies and near copies, by the differences themselves.
+    """
+    center = references.mean(axis=0, keepdims=True)
+    y, r = x - center, references - center
+    squares = (r**2).sum(axis=1)
+    distances = squares[None] - 2 * jnp.matmul(y, r.T, precision="highest")
+    reach = (y**2).sum(axis=1, keepdims=True) + squares.max()
+    error = 4 * (x.shape[1] + 4) * jnp.finfo(x.dtype).eps * reach
+    near = distances <= distances.min(axis=1, keepdims=True) + error
+
+    def by_differences() -> jax.Array:
+        return jax.lax.map(lambda row: ((row[None] - references) ** 2).sum(axis=1).argmin(), x)
+
+    certain = (near.sum(axis=1) == 1).all()
+    return jax.lax.cond(certain, lambda: distances.argmin(axis=1), by_differences)
 
 
 def classifier_energy(logits: jax.Array, labels: jax.Array | None = None) -> jax.Array:
@@ -206,7 +234,7 @@ def classifier_energy(logits: jax.Array, labels: jax.Array | None = None) -> jax
 
     Raises:
         TypeError: logits that are not floating-point, labels that are not integers.
-        ValueError: labels of another shape.
+        ValueError: labels of another shape, no classes.
 
     Reference: Grathwohl et al., 2019.
 
@@ -214,6 +242,8 @@ def classifier_energy(logits: jax.Array, labels: jax.Array | None = None) -> jax
     [-0.6931] [-1. -1.]
     """
     _, logits = widened("logits", logits)
+    if jnp.shape(logits)[-1:] in ((), (0,)):
+        raise ValueError(f"logits must have shape [..., K] with K > 0, got {jnp.shape(logits)}")
     if labels is None:
         return -jax.nn.logsumexp(logits, axis=-1)
     labels = integers("labels", labels)
@@ -255,9 +285,9 @@ def denoising_score_matching_loss(
     """
     noise_scale = number("noise_scale", noise_scale, above=0)
     noise = standard_normal(key, data)
-    noisy = jax.tree.map(lambda x, e: x + jnp.asarray(noise_scale, x.dtype) * e, data, noise)
+    noisy = jax.tree.map(lambda x, e: (x + noise_scale * e).astype(x.dtype), data, noise)
     _, gradient = energy_and_gradient(energy_fn, noisy)
-    gap = jax.tree.map(lambda g, e: jnp.asarray(noise_scale, g.dtype) * g - e, gradient, noise)
+    gap = jax.tree.map(lambda g, e: noise_scale * g - e, wide(gradient), noise)
     return inner_product(gap, gap).mean() / 2
 
 
@@ -278,7 +308,8 @@ def recovery_energy(
         An energy function of x.
 
     Raises:
-        ValueError: noise_scale ≤ 0.
+        ValueError: noise_scale ≤ 0; when used, a position of another shape than x̃, an energy that
+            is not ``[B]``.
 
     Reference: Gao et al., 2020.
 
@@ -289,8 +320,13 @@ def recovery_energy(
     noise_scale = number("noise_scale", noise_scale, above=0)
 
     def energy(position: jax.Array) -> jax.Array:
-        gap = position - noisy
-        return energy_fn(position) + inner_product(gap, gap) / (2 * noise_scale**2)
+        if jnp.shape(position) != jnp.shape(noisy):
+            raise ValueError(
+                f"position: expected the shape of noisy, {jnp.shape(noisy)}, got "
+                f"{jnp.shape(position)}"
+            )
+        gap = (position - noisy) / noise_scale
+        return checked_energy(energy_fn, position) + inner_product(gap, gap) / 2
 
     return energy
 
@@ -302,9 +338,8 @@ def _energies(plus: Any, minus: Any, *, paired: bool = False) -> tuple[jax.Array
     return plus, minus
 
 
-def _squares(plus: jax.Array, minus: jax.Array, l2: Any) -> jax.Array | float:
+def _squares(plus: jax.Array, minus: jax.Array, l2: Any) -> jax.Array:
     advice = "both squares are added; the article's minus sign leaves the loss unbounded below"
     l2 = number("l2", l2, at_least=0, advice=advice)
-    if isinstance(l2, float) and l2 == 0:  # 0·∞, where the squares overflow, would be NaN
-        return 0.0
-    return l2 * ((plus**2).mean() + (minus**2).mean())
+    squares = (plus**2).mean() + (minus**2).mean()
+    return l2 * jnp.where((l2 == 0) & (squares == jnp.inf), 0, squares)  # not 0·∞ = NaN

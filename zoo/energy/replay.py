@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from zoo._checks import choice, count, number
-from zoo.energy.chains import per_chain
+from zoo._checks import choice, count, integers, number
+from zoo.energy.chains import check_scaled, per_chain
 
 MEMORY_SHARE = 0.5  # of a device's memory that a buffer may take
 
@@ -33,8 +33,9 @@ class ReplayBuffer(NamedTuple):
     Attributes:
         samples: ``[N, ...]``, in the storage dtype.
         labels: pytree of ``[N, ...]``, or () if there are none.
-        filled: ``[]`` int32, number of samples in use, at most N.
-        inserted: ``[]`` int32, samples ever inserted.
+        filled: ``[]`` int32, number of samples in use, at most N: the first rows.
+        inserted: ``[]`` int32, samples ever appended; modulo N, where the next one goes. What is
+            written back in place does not count.
     """
 
     samples: jax.Array
@@ -69,7 +70,7 @@ def replay_init(
         capacity: N.
         labels: one label (a pytree of scalars or arrays), or () for none.
         storage_dtype: None keeps the example's dtype; ``jnp.uint8`` stores components in [0, 1] in
-            a byte each.
+            a byte each, which cannot hold NaN: it becomes 0.
 
     Returns:
         The buffer, all zeros.
@@ -85,7 +86,7 @@ def replay_init(
     """
     capacity = count("capacity", capacity, at_least=1)
     shape, dtype = jnp.shape(example), jnp.result_type(example)
-    _check_floating("example", dtype)
+    check_scaled("example", dtype)
     stored = jnp.dtype(dtype if storage_dtype is None else storage_dtype)
     if stored != jnp.uint8 and not jnp.issubdtype(stored, jnp.floating):
         raise ValueError(f"storage_dtype must be floating or uint8, got {stored}")
@@ -133,7 +134,7 @@ def replay_draw(
     Raises:
         ValueError: shapes that are not those of the buffer, labels that are missing or too many,
             a rate outside [0, 1].
-        TypeError: if ``fresh`` is not floating-point.
+        TypeError: if ``fresh`` is not floating-point, labels of a dtype the buffer's cannot hold.
 
     >>> buffer = replay_init(jnp.zeros(3), capacity=10)
     >>> draw = replay_draw(jax.random.key(0), buffer, jnp.ones((4, 3)))
@@ -186,16 +187,18 @@ def replay_insert(
         samples: ``[B, ...]`` floating, B at most the capacity. For uint8 storage clipped to [0, 1].
         labels: their labels, a pytree like those of the buffer.
         policy: see above.
-        rows: ``[B]`` from ``replay_draw``, for ``in_place``; of two samples for one row, one is
-            kept, unspecified which.
+        rows: integers ``[B]`` from ``replay_draw``, for ``in_place``; of two samples for one row,
+            one is kept, unspecified which; a row that is not in use is not written.
 
     Returns:
         The buffer with the samples.
 
     Raises:
         ValueError: shapes that are not those of the buffer, labels that are missing or too many, a
-            batch larger than the buffer, an unknown policy, rows missing or not wanted.
-        TypeError: if the samples are not floating-point.
+            batch larger than the buffer, an unknown policy, rows missing, not wanted or of another
+            shape.
+        TypeError: if the samples are not floating-point or the rows no integers, labels of a dtype
+            the buffer's cannot hold.
 
     >>> buffer = replay_init(jnp.zeros(()), capacity=3)
     >>> for start in (1.0, 3.0):
@@ -213,6 +216,7 @@ def replay_insert(
     if buffer.samples.dtype == jnp.uint8:
         samples = jnp.floor(255 * jnp.clip(samples.astype(jnp.float32), 0, 1))
 
+    appended: Any = batch
     following = buffer.inserted % capacity + jnp.arange(batch)
     if policy == "first_in_first_out":
         places = following % capacity
@@ -220,16 +224,21 @@ def replay_insert(
         anywhere = jax.random.randint(key, (batch,), 0, capacity)
         places = jnp.where(buffer.inserted + jnp.arange(batch) < capacity, following, anywhere)
     else:
-        places = jnp.where(buffer.filled == 0, following, jnp.asarray(rows))
+        rows = integers("rows", rows)
+        if rows.shape != (batch,):
+            raise ValueError(
+                f"rows: expected shape ({batch},), one for each sample, got {rows.shape}"
+            )
+        inside = (rows >= 0) & (rows < buffer.filled)
+        places = jnp.where(buffer.filled == 0, following, jnp.where(inside, rows, capacity))
+        appended = jnp.where(buffer.filled == 0, batch, 0)
 
     def put(stored: jax.Array, new: jax.Array) -> jax.Array:
-        return stored.at[places].set(jnp.asarray(new).astype(stored.dtype))
+        return stored.at[places].set(jnp.asarray(new).astype(stored.dtype), mode="drop")
 
-    filled = jnp.minimum(buffer.filled + batch, capacity)
-    if policy == "in_place":
-        filled = jnp.where(buffer.filled == 0, filled, buffer.filled)
+    filled = jnp.minimum(buffer.filled + appended, capacity)
     # Wraps before int32 overflows, to a count with the same place in the ring.
-    inserted = buffer.inserted + batch
+    inserted = buffer.inserted + appended
     inserted = jnp.where(inserted > 2**30, capacity + inserted % capacity, inserted)
     return ReplayBuffer(
         put(buffer.samples, samples),
@@ -239,13 +248,8 @@ def replay_insert(
     )
 
 
-def _check_floating(name: str, dtype: Any) -> None:
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name} must be floating-point, got {dtype}; scale bytes to [0, 1]")
-
-
 def _check(buffer: ReplayBuffer, samples: Any, labels: Any, name: str) -> None:
-    _check_floating(name, jnp.result_type(samples))
+    check_scaled(name, jnp.result_type(samples))
     shape = jnp.shape(samples)
     if shape[1:] != buffer.samples.shape[1:] or not shape:
         wanted = ", ".join(map(str, buffer.samples.shape[1:]))
@@ -257,6 +261,13 @@ def _check(buffer: ReplayBuffer, samples: Any, labels: Any, name: str) -> None:
             f"labels of {name}: expected shapes {expected} as in the buffer, got {got}; labels "
             "travel with their samples, or the buffer has none"
         )
+    for new, stored in zip(jax.tree.leaves(labels), jax.tree.leaves(buffer.labels), strict=True):
+        dtype = jnp.result_type(new)
+        if jnp.promote_types(dtype, stored.dtype) != stored.dtype:
+            raise TypeError(
+                f"labels of {name}: {dtype} does not fit into the {stored.dtype} of the buffer; "
+                "convert them, or give replay_init labels of that dtype"
+            )
 
 
 def _device_memory() -> int | None:

@@ -44,7 +44,8 @@ def spectral_normalize(
         ValueError: u that does not fit the kernel, power_iterations < 1.
         TypeError: if the kernel is not floating-point.
 
-    A kernel of zeros stays zeros.
+    A kernel of zeros stays zeros, and u stays what it was. A u that the kernel maps to zero or NaN is
+    replaced: the iteration then starts from the kernel's longest column.
 
     >>> kernel, u = spectral_normalize(jnp.diag(jnp.array([4.0, 0.0])), jnp.ones(2))
     >>> print(kernel[0], u)
@@ -61,10 +62,13 @@ def spectral_normalize(
     # Only directions matter for u and v: scaled to size 1, no kernel is too small or too large.
     size = jnp.max(jnp.abs(matrix), initial=0.0)
     constant = jax.lax.stop_gradient(matrix / jnp.where(size > 0, size, 1))
-    new_u = jax.lax.stop_gradient(jnp.asarray(u, wide.dtype))
+    old_u = new_u = jax.lax.stop_gradient(jnp.asarray(u, wide.dtype))
+    longest = constant[:, (constant**2).sum(axis=0).argmax()]
     for _ in range(power_iterations):
-        v = _unit(constant @ new_u)
+        v = constant @ new_u
+        v = _unit(jnp.where((v**2).sum() > 0, v, longest))
         new_u = _unit(v @ constant)
+    new_u = jnp.where(size == 0, old_u, new_u)
     sigma = v @ matrix @ new_u
     if at_most:
         sigma = sigma + 1e-6  # as in the original: a kernel at zero has a finite quotient

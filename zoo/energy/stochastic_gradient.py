@@ -15,7 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from zoo._checks import accumulator, count
-from zoo.energy.chains import Sampler, SamplerInfo, ScalarOrSchedule
+from zoo.energy.chains import (
+    Sampler,
+    SamplerInfo,
+    ScalarOrSchedule,
+    batch_size,
+    checked_energy,
+)
 from zoo.energy.langevin import LangevinState, langevin
 
 
@@ -34,7 +40,7 @@ def stochastic_gradient_langevin(
     Args:
         prior_fn: ``(position) -> [B]``.
         example_fn: ``(position, minibatch) -> [B, n]``, the energy of each example for each chain.
-        data: pytree of ``[N, ...]``.
+        data: pytree of ``[N, ...]``; a copy is kept.
         minibatch_size: n, drawn with replacement; the chains share them.
         step_size: h > 0, or a schedule.
         temperature: T ≥ 0, or a schedule.
@@ -44,7 +50,8 @@ def stochastic_gradient_langevin(
         A ``Sampler`` with ``LangevinState``; the energy of its info is the estimate.
 
     Raises:
-        ValueError: minibatch_size < 1, empty data, and what ``langevin`` refuses.
+        ValueError: minibatch_size < 1, empty data, and what ``langevin`` refuses;
+            when used, energies of other shapes.
         TypeError: when used, a position or an energy that is not floating-point.
 
     The mean of a Gaussian: prior x²/2, examples (x - d)²/2.
@@ -68,12 +75,19 @@ def stochastic_gradient_langevin(
             f"data must hold arrays [N, ...] of one N > 0, got first axes {sorted(sizes)}"
         )
     ((total,),) = sizes
+    data = jax.tree.map(jnp.array, data)
 
     def sampler(minibatch: Any) -> Sampler:
         def energy_fn(position: Any) -> jax.Array:
             examples = example_fn(position, minibatch)
+            expected, got = (batch_size(position), minibatch_size), jnp.shape(examples)
+            if got != expected:
+                raise ValueError(
+                    "example_fn must give one energy per chain and example: expected shape "
+                    f"{expected}, got {got}"
+                )
             mean = examples.mean(axis=1, dtype=accumulator(examples.dtype))
-            return prior_fn(position) + total * mean
+            return checked_energy(prior_fn, position, name="prior_fn") + total * mean
 
         return langevin(
             energy_fn,

@@ -23,8 +23,12 @@ from zoo.energy.chains import (
     SamplerInfo,
     copied,
     energy_and_gradient,
-    inner_product,
+    is_finite,
+    norm,
+    only_where,
+    rounded,
     standard_normal,
+    wide,
 )
 
 
@@ -60,6 +64,8 @@ def underdamped_langevin(
         ValueError: step_size ≤ 0, friction ≤ 0, temperature < 0; when used, a wrong energy shape.
         TypeError: when used, a position or an energy that is not floating-point.
 
+    An energy or gradient that is not finite makes its own chain NaN and no other.
+
     >>> sampler = underdamped_langevin(lambda x: (x**2).sum(-1) / 2, step_size=0.5, friction=1.0)
     >>> state, info = sampler.step(jax.random.key(0), sampler.init(jnp.ones((3, 2))))
     >>> state.velocity.shape
@@ -77,17 +83,18 @@ def underdamped_langevin(
         return UnderdampedState(copied(position), jax.tree.map(jnp.zeros_like, position), gradient)
 
     def step(key: jax.Array, state: UnderdampedState) -> tuple[UnderdampedState, SamplerInfo]:
-        decay = jnp.exp(-friction * jnp.float32(step_size))
-        velocity = moved(state.velocity, state.gradient, -step_size / 2)
-        position = moved(state.position, velocity, step_size / 2)
+        decay = jnp.exp(-friction * step_size)
+        velocity = moved(wide(state.velocity), wide(state.gradient), -step_size / 2)
+        position = moved(wide(state.position), velocity, step_size / 2)
         velocity = jax.tree.map(lambda v: v * decay.astype(v.dtype), velocity)
-        kick = jnp.sqrt(temperature * -jnp.expm1(-2 * friction * jnp.float32(step_size)))
+        kick = jnp.sqrt(temperature * -jnp.expm1(-2 * friction * step_size))
         velocity = moved(velocity, standard_normal(key, velocity), kick)
-        position = moved(position, velocity, step_size / 2)
+        position = rounded(moved(position, velocity, step_size / 2), state.position)
         energy, gradient = energy_and_gradient(energy_fn, position)
-        velocity = moved(velocity, gradient, -step_size / 2)
-        norm = jnp.sqrt(inner_product(gradient, gradient))
-        info = SamplerInfo(energy, norm, jnp.ones_like(energy))
+        velocity = rounded(moved(velocity, wide(gradient), -step_size / 2), state.velocity)
+        finite = is_finite(energy, gradient)
+        info = SamplerInfo(energy, norm(gradient), jnp.ones_like(energy))
+        position, velocity = only_where(finite, (position, velocity))
         return UnderdampedState(position, velocity, gradient), info
 
     return Sampler(init, step)
