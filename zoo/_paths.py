@@ -5,7 +5,7 @@ The path is the keys joined by slashes, ``layers/0/kernel``. What only a contain
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,3 +33,39 @@ def matches(tree: Any, patterns: str | Sequence[str]) -> Any:
     return jax.tree.map_with_path(
         lambda path, _: any(re.search(pattern, path_name(path)) for pattern in patterns), tree
     )
+
+
+def spread(
+    prefix: Any, tree: Any, *, name: str, is_leaf: Callable[[Any], bool] | None = None
+) -> Any:
+    """The leaves of ``prefix`` in the structure of ``tree``, each at every path below its own.
+
+    ``jax.tree.broadcast`` wants the same containers; here a mask of plain dicts fits an
+    ``nnx.State``, and gradients in one container the parameters in another.
+
+    >>> spread({"dense": True}, {"dense": {"bias": 1.0, "kernel": 2.0}}, name="mask")
+    {'dense': {'bias': True, 'kernel': True}}
+    """
+    structures: list[Any] = [jax.tree.structure(x, is_leaf=is_leaf) for x in (prefix, tree)]
+    if structures[0] == structures[1]:
+        return prefix
+    leaves = {path_name(path): x for path, x in jax.tree.leaves_with_path(prefix, is_leaf=is_leaf)}
+
+    def above(path: tuple[Any, ...]) -> str:
+        here = path_name(path)
+        while here and here not in leaves:
+            here = here.rpartition("/")[0]
+        return here
+
+    # A node without leaves stands for what a mask left out: a place, but it needs nothing.
+    places = jax.tree.leaves_with_path(tree, is_leaf=lambda node: not jax.tree.leaves(node))
+    found = {path_name(path): above(path) for path, _ in places}
+    needed = {path_name(path) for path, _ in jax.tree.leaves_with_path(tree, is_leaf=is_leaf)}
+    missing = sorted(place for place in needed if found[place] not in leaves)
+    unused = sorted(leaves.keys() - set(found.values()))
+    if missing or unused:
+        raise ValueError(
+            f"{name} must have one entry at or above each of the paths {sorted(needed)}, and no "
+            f"others; got none for {missing}, and {unused} too many"
+        )
+    return jax.tree.map_with_path(lambda path, _: leaves[above(path)], tree, is_leaf=is_leaf)

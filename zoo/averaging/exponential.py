@@ -30,7 +30,7 @@ import optax
 from jax.typing import ArrayLike
 
 from zoo import _checks
-from zoo._paths import path_name
+from zoo._paths import path_name, spread
 
 Decay = ArrayLike | Callable[[jax.Array], ArrayLike]
 Share = Callable[[jax.Array], ArrayLike]  # number of terms, at least 1 -> share of the newest
@@ -68,7 +68,7 @@ def average_init(values: Any, *, debias: bool = True) -> AverageState:
 
     def copy(leaf: ArrayLike) -> jax.Array:
         leaf = jnp.array(leaf, copy=True)
-        return leaf.astype(_checks.accumulator(leaf.dtype)) if _is_inexact(leaf) else leaf
+        return leaf.astype(wide_dtype(leaf.dtype)) if _is_inexact(leaf) else leaf
 
     average = jax.tree.map(copy, values)
     floats = [leaf.dtype for leaf in jax.tree.leaves(average) if _is_inexact(leaf)]
@@ -80,26 +80,34 @@ def running_update(
     state: AverageState, values: Any, *, share: Share, start_step: Steps, every: Steps
 ) -> AverageState:
     """The recursion of the module docstring, for any share; else as :func:`average_update`."""
-    _check_steps(start_step, every)
+    start_step, every = _checked_steps(start_step, every)
+    values = spread(values, state.average, name="values")
     steps = optax.safe_increment(state.steps)
     started = steps > start_step
-    terms = jnp.maximum(steps // every - start_step // every, 1)
+    seen = steps // every - start_step // every
+    terms = jnp.maximum(seen, 1)
     newest = jnp.asarray(share(terms), state.weight.dtype)
+    valid = (start_step >= 0) & (every >= 1)
+    if valid is not True:  # traced
+        newest = jnp.where(valid, newest, jnp.nan)
     weight = jnp.where(started, state.weight + newest * (1 - state.weight), state.weight)
     # A share of 0 before there is any weight leaves the average alone; NaN stays NaN.
     rate = jnp.where(started, newest / jnp.where(newest == 0, 1, weight), 1)
     if isinstance(every, int) and every == 1:
         return AverageState(steps, weight, _move(rate, state.average, values))
-    due = steps % every == 0
+    due = (steps % every == 0) | jnp.isnan(newest)
     weight = jnp.where(due, weight, state.weight)
-    return AverageState(steps, weight, _move_if(due, rate, state.average, values))
+    # Until there is a term, what is read are the newest parameters.
+    follows = ~started | ((seen < 1) & (state.weight == 0))
+    rate = jnp.where(follows, 1, rate)
+    return AverageState(steps, weight, _move_if(due | follows, rate, state.average, values))
 
 
 def _move(rate: jax.Array, average: Any, values: Any) -> Any:
     def leaf(old: jax.Array, new: ArrayLike) -> jax.Array:
+        if not _is_inexact(old):  # counters and keys are not averaged
+            return jnp.asarray(new, old.dtype)
         new = jnp.asarray(new).astype(old.dtype)
-        if not _is_inexact(old):  # counters are not averaged
-            return new
         step = rate.astype(jnp.finfo(old.dtype).dtype)
         # old + step · (new - old) is exact for a constant tree; the other form is not.
         return jnp.where(step == 1, new, old + step * (new - old))
@@ -156,38 +164,63 @@ def average_update(
 
 
 def next_parameters(parameters: Any, updates: Any) -> Any:
-    """The parameters after the step, to the last bit."""
+    """The parameters after the step, to the last bit; those without an update stay."""
     if parameters is None:
         raise ValueError("params must be given to update(updates, state, params), got None")
 
-    def stored(leaf: Any) -> Any:
+    def stored(parameter: Any, update: Any) -> Any:
+        if update is None or getattr(update, "dtype", None) == jax.dtypes.float0:
+            return parameter
+        new = optax.apply_updates(parameter, update)
         # XLA may skip the rounding to a narrow dtype where the sum is also used wide.
-        if not _is_inexact(leaf) or jnp.finfo(leaf.dtype).bits >= 32:
-            return leaf
-        info = jnp.finfo(leaf.dtype)
-        return jax.lax.reduce_precision(leaf, info.nexp, info.nmant)
+        if not _is_inexact(new) or jnp.finfo(new.dtype).bits >= 32:
+            return new
+        info = jnp.finfo(new.dtype)
+        return jax.lax.reduce_precision(new, info.nexp, info.nmant)
 
-    return jax.tree.map(stored, optax.apply_updates(parameters, updates))
+    return jax.tree.map(stored, parameters, updates_like(parameters, updates))
+
+
+def updates_like(parameters: Any, updates: Any) -> Any:
+    """The updates in the containers of the parameters; None is an update that is not made."""
+    return spread(updates, parameters, name="updates", is_leaf=lambda leaf: leaf is None)
 
 
 def average_of_parameters(
     step: Callable[..., AverageState], debias: bool, start_step: Steps, every: Steps, mask: Mask
 ) -> optax.GradientTransformation:
     """The Optax transformation that averages the parameters and passes the updates through."""
-    _check_steps(start_step, every)
+    _checked_steps(start_step, every)
+    if isinstance(mask, jax.Array):  # what optax.inject_hyperparams makes of a function
+        raise TypeError(
+            "mask must be a tree of truth values or a function of the parameters, got an array; "
+            "name it in the static_args of optax.inject_hyperparams"
+        )
 
-    def init(parameters: Any) -> AverageState:
-        leaves = jax.tree.leaves(parameters, is_leaf=_is_masked)
+    def chosen(parameters: Any) -> Any:
+        """The parameters that are averaged, with a MaskedNode for each of the others."""
+        if mask is None:
+            return parameters
+        own = spread(mask(parameters) if callable(mask) else mask, parameters, name="mask")
+        return jax.tree.map(
+            lambda leaf, keep: leaf if keep else optax.MaskedNode(), parameters, own
+        )
+
+    def init(parameters: Any) -> Any:
+        own = chosen(parameters)
+        leaves = jax.tree.leaves(own, is_leaf=_is_masked)
         if leaves and all(map(_is_masked, leaves)):
             raise ValueError("mask must select at least one parameter, got False for every one")
-        return average_init(parameters, debias=debias)
+        state = average_init(own, debias=debias)
+        return state if mask is None else optax.MaskedState(state)
 
-    def update(updates: Any, state: AverageState, parameters: Any = None) -> tuple[Any, Any]:
-        newest = next_parameters(parameters, updates)
-        return updates, step(state, newest, start_step=start_step, every=every)
+    def update(updates: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
+        newest = chosen(next_parameters(parameters, updates))
+        inner = state if mask is None else state.inner_state
+        new = step(inner, newest, start_step=start_step, every=every)
+        return updates, new if mask is None else optax.MaskedState(new)
 
-    transformation = optax.GradientTransformation(init, update)
-    return transformation if mask is None else optax.masked(transformation, mask)
+    return optax.GradientTransformation(init, update)
 
 
 def parameter_ema(
@@ -211,9 +244,10 @@ def parameter_ema(
         debias: whether the initial parameters are left out of the average (True), or are a term of
             it that fades (False).
         warmup: whether the decay is at most (1 + n) / (10 + n) at the n-th term, as in TensorFlow.
-        start_step: averaging starts with the parameters after step ``start_step + 1``; until then
-            the average is the parameters themselves.
-        every: steps from one term to the next; steps between them cost nothing.
+        start_step: averaging starts with the parameters after step ``start_step + 1``.
+        every: steps from one term to the next, those that it divides; steps between them cost
+            nothing. Until the first term the average is the parameters themselves (from
+            ``start_step`` on those after it, where ``debias=False`` makes them a term).
         mask: which leaves to average, as for ``optax.masked``: a tree of truth values, a prefix of
             the parameters' structure, or a function from the parameters to one.
 
@@ -293,7 +327,10 @@ def averaged_parameters(opt_state: Any, parameters: Any = None, *, path: str | N
 
     def leaf(key: tuple[Any, ...], parameter: Any) -> Any:
         average = averages.get(path_name(key))
-        return parameter if average is None else average.astype(jnp.result_type(parameter))
+        if average is None:
+            return parameter
+        dtype = jnp.result_type(parameter)
+        return average if average.dtype == dtype else average.astype(dtype)
 
     return jax.tree.map_with_path(leaf, parameters)
 
@@ -304,14 +341,22 @@ def _check_decay(decay: Decay) -> None:
         _checks.number("decay", decay, at_least=0, below=1, advice=advice)
 
 
-def _check_steps(start_step: Steps, every: Steps) -> None:
-    for name, value, at_least in (("start_step", start_step, 0), ("every", every, 1)):
-        if not isinstance(value, jax.core.Tracer):
-            _checks.count(name, value, at_least=at_least)
+def _checked_steps(start_step: Steps, every: Steps) -> tuple[Any, Any]:
+    """Both as Python integers where they are known."""
+    if not isinstance(start_step, jax.core.Tracer):
+        start_step = _checks.count("start_step", start_step)
+    if not isinstance(every, jax.core.Tracer):
+        every = _checks.count("every", every, at_least=1)
+    return start_step, every
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """At least float32, also for floats of 8 bits, which JAX promotes to nothing."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 16 else _checks.accumulator(dtype)
 
 
 def _is_inexact(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def _is_masked(leaf: Any) -> bool:

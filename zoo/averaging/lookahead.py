@@ -16,11 +16,19 @@ import jax.numpy as jnp
 import optax
 
 from zoo import _checks
-from zoo.averaging.exponential import AverageState, average_init, average_update, next_parameters
+from zoo._paths import spread
+from zoo.averaging.exponential import (
+    AverageState,
+    Steps,
+    average_init,
+    average_update,
+    next_parameters,
+    updates_like,
+)
 
 
 def lookahead(
-    *, sync_period: int = 5, slow_step_size: float | jax.Array = 0.5
+    *, sync_period: Steps = 5, slow_step_size: float | jax.Array = 0.5
 ) -> optax.GradientTransformation:
     """Turns the optimiser before it in the chain into the fast one of Lookahead.
 
@@ -52,7 +60,8 @@ def lookahead(
 
     Reference: arXiv 1907.08610, algorithm 1.
     """
-    _checks.count("sync_period", sync_period, at_least=1)
+    if not isinstance(sync_period, jax.core.Tracer):
+        sync_period = _checks.count("sync_period", sync_period, at_least=1)
     decay = 1 - _checks.number("slow_step_size", slow_step_size, above=0, at_most=1)
 
     def init(parameters: Any) -> AverageState:
@@ -61,11 +70,15 @@ def lookahead(
     def update(updates: Any, state: AverageState, parameters: Any = None) -> tuple[Any, Any]:
         fast = next_parameters(parameters, updates)
         state = average_update(state, fast, decay=decay, every=sync_period)
-        synchronised = state.steps % sync_period == 0
+        synchronised = (state.steps % sync_period == 0) | (sync_period < 1)  # then slow is NaN
 
-        def leaf(slow: jax.Array, parameter: jax.Array, update: jax.Array) -> jax.Array:
-            return jnp.where(synchronised, (slow - parameter).astype(update.dtype), update)
+        def leaf(parameter: jax.Array, slow: jax.Array, update: Any) -> Any:
+            if update is None or not jnp.issubdtype(update.dtype, jnp.inexact):
+                return update
+            back = slow - jnp.asarray(parameter).astype(slow.dtype)
+            return jnp.where(synchronised, back.astype(update.dtype), update)
 
-        return jax.tree.map(leaf, state.average, parameters, updates), state
+        moved = jax.tree.map(leaf, parameters, state.average, updates_like(parameters, updates))
+        return spread(moved, updates, name="params", is_leaf=lambda leaf: leaf is None), state
 
     return optax.GradientTransformation(init, update)

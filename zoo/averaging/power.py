@@ -33,23 +33,25 @@ import optax
 from jax.typing import ArrayLike
 
 from zoo import _checks
-from zoo.averaging.exponential import Mask, Steps, average_of_parameters, running_update
+from zoo._paths import spread
+from zoo.averaging.exponential import Mask, Steps, average_of_parameters, running_update, wide_dtype
 
 # Of all γ > -1 the relative standard deviation is largest where (γ + 1)² + (γ + 1) = 1.
 WIDEST = (math.sqrt(5) - 1) / 2 - 1
 LARGEST_RELATIVE_STD = math.sqrt((WIDEST + 1) / ((WIDEST + 2) ** 2 * (WIDEST + 3)))
 
 
-def power_law_exponent(relative_std: float) -> float:
+def power_law_exponent(relative_std: float | jax.Array) -> Any:
     """The exponent γ of a power-law profile of a given width.
 
     The largest root of (γ + 2)² (γ + 3) · relative_std² = γ + 1.
 
     Args:
-        relative_std: standard deviation of the profile over its length, in (0, 0.3003).
+        relative_std: standard deviation of the profile over its length, in (0, 0.3003); a traced
+            one that is not gives NaN.
 
     Returns:
-        γ.
+        γ, a float, or a traced scalar.
 
     Raises:
         ValueError: if there is no such profile.
@@ -58,13 +60,22 @@ def power_law_exponent(relative_std: float) -> float:
     6.94
     """
     advice = "it is a fraction of the training so far, such as 0.1"
-    _checks.number("relative_std", relative_std, above=0, below=LARGEST_RELATIVE_STD, advice=advice)
+    relative_std = _checks.number(
+        "relative_std", relative_std, above=0, below=LARGEST_RELATIVE_STD, advice=advice
+    )
+    traced = isinstance(relative_std, jax.Array)
+    xp: Any = jnp if traced else np
+    # With γ = t - 7/3 it is t³ + p·t + q = 0, which has three real roots.
     inverse = relative_std**-2
-    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+    p, q = -1 / 3 - inverse, 2 / 27 + 4 / 3 * inverse
+    radius = 2 * xp.sqrt(-p / 3)
+    cosine = xp.maximum(3 * q / (p * radius), -1)  # -1 at the widest, less by a rounding
+    root = radius * xp.cos(xp.arccos(cosine) / 3) - 7 / 3
+    return root if traced else float(root)
 
 
 def power_law_ema(
-    relative_std: float, *, start_step: Steps = 0, every: Steps = 1, mask: Mask = None
+    relative_std: float | jax.Array, *, start_step: Steps = 0, every: Steps = 1, mask: Mask = None
 ) -> optax.GradientTransformation:
     """Keeps a power-law average of the parameters; passes the updates through unchanged.
 
@@ -173,14 +184,15 @@ def post_hoc_average(
 
     def combine(*leaves: Any) -> jax.Array:
         first = jnp.asarray(leaves[0])
-        if not jnp.issubdtype(first.dtype, jnp.inexact):  # a counter
+        if not jnp.issubdtype(first.dtype, jnp.inexact):  # a counter or a key
             return jnp.asarray(leaves[int(np.argmax(np.asarray(steps)))])
-        total = jnp.zeros(first.shape, _checks.accumulator(first.dtype))
+        total = jnp.zeros(first.shape, wide_dtype(first.dtype))
         for weight, leaf in zip(weights, leaves, strict=True):
-            total += jnp.asarray(weight, total.dtype) * leaf
+            total += jnp.asarray(weight, total.dtype) * jnp.asarray(leaf).astype(total.dtype)
         return total.astype(first.dtype)
 
-    return jax.tree.map(combine, *averages)
+    others = [spread(average, averages[0], name="averages") for average in averages[1:]]
+    return jax.tree.map(combine, averages[0], *others)
 
 
 def _overlap(time: Any, exponent: Any, other_time: Any, other_exponent: Any) -> np.ndarray:

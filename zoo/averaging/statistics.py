@@ -12,11 +12,15 @@ Source: Pavel Izmailov et al., "Averaging Weights Leads to Wider Optima and Bett
 2018, arXiv 1803.05407, section 3.2; article https://kexue.fm/archives/6575.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from zoo._paths import path_name, spread
+from zoo.averaging.exponential import wide_dtype
 
 
 def recompute_statistics(batch_statistics: Callable[[Any], Any], batches: Iterable[Any]) -> Any:
@@ -26,15 +30,18 @@ def recompute_statistics(batch_statistics: Callable[[Any], Any], batches: Iterab
         batch_statistics: ``(batch) -> statistics`` of this batch alone: what a forward pass in
             training mode leaves in the state when the momentum of every layer is 0. Jit it
             yourself, with the parameters as an argument, so that it is compiled once.
-        batches: of training data; pytrees of arrays ``[B, ...]``, each weighted by its B.
+        batches: of training data; pytrees of arrays ``[B, ...]``, each weighted by its B. Those
+            without an example count for nothing.
 
     Returns:
-        A nested dict like that of one batch, in its dtypes. Where ``"mean"`` and ``"var"`` lie side
-        by side, as in Flax, the variance is that of all examples; other leaves are plain means.
+        A tree like that of one batch, in its dtypes, summed in at least float32. Where ``"mean"``
+        and ``"var"`` lie side by side, as in Flax, the variance is that of all examples; other
+        floating leaves are plain means, and the rest are as in the last batch.
 
     Raises:
-        ValueError: if there are no batches.
-        TypeError: if the statistics are not a nested dict.
+        ValueError: if there are no batches with an example, or their statistics differ in
+            structure.
+        TypeError: if the statistics are not a nested dict (or FrozenDict, or ``nnx.State``).
 
     >>> def batch_statistics(batch):
     ...     return {"mean": batch.mean(axis=0), "var": batch.var(axis=0)}
@@ -43,28 +50,48 @@ def recompute_statistics(batch_statistics: Callable[[Any], Any], batches: Iterab
     >>> print(statistics["mean"], statistics["var"])
     [0.5] [0.25]
     """
-    total, examples = None, 0
+    total, first, examples = None, None, 0
     for batch in batches:
         more = jax.tree.leaves(batch)[0].shape[0]
+        if more == 0:
+            continue
         statistics = batch_statistics(batch)
         if not isinstance(statistics, Mapping):
             raise TypeError(
                 f"batch_statistics must return a nested dict, got {type(statistics).__name__}"
             )
         examples += more
-        total = statistics if total is None else _merge(total, statistics, more / examples)
+        if total is None:
+            first, total = statistics, jax.tree.map(_widen, _by_path(statistics))
+        else:
+            total = _merge(
+                total, _by_path(spread(statistics, first, name="statistics")), more / examples
+            )
     if total is None:
-        raise ValueError("batches must hold at least one batch, got none")
-    return total
+        raise ValueError("batches must hold at least one batch with an example, got none")
+    narrow = jax.tree.map(lambda x, like: x.astype(like.dtype), total, _by_path(first))
+    return jax.tree.map_with_path(lambda path, _: narrow[path_name(path)], first)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return {path_name(path): jnp.asarray(x) for path, x in jax.tree.leaves_with_path(tree)}
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    return x.astype(wide_dtype(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
 
 @jax.jit
-def _merge(old: Any, new: Any, share: jax.Array) -> Any:
+def _merge(old: dict[str, Any], new: dict[str, Any], share: jax.Array) -> dict[str, Any]:
     """Old and new statistics together, where ``share`` of all examples are new."""
-    if not isinstance(old, Mapping):
-        return jax.tree.map(lambda a, b: (a + share * (b - a)).astype(a.dtype), old, new)
-    merged = {name: _merge(old[name], new[name], share) for name in old}
-    if {"mean", "var"} <= old.keys():
-        between = share * (1 - share) * jnp.square(new["mean"] - old["mean"])
-        merged["var"] += between.astype(merged["var"].dtype)
+    new = {name: x.astype(old[name].dtype) for name, x in new.items()}
+    merged = {}
+    for name, x in new.items():
+        mean = re.sub(r"(^|/)var$", r"\1mean", name)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):  # a counter
+            merged[name] = x
+            continue
+        merged[name] = old[name] + share * (x - old[name])
+        if mean != name and mean in new:
+            merged[name] += share * (1 - share) * jnp.square(new[mean] - old[mean])
     return merged
