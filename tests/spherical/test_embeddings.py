@@ -161,6 +161,7 @@ def test_what_cannot_be_saved(tmp_path, words, table, error, message):
         (b"\xef\xbb\xbf2 2\r\na 0 1 \r\nb\t2\t3\r\n", ("a", "b")),
         (b"2 2\nna\xc3 0 1\nb 2 3\n", ("na\ufffd", "b")),  # cut inside a character
         (b"2 2\na 0 1\na 2 3\n\n", ("a", "a")),
+        (b"2 2\n... king 0 1\n\xc2\xa0 2 3\n", ("... king", "\u00a0")),
     ],
 )
 def test_texts_of_other_programs(tmp_path, content, words):

@@ -162,9 +162,9 @@ def load_word2vec(
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Reads what :func:`save_word2vec`, word2vec, gensim, fastText, GloVe or JoSE's program wrote.
 
-    A text whose first line is not ``V D`` is one of GloVe, without that line; its words may have
-    blanks in them. Of a word that was cut inside a character, as word2vec cuts long ones, the rest
-    is U+FFFD.
+    A text whose first line is not ``V D`` is one of GloVe, without that line. What is before the
+    last D numbers of a line is its word, as other programs write some with blanks in them. Of a
+    word that was cut inside a character, as word2vec cuts long ones, the rest is U+FFFD.
 
     Args:
         path: of the file; one that ends with ``.gz``, ``.xz`` or ``.bz2`` is decompressed.
@@ -202,7 +202,7 @@ def load_word2vec(
             else:
                 size, line = len(fields) - 1, first
                 while line.strip():
-                    word, row = _row_of(line, size, blanks=True)
+                    word, row = _row_of(line, size)
                     words.append(word)
                     numbers += row
                     line = file.readline(_LONGEST_LINE)
@@ -313,16 +313,16 @@ def _nearest(table: np.ndarray, query: np.ndarray, count: int) -> list[tuple[int
 def _text_row(file: BinaryIO, size: int) -> tuple[str, bytes]:
     if not (line := file.readline(_LONGEST_LINE)):
         raise EOFError("the file ends before it")
-    return _row_of(line, size, blanks=False)
+    return _row_of(line, size)
 
 
-def _row_of(line: bytes, size: int, *, blanks: bool) -> tuple[str, bytes]:
-    """The word of a line of text, and its numbers as float32; ``blanks``: in words too."""
+def _row_of(line: bytes, size: int) -> tuple[str, bytes]:
+    """The word of a line of text, and its numbers as float32."""
     word, *fields = line.strip().rsplit(None, size)
     numbers = [field.decode("ascii") for field in fields]
     if len(numbers) != size or any("_" in number for number in numbers):
         raise ValueError(f"a word and {size} numbers must be on its line, got {line[:40]!r}")
-    if not blanks and len(word.split()) > 1:
+    if len(parts := word.split()) > 1 and is_number(_decoded(parts[-1])):
         raise ValueError(f"{size} numbers must be on its line, got more in {line[:40]!r}")
     with np.errstate(over="ignore"):
         return _decoded(word), np.array(numbers, "<f4").tobytes()
@@ -353,3 +353,12 @@ def _decoded(word: bytes) -> str:
         if error.end < len(word) or error.reason != "unexpected end of data":
             raise
         return word[: error.start].decode() + "\ufffd"
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number as other programs write it, without Python's underscores."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zoo import _checks, extras
-from zoo.spherical.embeddings import JoseEmbeddings
+from zoo.spherical.embeddings import JoseEmbeddings, is_number
 
 
 class WordSimilarity(NamedTuple):
@@ -87,23 +87,15 @@ def read_word_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str, float]
     lines = [line for line in text.split("\n") if line.strip()]
     separator = next((mark for mark in "\t," if mark in lines[0]), None) if lines else None
     rows = [[field.strip() for field in line.split(separator)] for line in lines]
-    named = bool(rows) and len(rows[0]) > 2 and not _is_number(rows[0][2])
+    named = bool(rows) and len(rows[0]) > 2 and not is_number(rows[0][2])
     column = rows[0].index("SimLex999") if named and "SimLex999" in rows[0] else 2
     pairs = []
     for line, row in list(zip(lines, rows, strict=True))[named:]:
-        score = float(row[column]) if len(row) > column and _is_number(row[column]) else math.nan
+        score = float(row[column]) if len(row) > column and is_number(row[column]) else math.nan
         if not (all(row[:2]) and math.isfinite(score)):
             raise ValueError(f"{path}: expected two words and a score, got {line.strip()!r:.200}")
         pairs.append((row[0], row[1], score))
     return pairs
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "_" not in text
 
 
 def cluster_documents(

@@ -10,7 +10,7 @@ Every vector on the last axis of a leaf is a point x of its own sphere. With the
 The angular factor in [0, 2] is JoSE's: it is 0 where -∇f points along x already and 2 where it
 points away. A transformation returns the difference to the new point, as Optax wants it; the new
 point is normalised from the current one in at least float32, so errors of rounding do not add up.
-Momentum lies along the step; for such a vector T has a closed form, equal to ``parallel_transport``.
+Momentum lies along the step: for it T has a closed form, equal to ``parallel_transport``.
 
 Rows with zero gradient (and zero momentum) do not move, and zero rows, such as padding, never do. A
 step whose square overflows (in float32, one longer than 1e19) gives NaN.

@@ -247,8 +247,8 @@ def _train_step(
         return _chunk_loss(points | moving, chunk, options)
 
     moving = {name: points[name] for name in trained}
-    (value, hinges), gradients = jax.value_and_grad(loss, has_aux=True)(moving)
-    finite = jnp.isfinite(value)
+    gradients, hinges = jax.grad(loss, has_aux=True)(moving)
+    finite = jnp.isfinite(hinges.total)
     optimizer = riemannian_sgd(chunk.rate[0], angular=options.objective == "joint")
     updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, moving)
     moved = optax.apply_updates(moving, updates)
