@@ -106,15 +106,65 @@ def test_bad_input():
         items.set_state({"items": 5})
 
 
+@pytest.mark.parametrize("state", [{"items": 5}, {"items": -1}, {"items": "1"}, {}, None, [1]])
+def test_a_refused_state_changes_nothing(state):
+    with wrap_generator(lambda: squares(3)) as items:
+        assert next(items) == 0
+        with pytest.raises(ValueError, match=r"state (is at item 5|must be what get_state)"):
+            items.set_state(state)
+        assert items.get_state() == {"items": 1}
+        assert list(items) == [1, 4]
+
+
+def test_a_generator_that_waits_is_left_behind():
+    gate, ended = threading.Event(), threading.Event()
+
+    def waiting():
+        try:
+            yield 1
+            gate.wait()
+            yield 2
+        finally:
+            ended.set()
+
+    with pytest.warns(RuntimeWarning, match=r"making an item for close_timeout=0\.05 seconds"):
+        with wrap_generator(waiting, close_timeout=0.05) as items:
+            assert next(items) == 1
+    assert list(items) == []
+    items.close()
+    gate.set()
+    assert ended.wait(60)  # closed when it had made its item
+    with pytest.raises(ValueError, match="close_timeout must be"):
+        wrap_generator(waiting, close_timeout=0)
+
+
+def test_one_that_nobody_closes_is_closed():
+    ended = threading.Event()
+
+    def generator():
+        try:
+            yield from itertools.count()
+        finally:
+            ended.set()
+
+    items = wrap_generator(generator)
+    assert next(items) == 0
+    del items
+    assert ended.wait(60)
+
+
 @pytest.mark.slow
 def test_an_open_generator_does_not_keep_the_interpreter():
     program = (
-        "import itertools\n"
+        "import itertools, threading\n"
         "from zoo.data import wrap_generator\n"
-        "items = wrap_generator(itertools.count)\n"
-        "print(next(items), next(items))\n"
+        "def waiting():\n"
+        "    yield 2\n"
+        "    threading.Event().wait()\n"
+        "items, others = wrap_generator(itertools.count), wrap_generator(waiting)\n"
+        "print(next(items), next(items), next(others))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
-    assert (done.stdout, done.stderr) == ("0 1\n", "")
+    assert (done.stdout, done.stderr) == ("0 1 2\n", "")

@@ -1,12 +1,14 @@
 """Labelled images: archives, folders of idx files, and the errors of broken ones."""
 
 import gzip
+import io
 import struct
+import zipfile
 
 import numpy as np
 import pytest
 
-from zoo.data import open_source
+from zoo.data import StreamPipeline, open_source
 from zoo.data.images import image_arrays
 
 PIXELS = np.arange(5 * 2 * 3, dtype=np.uint8).reshape(5, 2, 3)
@@ -93,6 +95,41 @@ def test_labels_must_fit_the_images(tmp_path):
         open_source(f"file:{path}", split="train")
     np.savez(path, x_train=np.array([{}]), y_train=LABELS[:1])
     with pytest.raises(ValueError, match="allow_pickle"):
+        open_source(f"file:{path}", split="train")
+    np.savez(path, x_train=PIXELS.astype(str), y_train=LABELS)
+    with pytest.raises(ValueError, match="images of numbers, got <U"):
+        open_source(f"file:{path}", split="train")
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint32, np.uint64])
+def test_labels_that_do_not_fit_are_refused(tmp_path, dtype):
+    path, large = tmp_path / "set.npz", np.array([0, 1, 2, 3, 2**32 - 1], dtype)
+    np.savez(path, x_train=PIXELS, y_train=large)
+    with pytest.raises(ValueError, match="labels must fit in 32 bits, got 0 to 4294967295"):
+        open_source(f"file:{path}", split="train")
+    examples = [{"image": PIXELS[0], "label": label} for label in large]
+    with pytest.raises(ValueError, match="labels must fit in 32 bits"):
+        image_arrays(examples)
+    with pytest.raises(ValueError, match="labels must be integers, got float64"):
+        image_arrays([{"image": PIXELS[0], "label": 0.5}])
+    with pytest.raises(ValueError, match="ids must fit in 32 bits"):
+        StreamPipeline(large, batch_size=2, num_steps=2, seed=0)
+
+
+def test_arrays_in_every_order_and_bounded_by_their_file(tmp_path):
+    path = tmp_path / "set.npz"
+    np.savez(path, x_train=np.asfortranarray(PIXELS), y_train=LABELS.astype(">i8"))
+    source = open_source(f"file:{path}", split="train")
+    np.testing.assert_array_equal([row["image"][..., 0] for row in source], PIXELS)
+    assert [row["label"] for row in source] == LABELS.tolist()
+    # A header that claims a petabyte takes no memory.
+    header = io.BytesIO()
+    claimed = {"descr": "|u1", "fortran_order": False, "shape": (10**15, 1, 1)}
+    np.lib.format.write_array_header_1_0(header, claimed)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x_train.npy", header.getvalue())
+        archive.writestr("y_train.npy", header.getvalue())
+    with pytest.raises(ValueError, match="x_train has 0 bytes for uint8"):
         open_source(f"file:{path}", split="train")
 
 

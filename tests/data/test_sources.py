@@ -1,5 +1,6 @@
 """``open_source``: what every scheme gives, and what it says about bad input."""
 
+import bz2
 import gzip
 import hashlib
 import importlib.resources
@@ -85,6 +86,34 @@ def test_lines_across_chunks(write, monkeypatch):
         open_source(write("a.txt", b"x" * 20 + b"\n\n\nab\xfe\n"))
 
 
+def test_byte_order_marks_where_files_were_joined(write):
+    mark = b"\xef\xbb\xbf"
+    for name, content, expected in [
+        ("a.txt", b"the\n", [{"text": "the"}]),
+        ("a.jsonl", b'{"a": 1}\n', [{"a": 1}]),
+        ("a.tsv", b"1\t2\n", [{"a": "1", "b": "2"}]),
+    ]:
+        query = "?columns=a,b" if name == "a.tsv" else ""
+        assert list(open_source(write(name, (mark + content) * 2) + query)) == expected * 2
+    assert list(open_source(write("b.jsonl", mark + b'\n{"a": 1}\n'))) == [{"a": 1}]
+    assert build_vocabulary(["\ufeffthe", "the"], split=str.split, special=()).tokens == ("the",)
+
+
+COMPRESS = {".gz": gzip.compress, ".XZ": lzma.compress, ".Bz2": bz2.compress}
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_every_member_of_a_compressed_file_is_read(write, ending):
+    one, other = (COMPRESS[ending](text) for text in (b"first\n", b"second\n" * 3))
+    for content in (one + other, one + bytes(8) + other + bytes(4)):
+        source = open_source(write(f"a.txt{ending}", content))
+        assert texts(source) == ["first", "second", "second", "second"]
+    damaged = [bytes([*other[:place], other[place] ^ 64, *other[place + 1 :]]) for place in (0, 14)]
+    for rest in (*damaged, other[:-3], b"rest"):
+        with pytest.raises(ValueError, match=rf"a\.txt{ending} is truncated or damaged"):
+            open_source(write(f"a.txt{ending}", one + rest))
+
+
 def test_json_lines(write):
     rows = [{"a": 1, "text": "x\ny"}, {"a": 2, "text": "\u2028"}]
     data = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
@@ -97,6 +126,13 @@ def test_tab_separated(write):
     named = list(open_source(f"{uri}?columns=n,t"))
     assert named[0] == {"n": "id", "t": "text"}
     assert len(named) == 3
+    rows = list(open_source(write("b.TSV", "a\tb\r\n\t\r\n  \n\n1\t\n")))
+    assert rows == [{"a": "", "b": ""}, {"a": "1", "b": ""}]
+    for uri in (write("c.tsv", "text\ttext\n1\t2\n"), write("d.tsv", "1\t2\n") + "?columns=a,a"):
+        with pytest.raises(
+            ValueError, match=r"must have different names, \['(text|a)'\] come twice"
+        ):
+            open_source(uri)
 
 
 def test_split_in_the_path_and_variables(write, monkeypatch, tmp_path):
@@ -159,6 +195,9 @@ def test_tfds_itself_without_tensorflow():
         ("builtin:digits", "dev", "split must be one of .*'valid'.* got 'dev'"),
         ("file:a.txt?columns=a", None, "only query is"),
         ("file:a.tsv?rows=3", None, "only query is .*'rows=3'"),
+        ("file:", None, "expected file:PATH, got 'file:'"),
+        ("file:a\0b", None, "expected file:PATH, got"),
+        ("file:~no_such_user/a", None, "folder that ~ stands for in 'file:~no_such_user/a'"),
     ],
 )
 def test_bad_uri(uri, split, message):
@@ -196,6 +235,10 @@ def test_bad_file_is_found_when_it_is_opened(write, name, content, message):
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"a": 1}\n\n{"a": \n', "a.jsonl, line 3: malformed JSON at column"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "a": 2}\n', "line 2: .* each field once, got 'a' twice"),
+        ("a.jsonl", '{"a": 1}\n{"a": "\\uD83D"}\n', "line 2: half a surrogate pair"),
+        pytest.param("a.jsonl", '{"a": 1}\n' + "[" * 10**5, "line 2: .*nested", id="deep"),
+        pytest.param("a.jsonl", '{"a": 1}\n{"a": ' + "9" * 5000 + "}", "line 2: ", id="long"),
         ("a.jsonl", '{"a": 1}\n[1]\n', "line 2: expected a JSON object, got list"),
         ("a.tsv", "a\tb\n1\t2\n1\t2\t3\n", r"line 3: expected 2 .*columns \(a, b\), got 3"),
     ],
@@ -213,6 +256,8 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(FileNotFoundError, match=r"is the environment variable .* set\?"):
         open_source("file:$NOT_SET/a.txt")
+    with pytest.raises(TypeError, match="uri must be a string"):
+        open_source(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"cannot read .*train-images-idx3-ubyte"):
         open_source(f"file:{tmp_path}")
 

@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+import json
 import pickle
+import unicodedata
 
 import numpy as np
 import pytest
@@ -75,6 +77,32 @@ def test_words():
     assert lowered.encode("THE").tolist() == [lowered.id_of("the")] == [2]
     assert KINDS["whitespace"].encode("the <unk> dog\n").tolist() == [2, 0, 0, 1]
     assert words.ids_of(["the", "dog"]).tolist() == [3, words.unknown] == [3, words.id_of("dog")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी भाषा, नमस्ते!", ["हिन्दी", "भाषा", ",", "नमस्ते", "!"]),
+        ("cafe\u0301 café", ["café", "café"]),
+        ("می\u200cخواهم", ["می\u200cخواهم"]),
+        ("q\u0303-x\u0303 \u0301a", ["q\u0303-x\u0303", "\u0301", "a"]),
+        ("❤\ufe0f ok", ["❤\ufe0f", "ok"]),
+        ("\ufeffthe", ["the"]),
+    ],
+)
+def test_marks_belong_to_the_letter_before_them(text, words):
+    vocabulary = build_vocabulary([text], special=())
+    assert [vocabulary.tokens[n] for n in vocabulary.encode(text)] == words
+
+
+@pytest.mark.parametrize("split", ["words", "whitespace", "characters", str.split])
+def test_composed_and_decomposed_text_is_the_same(split):
+    text = "Élan Vĩnh 한국어 naïve"
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    one, other = (build_vocabulary([form], split=split, lowercase=True) for form in forms)
+    assert one.tokens == other.tokens
+    assert one.encode(forms[0]).tolist() == one.encode(forms[1]).tolist()
+    assert one.unknown not in one.encode(forms[1])
 
 
 def test_unknown_words_are_left_out_without_a_token_for_them():
@@ -206,9 +234,27 @@ def test_bad_lines(lines):
         encode_lines(lines, KINDS["words"])
 
 
-@pytest.mark.parametrize("content", ["", '{"tokens": ["<unk>"', "[]", '{"tokens": []}', '{"a": 1}'])
+def model_with(kind, **changes):
+    """A saved vocabulary or a tokenizer.json that was changed."""
+    text = KINDS[kind].model or json.dumps(KINDS[kind]._contents())
+    return json.dumps(json.loads(text) | changes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", '{"tokens": ["<unk>"', "[]", '{"tokens": []}', '{"a": 1}', "[" * 10**5, "{}", "3"),
+        *(b'{"tokens": ["\xff"]}', model_with("words")[:-40], model_with("wordpiece")[:-40]),
+        *(model_with("words", tokens="<unk>"), model_with("words", tokens=["<unk>", "<eos>", 3])),
+        *(model_with("words", special=[["<unk>"]]), model_with("words", split="letters")),
+        *(model_with("wordpiece", model={}), model_with("wordpiece", model=3)),
+        json.dumps(KINDS["wordpiece"]._contents() | {"model": "{}"}),
+        json.dumps(KINDS["wordpiece"]._contents() | {"tokens": ["[PAD]"], "special": []}),
+    ],
+    ids=map(str, range(18)),
+)
 def test_bad_file(tmp_path, content):
     path = tmp_path / "vocabulary.json"
-    path.write_text(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=r"vocabulary\.json is not a vocabulary"):
         Vocabulary.load(path)

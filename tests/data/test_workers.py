@@ -1,6 +1,7 @@
 """Worker processes: the same batches as without, and failures that are raised instead of a hang."""
 
 import functools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -37,6 +38,17 @@ def awkward():
 
 def leave():  # not a partial of os._exit, which would keep the one from before it is guarded
     os._exit(0)
+
+
+LEAVE = os._exit  # as a library may have kept it
+
+
+def leave_quietly():
+    LEAVE(0)
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def kill():
@@ -98,6 +110,7 @@ def test_streams_and_files_travel_to_workers(tmp_path):
         (sys.exit, RuntimeError, "SystemExit in a worker process"),
         (leave, RuntimeError, "terminated unexpectedly with exit code 1"),
         (kill, RuntimeError, "terminated unexpectedly with exit code -9"),
+        (leave_quietly, RuntimeError, "left with exit status 0 before its batches were made"),
     ],
 )
 def test_a_failing_worker_is_reported(act, kind, message):
@@ -114,6 +127,21 @@ def test_a_failing_worker_is_reported(act, kind, message):
         assert "while reading example 5" in text
         assert "made batch 2" in text
         assert pipeline.get_state()["batch"] == 2
+
+
+def test_a_worker_that_is_stopped_is_waited_for_a_bounded_time():
+    transform = functools.partial(at_five, stop)
+    options = {"batch_size": 2, "seed": 0, "shuffle": False, "worker_timeout": 40}
+    with Pipeline(numbers(8), **options, transform=transform, num_workers=1) as pipeline:
+        first = next(pipeline)
+        pipeline._live[0]._timeout = 2  # the import of everything in the worker is behind us
+        with pytest.raises(TimeoutError, match=r"worker_timeout=2 seconds \(worker processes: \d+"):
+            list(pipeline)
+        assert first["x"].tolist() == [0, 1]
+        assert pipeline.get_state()["batch"] <= 2
+    assert not multiprocessing.active_children()
+    with pytest.raises(ValueError, match="worker_timeout must be"):
+        Pipeline(numbers(8), batch_size=2, seed=0, worker_timeout=0)
 
 
 PROGRAM = """

@@ -3,7 +3,7 @@
 A fingerprint is a hash of values, sizes and types, never of names, places or times: a copy of the
 same data elsewhere has the same one. What is large is sampled at evenly spaced places, so that it
 takes well under a second: of a file or array beyond 64 MiB 256 blocks of 64 KiB, of a list beyond
-16,384 entries as many of them, of any other sequence, whose examples may have to be read or
+8,192 entries as many of them, of any other sequence, whose examples may have to be read or
 decoded, 64. ``full=True`` reads everything.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 _WHOLE = 1 << 26  # bytes up to which a buffer is read completely
 _BLOCKS, _BLOCK = 256, 1 << 16  # number and bytes of the blocks that are read of a larger one
-_IN_MEMORY, _ELSEWHERE = 1 << 14, 64  # most entries of a list, and of a source, that are read
+_IN_MEMORY, _ELSEWHERE = 1 << 13, 64  # most entries of a list, and of a source, that are read
 
 _Add = Callable[[bytes | memoryview], None]
 
@@ -46,16 +46,18 @@ def fingerprint(data: Any, *, full: bool = False) -> str:
 
 
 def _add(add: _Add, data: Any, full: bool) -> None:
-    if callable(parts := getattr(data, "fingerprinted", None)) and not isinstance(data, type):
-        _add(add, parts(), full)
-    elif isinstance(data, str):
+    if isinstance(data, str):
         _add_buffer(add, "text", data.encode("utf-8", "surrogatepass"), full)
     elif data is None or isinstance(data, bool | int | float | complex):
         _add_buffer(add, "number", repr(data).encode(), full)
+    elif isinstance(data, np.ndarray):
+        _add_array(add, data, full)
+    elif isinstance(data, dict | Mapping):
+        _add_entries(add, "mapping", sorted(data.items(), key=lambda item: str(item[0])), full)
     elif isinstance(data, bytes | bytearray | memoryview | mmap.mmap):
         _add_buffer(add, "bytes", data, full)
-    elif isinstance(data, Mapping):
-        _add_entries(add, "mapping", sorted(data.items(), key=lambda item: str(item[0])), full)
+    elif callable(parts := getattr(data, "fingerprinted", None)) and not isinstance(data, type):
+        _add(add, parts(), full)
     elif isinstance(data, Set):
         _add_entries(add, "set", sorted(fingerprint(entry, full=full) for entry in data), full)
     elif dataclasses.is_dataclass(data) and not isinstance(data, type):
@@ -87,7 +89,8 @@ def _add_array(add: _Add, array: np.ndarray, full: bool) -> None:
     if array.dtype.hasobject:
         _add_entries(add, f"objects {array.shape}", array.ravel().tolist(), full)
         return
-    kind = f"array {array.dtype} {array.shape}"
+    dtype = array.dtype
+    kind = f"array {dtype.char}{dtype.itemsize} {dtype.descr if dtype.names else ''} {array.shape}"
     _add_buffer(add, kind, np.ascontiguousarray(array).reshape(-1).view(np.uint8), full)
 
 
@@ -101,7 +104,10 @@ def _add_entries(add: _Add, kind: str, entries: Iterable[Any], full: bool) -> No
 def _add_sequence(add: _Add, data: Any, most: int, full: bool) -> None:
     length = len(data)
     add(f"sequence {length} ".encode())
-    for index in np.linspace(0, length - 1, min(length, most)).astype(np.int64).tolist():
+    indices: Iterable[int] = range(length)
+    if length > most:
+        indices = np.linspace(0, length - 1, most).astype(np.int64).tolist()
+    for index in indices:
         try:
             entry = data[index]
         except Exception as error:  # a damaged example stops a run where it is used, not here

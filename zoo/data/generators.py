@@ -19,7 +19,7 @@ import time
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Self
 
 from zoo import _checks as checks
@@ -148,7 +148,7 @@ class SafeGenerator:
             item.cancel()
         self._ahead.clear()
         self._end.detach()
-        self._thread, thread = None, self._thread
+        thread, self._thread = self._thread, None
         closed = thread.submit(self._results.close)
         thread.end()
         try:
@@ -220,7 +220,7 @@ def _end_threads() -> None:
 Result = tuple[Any, BaseException | None, types.TracebackType | None]
 
 
-def _results(factory: Callable[[], Iterator[Any]]) -> Iterator[Result]:
+def _results(factory: Callable[[], Iterator[Any]]) -> Generator[Result, None, None]:
     """Every item; then, without end, the exception that a later consumer would else not see."""
     iterator = None
     try:

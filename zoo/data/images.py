@@ -14,6 +14,7 @@ import math
 import operator
 import pathlib
 import struct
+import tokenize
 import zipfile
 import zlib
 from typing import Any
@@ -76,7 +77,8 @@ def read_images(path: pathlib.Path, split: str) -> Images:
 
 # What zipfile and NumPy raise on an archive that is damaged, encrypted or none at all.
 _DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
+    *(SyntaxError, tokenize.TokenError, MemoryError, RecursionError),  # of a header
     *(ValueError, TypeError, KeyError, RuntimeError, OverflowError, OSError),
 )
 
@@ -116,8 +118,8 @@ def _read_array(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> np.n
             f"{path} is not a complete .npz archive: {name} has {len(data)} bytes for {dtype} "
             f"{list(shape)}"
         )
-    order = "F" if columns_first else "C"
-    return np.frombuffer(data, dtype).reshape(shape, order=order)
+    array = np.frombuffer(data, dtype)
+    return array.reshape(shape[::-1]).T if columns_first else array.reshape(shape)
 
 
 def _read_folder(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -72,11 +72,8 @@ class Lines:
             if columns is None:
                 columns = self._line(0).split("\t")
                 self.starts, self.stops = starts[1:], stops[1:]
-            twice = [name for name, n in collections.Counter(columns).items() if n > 1]
-            if twice:
-                raise ValueError(
-                    f"{path}: columns must have different names, got {twice[0]!r} twice"
-                )
+            if twice := [name for name, n in collections.Counter(columns).items() if n > 1]:
+                raise ValueError(f"{path}: columns must have different names, {twice} come twice")
             self._columns = list(columns)
             self._parse = functools.partial(_parse_columns, columns=columns)
 
@@ -197,7 +194,8 @@ def _decompress(file: BinaryIO, new: Callable[[], Any]) -> bytes:
     The modules gzip, lzma and bz2 take what they cannot read behind a complete member for padding.
     """
     parts: list[bytes] = []
-    member, data = None, b""
+    member: Any = None
+    data = b""
     while data := data or file.read(_PIECE):
         if member is None and parts and not (data := data.lstrip(b"\0")):  # padding
             continue

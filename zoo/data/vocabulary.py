@@ -45,18 +45,23 @@ MODELS: dict[str, Split] = {
 _BYTE_ORDER_MARK = "\ufeff"
 
 
-@functools.cache
-def _words() -> re.Pattern[str]:
-    """A word keeps its inner apostrophes and hyphens; any other visible character is a token.
+# A word keeps its inner apostrophes and hyphens; any other visible character is a token of its own.
+_WORDS = re.compile(r"<unk>|<eos>|\w+(?:['’-]\w+)*|[^\w\s]")
 
-    Marks (vowel signs, accents) and joiners belong to the character before them, as in the text
-    segmentation of Unicode, UAX 29; the module re does not know them.
+
+@functools.cache
+def _words_with_marks() -> re.Pattern[str]:
+    """``_WORDS`` for more than ASCII: marks and joiners belong to the character before them.
+
+    As in UAX 29, Unicode's segmentation of texts; the module re does not know marks, the vowel
+    signs and accents that are no letters.
     """
     blocks = (range(0x300, 0x1F000), range(0xE0100, 0xE01F0))  # where there are marks
     marks = [c for c in map(chr, itertools.chain(*blocks)) if unicodedata.category(c)[0] == "M"]
-    extend = "[" + "".join(c for c in (*marks, "\u200c", "\u200d") if not c.isalnum()) + "]"
-    word = rf"\w+(?:{extend}+\w*)*"
-    return re.compile(rf"<unk>|<eos>|{word}(?:['’-]{word})*|[^\w\s]{extend}*")
+    extending = "".join(c for c in (*marks, "\u200c", "\u200d") if not c.isalnum())
+    extend = rf"(?![\0-\u02ff])[{extending}]+"  # what stands first is the fast check
+    word = rf"\w+(?:{extend}\w*)*"
+    return re.compile(rf"<unk>|<eos>|{word}(?:['’-]{word})*|[^\w\s](?:{extend})?")
 
 
 def split_text(
@@ -74,7 +79,11 @@ def split_text(
     if split == "characters":
         return text
     text = text.replace("\n", f" {END} ") if breaks else text
-    return text.split() if split == "whitespace" else _words().findall(text)
+    return (
+        text.split()
+        if split == "whitespace"
+        else (_WORDS if text.isascii() else _words_with_marks()).findall(text)
+    )
 
 
 class _IdsOrUnknown(dict[str, int]):
