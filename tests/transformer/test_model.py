@@ -267,6 +267,14 @@ def test_packed_rows_may_be_longer_than_the_longest_document(ids):
     assert jnp.isnan(run(model, rows, document_ids=documents * 0)).any()  # a document of 14
 
 
+def test_rows_padded_on_the_left_are_what_they_are_alone(ids):
+    model = build(changed(mask="causal"))
+    padded = jnp.pad(ids, ((0, 0), (3, 0)), constant_values=-1)
+    given = padded >= 0
+    found = run(model, padded, mask=given, document_ids=given.astype(int))
+    np.testing.assert_allclose(found[:, 3:], run(model, ids), atol=2e-6)
+
+
 def test_ids_outside_the_vocabulary_give_nan_in_their_row(ids):
     model = build()
     for wrong in (TINY.vocab_size, -1, -TINY.vocab_size - 1):

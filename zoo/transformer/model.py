@@ -108,6 +108,8 @@ class Transformer(nnx.Module):
             ids: ``[B, T]`` int. An id outside the vocabulary gives NaN.
             segment_ids: ``[B, T]`` int; None: all 0. The prefix mask needs them.
             mask: ``[B, T]`` bool, False at padding, whose ids may be anything; None: there is none.
+                Rows padded on the left need ``document_ids=mask.astype(int)`` too: else position 0
+                is the first of the padding.
             document_ids: ``[B, T]`` int, for rows packed with several documents: they do not attend
                 to each other, and positions restart. A document longer than ``max_positions`` makes
                 its row NaN; the row may be longer. None: each row is one document.
