@@ -165,7 +165,7 @@ def test_state_dicts():
             dtype = pick(generator, [np.float32, np.float16, np.int8, bool, object, "U3"])
             shape = pick(generator, [value.shape, value.shape[::-1], (), (0,), (2, 3)])
             renamed = name.replace(*pick(generator, swaps))
-            changed[renamed] = np.resize(value, shape).astype(dtype)
+            changed[renamed] = np.zeros(shape).astype(dtype)
         attempt(lambda changed=changed: _fill(shapes, 1, changed, "the dict"), ValueError)
     with pytest.raises(ValueError, match="0 tensors, the model 1 layers"):
         load_bert({}, config=TINY)
