@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import os
+import posix
 import signal
 import subprocess
 import sys
@@ -40,11 +41,8 @@ def leave():  # not a partial of os._exit, which would keep the one from before 
     os._exit(0)
 
 
-LEAVE = os._exit  # as a library may have kept it
-
-
-def leave_quietly():
-    LEAVE(0)
+def leave_quietly():  # as a library in C may
+    posix._exit(0)
 
 
 def stop():
@@ -131,13 +129,10 @@ def test_a_failing_worker_is_reported(act, kind, message):
 
 def test_a_worker_that_is_stopped_is_waited_for_a_bounded_time():
     transform = functools.partial(at_five, stop)
-    options = {"batch_size": 2, "seed": 0, "shuffle": False, "worker_timeout": 40}
+    options = {"batch_size": 2, "seed": 0, "shuffle": False, "worker_timeout": 12}
     with Pipeline(numbers(8), **options, transform=transform, num_workers=1) as pipeline:
-        first = next(pipeline)
-        pipeline._live[0]._timeout = 2  # the import of everything in the worker is behind us
-        with pytest.raises(TimeoutError, match=r"worker_timeout=2 seconds \(worker processes: \d+"):
+        with pytest.raises(TimeoutError, match=r"worker_timeout=12 .* \(worker processes: \d+"):
             list(pipeline)
-        assert first["x"].tolist() == [0, 1]
         assert pipeline.get_state()["batch"] <= 2
     assert not multiprocessing.active_children()
     with pytest.raises(ValueError, match="worker_timeout must be"):
