@@ -77,17 +77,20 @@ def with_slopes(
 def clipped_quotient(limit: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """x/τ within ±limit, constant outside: finite with all its derivatives, NaN for NaN only."""
 
-    def value(x: jax.Array, temperature: jax.Array) -> jax.Array:
-        return jnp.clip(x / temperature, -limit, limit)
+    def is_far(x: jax.Array, temperature: jax.Array) -> jax.Array:
+        return jnp.abs(x) >= limit * temperature
 
-    def unless_far(slope: jax.Array, u: jax.Array) -> jax.Array:
-        return jnp.where(jnp.abs(u) >= limit, 0, slope)
+    def value(x: jax.Array, temperature: jax.Array) -> jax.Array:
+        # Twice, so that plain differentiation is right too: forward over reverse mode through
+        # lax.scan forgets the rules below.
+        far = is_far(x, temperature)
+        return jnp.where(far, jnp.copysign(limit, x), jnp.where(far, 0, x) / temperature)
 
     quotient = with_slopes(
         value,
-        in_x=lambda x, t: unless_far(1 / t, value(x, t)),
+        in_x=lambda x, t: jnp.where(is_far(x, t), 0, 1 / t),
         # Not -x/τ²: the square of τ may underflow.
-        in_temperature=lambda x, t: unless_far(-(u := quotient(x, t)) / t, u),
+        in_temperature=lambda x, t: jnp.where(is_far(x, t), 0, -quotient(x, t) / t),
     )
     return quotient
 
@@ -98,7 +101,7 @@ scaled = clipped_quotient(FAR)
 @jax.custom_jvp
 def difference(x: jax.Array, pivot: jax.Array) -> jax.Array:
     """The difference, with inf - inf = 0; the pivot is a constant."""
-    return jnp.where(x == pivot, 0, x - pivot)
+    return jnp.where((x == pivot) & jnp.isinf(x), 0, x - pivot)
 
 
 @difference.defjvp

@@ -188,7 +188,7 @@ def _entropy(x: jax.Array, temperature: jax.Array) -> jax.Array:
 
 _absolute = with_slopes(
     # Equal to τ log(e^{x/τ} + e^{-x/τ}), without overflow.
-    lambda x, t: jnp.abs(x) + t * jnp.log1p(jnp.exp(-2 * jnp.abs(x) / t)),
+    lambda x, t: jnp.abs(x) + t * jnp.log1p(jnp.exp(-2 * jnp.abs(scaled(x, t)))),
     in_x=lambda x, t: _tanh(scaled(x, t)),
     in_temperature=_entropy,
 )

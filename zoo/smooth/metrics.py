@@ -339,9 +339,10 @@ def _check_classes(probabilities: jax.Array) -> None:
 def _mask(where: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
     if where is None:
         return jnp.ones(shape, bool)
-    if jnp.shape(where) != shape:
-        raise ValueError(f"where must be bool of the shape {shape}, got {jnp.shape(where)}")
-    return check_mask(where, shape)
+    where = check_mask(where, shape)
+    if where.shape != shape:
+        raise ValueError(f"where must be bool of the shape {shape}, got {where.shape}")
+    return where
 
 
 def sum_over_devices(sums: Any, axis_name: str | None) -> Any:

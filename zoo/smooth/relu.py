@@ -130,14 +130,9 @@ _KERNELS = {
 
 def _mollify(kernel: Kernel) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """max(x, 0) + τ excess(|x|/τ) with its derivatives, of x and τ."""
-    quotient = clipped_quotient(kernel.far)
-
-    def value(x: jax.Array, temperature: jax.Array) -> jax.Array:
-        v = jnp.minimum(jnp.abs(x) / temperature, jnp.finfo(x.dtype).max / 8)  # not inf · 0
-        return jnp.maximum(x, 0) + temperature * kernel.excess(v)
-
+    quotient, longest = clipped_quotient(kernel.far), clipped_quotient(1e37)
     return with_slopes(
-        value,
+        lambda x, t: jnp.maximum(x, 0) + t * kernel.excess(jnp.abs(longest(x, t))),
         in_x=lambda x, t: kernel.cdf(quotient(x, t)),
         in_temperature=lambda x, t: kernel.spread(jnp.abs(quotient(x, t))),
     )
