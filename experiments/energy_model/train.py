@@ -1,6 +1,7 @@
 """Trains the energy; looks at its chains along the way and at samples from noise at the end."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -74,9 +75,14 @@ def run(config: Config) -> None:
         "gradient_norm_of_chains": config.rollback.max_gradient_norm,
         "excess_saturation": config.rollback.max_excess_saturation,
     }
-    with Checkpointer(workdir / "good", keep=1) as good:
-        first = experiment.initial_state(mesh)
-        rollback = Rollback(good, first, limits=limits, factor=config.rollback.factor)
+    with Checkpointer(workdir / "good", keep=good_states(config)) as good:
+        rollback = Rollback(
+            good,
+            experiment.abstract_state(mesh),
+            first=functools.partial(experiment.initial_state, mesh),
+            limits=limits,
+            factor=config.rollback.factor,
+        )
 
         def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float]]:
             watched = generate(state, jax.random.key(1), count=config.evaluation.watched)
@@ -138,7 +144,11 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
         loss=make_loss(merge, config),
         optimizer=make_optimizer(training),
         batches=Pipeline(
-            data.source, batch_size=training.batch_size, seed=training.seed, remainder="drop"
+            data.source,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            remainder="drop",
+            depends_on=data,
         ),
         num_steps=training.steps,
         seed=training.seed,
@@ -149,6 +159,13 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
         # The rollback sees refused steps at the next evaluation.
         max_nonfinite_steps=2 * training.evaluate_every,
     )
+
+
+def good_states(config: Config) -> int:
+    """How many are kept: all since the oldest checkpoint, and one from before."""
+    # One checkpoint more than is kept, as the newest may still be being saved.
+    steps = (config.loop.keep_checkpoints + 1) * config.loop.checkpoint_every
+    return 1 + math.ceil(steps / config.training.evaluate_every)
 
 
 def number_of_classes(config: Config, data: Data) -> int | None:

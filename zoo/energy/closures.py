@@ -68,7 +68,7 @@ def hoisted(function: Callable[..., Any], *arguments: Any) -> tuple[Equations, l
         return Equations(closed.jaxpr, jax.tree.structure(out)), closed.consts
     before, trace = _traced.get(function, (None, None))
     if trace is None or before != values:
-        reference = weakref.ref(function)  # what is kept for a function ends with it
+        reference: Any = weakref.ref(function)  # what is kept for a function ends with it
         trace = jax.jit(lambda *arguments: reference()(*arguments)).trace
         _traced[function] = values, trace
     traced = trace(*arguments)
@@ -195,8 +195,10 @@ def _equations(closed: core.ClosedJaxpr, structure: Any) -> Equations:
     return Equations(closed.jaxpr, structure)
 
 
-class _Key(tuple):
+class _Key(tuple[Any, ...]):
     """All of a jaxpr that determines its program, with its hash."""
+
+    _hash: int
 
     def __new__(cls, jaxpr: core.Jaxpr) -> "_Key":
         numbers: dict[Any, int] = {}

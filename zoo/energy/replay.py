@@ -224,7 +224,7 @@ def replay_insert(
         anywhere = jax.random.randint(key, (batch,), 0, capacity)
         places = jnp.where(buffer.inserted + jnp.arange(batch) < capacity, following, anywhere)
     else:
-        rows = integers("rows", rows)
+        rows = integers("rows", jnp.asarray(rows))
         if rows.shape != (batch,):
             raise ValueError(
                 f"rows: expected shape ({batch},), one for each sample, got {rows.shape}"

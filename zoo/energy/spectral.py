@@ -44,8 +44,8 @@ def spectral_normalize(
         ValueError: u that does not fit the kernel, power_iterations < 1.
         TypeError: if the kernel is not floating-point.
 
-    A kernel of zeros stays zeros, and u stays what it was. A u that the kernel maps to zero or NaN is
-    replaced: the iteration then starts from the kernel's longest column.
+    A kernel of zeros stays zeros, and u stays what it was. A u that the kernel maps to zero or NaN
+    is replaced: the iteration then starts from the kernel's longest column.
 
     >>> kernel, u = spectral_normalize(jnp.diag(jnp.array([4.0, 0.0])), jnp.ones(2))
     >>> print(kernel[0], u)

@@ -144,6 +144,11 @@ class Checkpointer:
             )
         return None
 
+    def discard(self, step: int) -> None:
+        """Removes the checkpoints of this step and of later ones."""
+        for later in [saved for saved in self.steps() if saved >= step]:
+            self._orbax.delete(later, missing_ok=True)
+
     def wait(self) -> None:
         """Waits until what was saved is on disk; raises the error of a save that failed."""
         self._orbax.wait()

@@ -6,7 +6,7 @@ values of an evaluation are compared with limits that a healthy run never reache
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import optax
@@ -27,10 +27,15 @@ class Rollback:
     finite) count as diverging: give ``Loop`` a ``max_nonfinite_steps`` longer than the time between
     evaluations.
 
+    A run that was killed continues as if it had not been, bit for bit: a good state newer than the
+    checkpoint it continues from is removed before it could be read, and made again. The older ones
+    are there if ``checkpointer`` keeps all since the run's oldest checkpoint and one from before.
+
     Args:
         checkpointer: of a separate folder: that of ``fit`` also holds states that were never
             evaluated.
-        state: the first state; saved as good if the folder is empty.
+        state: of the run; its shapes (``TrainState.abstract``) suffice.
+        first: gives the first state; called when a run diverges before any state was good.
         limits: name -> bound of the absolute value. A value that is not finite exceeds every bound.
         factor: in (0, 1).
         max_rollbacks: returns in this process before the run is given up.
@@ -46,6 +51,7 @@ class Rollback:
         checkpointer: Checkpointer,
         state: TrainState,
         *,
+        first: Callable[[], TrainState],
         limits: Mapping[str, float],
         factor: float = 0.5,
         max_rollbacks: int = 10,
@@ -57,11 +63,9 @@ class Rollback:
                 "the optimiser's state has no learning_rate: expected one in a state of "
                 "optax.inject_hyperparams(optimizer)(learning_rate=...)"
             )
-        self._checkpointer, self._limits = checkpointer, dict(limits)
+        self._checkpointer, self._first, self._limits = checkpointer, first, dict(limits)
         self._factor = number("factor", factor, above=0, below=1)
         self._left = count("max_rollbacks", max_rollbacks)
-        if not checkpointer.steps():
-            checkpointer.save(state, position=None)
 
     def __call__(self, state: TrainState, values: Mapping[str, float]) -> TrainState:
         """Keeps the state if it is good, else returns the last one that was.
@@ -77,6 +81,7 @@ class Rollback:
             KeyError: if a name of the limits is not among the values.
             FloatingPointError: after max_rollbacks.
         """
+        self._checkpointer.discard(int(state.step))
         reasons = [
             f"{name} = {values[name]:.4g}, limit {limit:g}"
             for name, limit in self._limits.items()
@@ -86,6 +91,7 @@ class Rollback:
             reasons.append(f"{refused} steps refused in a row")
         if not reasons:
             self._checkpointer.save(state, position=None)
+            self._checkpointer.wait()  # no checkpoint of the run may be there before its good state
             return state
         text = f"step {int(state.step)}: diverged ({'; '.join(reasons)})"
         if not self._left:
@@ -93,9 +99,7 @@ class Rollback:
         self._left -= 1
         rate = optax.tree.get(state.optimizer_state, "learning_rate") * self._factor
         restored = self._checkpointer.restore(state.abstract)
-        if restored is None:
-            raise RuntimeError(f"no good state is left in {self._checkpointer.directory}")
-        good, _ = restored
+        good = self._first() if restored is None else restored[0]
         logger.warning(
             "%s; back to the state of step %d, learning rate %.3g",
             text,
