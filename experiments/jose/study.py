@@ -18,6 +18,7 @@ from experiments.jose.documents import read_documents
 from experiments.jose.train import build, score
 from experiments.running import open_mesh, read_records
 from zoo._files import replace_file
+from zoo.data.fingerprint import fingerprint
 from zoo.training import open_workdir, results_table
 
 # Name -> fields that differ from the config.
@@ -48,7 +49,9 @@ def run(config: Config) -> None:
         )
     workdir = open_workdir(f"{config.workdir}_study", config, ignore=MAY_CHANGE)
     path = workdir / "study.jsonl"
-    rows = read_records(path)
+    rows, identity = read_records(path), fingerprint(documents)
+    if any(row.get("documents") != identity for row in rows):
+        raise ValueError(f"{path} has rows of other documents; use another --workdir")
     for name, changes in CHANGES.items():
         if name in [row["change"] for row in rows]:
             continue
@@ -60,6 +63,7 @@ def run(config: Config) -> None:
         rows.append(
             {
                 "change": name,
+                "documents": identity,
                 **{f"kNN {kind}": value for kind, value in found.get("knn", {}).items()},
                 **{key: found["k_means"][key][0] for key in found["k_means"]},
                 "seconds": seconds,
@@ -67,7 +71,8 @@ def run(config: Config) -> None:
         )
         replace_file(path, "".join(json.dumps(row) + "\n" for row in rows))
         print(rows[-1], flush=True)
-    results_table(rows, title=f"{config.data.uri}, {config.training.passes} passes")
+    shown = [{name: row[name] for name in row if name != "documents"} for row in rows]
+    results_table(shown, title=f"{config.data.uri}, {config.training.passes} passes")
     print("written:", path)
 
 

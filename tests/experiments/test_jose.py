@@ -13,6 +13,7 @@ from experiments.jose.config import PRESETS
 from experiments.jose.documents import read_documents
 from experiments.jose.train import run
 from zoo import spherical
+from zoo.data.fingerprint import fingerprint
 from zoo.spherical.embeddings import load_word2vec
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -111,6 +112,20 @@ def test_study_changes_what_it_names():
             section, field = name.split(".")
             expected[section][field] = value
         assert dataclasses.asdict(study.changed(config, changes)) == expected
+
+
+def test_a_study_keeps_to_its_documents(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "CHANGES", {})
+    posts, folder = tmp_path / "posts.jsonl", tmp_path / "run_study"
+    uri = write_posts(posts, [{"text": "a", "label": 0}])
+    config = command_line.change(PRESETS["smoke"], workdir=str(tmp_path / "run"), data={"uri": uri})
+    study.run(config)
+    row = {"change": "as configured", "documents": fingerprint(read_documents(uri))}
+    (folder / "study.jsonl").write_text(json.dumps(row) + "\n")
+    study.run(config)
+    write_posts(posts, [{"text": "a", "label": 1}])
+    with pytest.raises(ValueError, match="rows of other documents; use another --workdir"):
+        study.run(config)
 
 
 @pytest.mark.parametrize(

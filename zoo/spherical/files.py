@@ -12,17 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
 from zoo._files import replace_file
+from zoo.data.lines import DECOMPRESSORS
 
 _PIECE = 1 << 16  # compressed bytes at a time
 
-# By the ending of the name: what decompresses one member, and what compresses all.
-_FORMATS: dict[str, tuple[Callable[[], Any], Callable[[bytes], bytes]]] = {
-    ".gz": (
-        functools.partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS),
-        functools.partial(gzip.compress, mtime=0),
-    ),
-    ".xz": (lzma.LZMADecompressor, lzma.compress),
-    ".bz2": (bz2.BZ2Decompressor, bz2.compress),
+_COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": functools.partial(gzip.compress, mtime=0),
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
 }
 
 
@@ -34,15 +31,15 @@ def open_bytes(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: if the file is missing or cannot be read.
     """
     path = pathlib.Path(path)
-    if path.suffix.lower() not in _FORMATS:
+    if path.suffix.lower() not in DECOMPRESSORS:
         return open(path, "rb")
     return cast(BinaryIO, io.BufferedReader(_Members(path), 1 << 20))
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Replaces a file completely or not at all, compressed if it has the ending of a format."""
-    suffix = pathlib.Path(path).suffix.lower()
-    replace_file(path, _FORMATS[suffix][1](content) if suffix in _FORMATS else content)
+    compress = _COMPRESSORS.get(pathlib.Path(path).suffix.lower(), bytes)
+    replace_file(path, compress(content))
 
 
 class _Members(io.RawIOBase):
@@ -80,7 +77,7 @@ class _Members(io.RawIOBase):
         super().close()
 
     def _decompress(self) -> Iterator[bytes]:
-        new = _FORMATS[self._path.suffix.lower()][0]
+        new = DECOMPRESSORS[self._path.suffix.lower()]
         member, seen, data = None, False, b""
         while data := data or self._file.read(_PIECE):
             if member is None and seen and not (data := data.lstrip(b"\0")):  # padding
