@@ -128,10 +128,11 @@ def test_traced_numbers_out_of_range_give_nan(make, options):
 
 def test_a_function_lost_to_injection_is_refused():
     make = optax.inject_hyperparams(parameter_ema)
-    transformation = make(decay=0.5, mask=lambda tree: jax.tree.map(lambda _: True, tree))
-    state = transformation.init(PLAIN)
-    with pytest.raises(TypeError, match=r"mask .* got an array; name it in the static_args"):
-        transformation.update(PLAIN, state, PLAIN)
+    transformation = make(decay=0.5, mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree))
+    with pytest.raises(ValueError, match=r"got False for every one; .* unless static_args"):
+        transformation.init(PLAIN)
+    make = optax.inject_hyperparams(parameter_ema, static_args="mask")
+    make(decay=0.5, mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)).init(PLAIN)
 
 
 def test_width_of_the_profile_traced():

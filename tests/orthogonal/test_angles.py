@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,6 +45,49 @@ def test_parallel_filters_and_filters_of_zeros():
     found = np.asarray(angles_of(w))
     np.testing.assert_allclose(found[[0, 1, 3]], [0, 180, 180], atol=0.05)
     assert np.isnan(found[[2, 4, 5]]).all()
+
+
+@pytest.mark.parametrize("entries", [2, 27, 2000])
+def test_small_angles_are_as_exact_as_others(entries):
+    """Where the cosine has lost the digits: 0.1° at 1 - 1e-6, of which float32 knows 16 steps."""
+    exact, pairs = [], []
+    for number, angle in enumerate((0, 1e-3, 0.1, 1, 8, 25, 26, 90, 154, 179.9, 180)):
+        first, second = np.linalg.qr(normal(number, entries, 2).astype(float))[0].T
+        turn = np.cos(np.radians(angle)) * first + np.sin(np.radians(angle)) * second
+        pair = np.stack([first, 3e-4 * turn], axis=1).astype(np.float32)
+        u, v = (pair / np.linalg.norm(pair.astype(float), axis=0)).T
+        exact.append(np.degrees(2 * np.arctan2(np.linalg.norm(u - v), np.linalg.norm(u + v))))
+        pairs.append(pair)
+    found = angles_of(np.stack(pairs), axes=KernelAxes(batch=0))[:, 0]
+    np.testing.assert_allclose(found, exact, atol=1e-3)
+
+
+def test_gradients_beside_parallel_filters_and_filters_of_zeros():
+    w = normal(3, 4, 6)
+    w[:, 1], w[:, 2], w[:, 3] = 2 * w[:, 0], -w[:, 0], 0
+    weights = normal(4, 15)
+    others = [0, 4, 5]
+    slope = quick_jit(jax.grad(lambda w, weights: jnp.nansum(weights * filter_angles(w))))
+    assert np.isfinite(slope(w, weights)).all()
+    np.testing.assert_array_equal(slope(w, weights)[:, 3], 0)
+    alone = quick_jit(jax.grad(lambda w, weights: jnp.sum(weights * filter_angles(w))))
+    first, second = np.triu_indices(6, 1)
+    among = np.isin(first, others) & np.isin(second, others)
+    np.testing.assert_allclose(
+        slope(w, np.where(among, weights, 0))[:, others],
+        alone(w[:, others], weights[among]),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_density_at_the_ends_and_of_nan():
+    degrees = np.array([0, 180, -1, 181, np.inf, np.nan], np.float32)
+    for dimension in (2, 3, 4, 5, 100):
+        density = np.asarray(random_angle_density(degrees, dimension=dimension))
+        np.testing.assert_array_equal(density[:2], np.float32(1 / 180) if dimension == 2 else 0)
+        np.testing.assert_array_equal(density[2:5], 0)
+        assert np.isnan(density[5])
 
 
 def test_layouts_and_stacks():

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from flax.core import freeze
 
 from tests.battery import quick_jit
 from zoo.orthogonal import KernelAxes, add_orthogonality_penalty, orthogonality_penalty
@@ -271,6 +272,122 @@ def test_updates_keep_their_dtype_and_may_be_none():
     found, _ = transformation.update(updates, transformation.init(parameters), parameters)
     assert found["kernel"].dtype == jnp.bfloat16
     assert found["bias"] is None
+
+
+def as_state(tree):
+    """Nested dicts as NNX holds parameters."""
+    return nnx.State(
+        {k: as_state(v) if isinstance(v, dict) else nnx.Param(v) for k, v in tree.items()}
+    )
+
+
+CONTAINERS = {"dict": dict, "FrozenDict": freeze, "State": as_state}
+MASK = {"conv": True, "stack": {"kernel": False}}
+
+
+@pytest.mark.parametrize("updates", CONTAINERS)
+@pytest.mark.parametrize("parameters", CONTAINERS)
+def test_everything_is_matched_by_path(parameters, updates):
+    parameters, zeros = (
+        CONTAINERS[name](tree)
+        for name, tree in (
+            (
+                parameters,
+                {"conv": {"kernel": PARAMETERS["conv"]["kernel"]}, "stack": PARAMETERS["stack"]},
+            ),
+            (
+                updates,
+                {
+                    "conv": {"kernel": jnp.zeros((3, 3, 2, 4))},
+                    "stack": {"kernel": jnp.zeros((2, 5, 3))},
+                },
+            ),
+        )
+    )
+    transformation = add_orthogonality_penalty(0.5, axes=freeze(AXES), mask=freeze(MASK))
+    found, _ = transformation.update(zeros, transformation.init(parameters), parameters)
+    assert jax.tree.structure(found) == jax.tree.structure(zeros)
+    conv, stack = (jax.tree.leaves(found[name])[0] for name in ("conv", "stack"))
+    np.testing.assert_allclose(conv, 0.5 * slope(PARAMETERS["conv"]["kernel"]), rtol=1e-5)
+    np.testing.assert_array_equal(stack, 0)
+    for option in ({"mask": {"conv": True}}, {"axes": {"stack": KernelAxes()}}):
+        with pytest.raises(
+            ValueError, match=r"(mask|axes) must .* each of the paths .*got none for"
+        ):
+            add_orthogonality_penalty(0.5, **option).init(parameters)
+
+
+def test_integers_and_keys_are_no_kernels():
+    parameters = {
+        "kernel": PARAMETERS["conv"]["kernel"],
+        "table": jnp.ones((2, 3), int),
+        "keys": jax.random.split(jax.random.key(0), (2, 2)),
+    }
+    updates = {"kernel": jnp.zeros((3, 3, 2, 4)), "table": jnp.ones((2, 3), int), "keys": None}
+    rule = lambda tree: jax.tree.map(lambda leaf: leaf.ndim >= 2, tree)  # noqa: E731
+    for mask in (None, rule):
+        transformation = add_orthogonality_penalty(0.5, mask=mask)
+        found, _ = transformation.update(updates, transformation.init(parameters), parameters)
+        np.testing.assert_allclose(found["kernel"], 0.5 * slope(parameters["kernel"]), rtol=1e-5)
+        assert found["table"] is updates["table"]
+        assert found["keys"] is None
+    with pytest.raises(
+        TypeError, match="parameter table must be a floating-point array, got int32"
+    ):
+        add_orthogonality_penalty(0.5, mask={"kernel": True, "table": True, "keys": False}).init(
+            parameters
+        )
+    lost = optax.inject_hyperparams(add_orthogonality_penalty)(strength=0.5, mask=rule)
+    with pytest.raises(ValueError, match=r"mask must select .* unless static_args names them"):
+        lost.init({"kernel": parameters["kernel"]})
+
+
+def test_what_is_out_of_range_and_traced_gives_nan():
+    kernel = jnp.ones((3, 2))
+    few = quick_jit(lambda n: orthogonality_penalty(kernel, kind="spectral", power_iterations=n))
+    assert np.isnan(few(0))
+    assert not np.isnan(few(1))
+    for strength in (lambda step: -1.0 + 0 * step, optax.linear_schedule(-1.0, -1.0, 1)):
+        transformation = add_orthogonality_penalty(strength)
+        update = quick_jit(lambda k, t=transformation: t.update(k, t.init(k), k)[0])
+        assert np.isnan(update(kernel)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_swallowed(kind, value):
+    for shape in SHAPES.values():
+        w = normal(0, *shape).astype(np.float32)
+        w[1, 2] = value
+        assert not np.isfinite(penalty(w, kind=kind))
+    if np.isnan(value):
+        assert np.isnan(slope(w, kind=kind)).any()
+
+
+def test_axes_are_counts_of_any_type():
+    kernel = normal(0, 2, 5, 3)
+    for filters, batch in ((np.int64(2), np.int32(0)), (np.array([2]), [np.int8(0)])):
+        found = penalty(kernel, axes=KernelAxes(filters=-1, batch=0))
+        axes = KernelAxes(filters=filters, batch=batch)
+        np.testing.assert_allclose(orthogonality_penalty(kernel, axes=axes), found, rtol=1e-6)
+    with pytest.raises(TypeError):
+        orthogonality_penalty(kernel, axes=KernelAxes(filters=1.5))
+
+
+@pytest.mark.parametrize("long", [1, 3, 4])
+@pytest.mark.parametrize("filters", [9, 40])
+def test_a_few_long_filters_leave_the_digits_of_the_others(long, filters):
+    """Squares of the long ones, subtracted from the sum of all, would leave nothing."""
+    w = np.concatenate([1e3 * np.eye(4, long), 0.1 * normal(15, 4, filters - long)], axis=1)
+    w[:long, long:] = 0  # orthogonal to the long ones
+    w = w.astype(np.float32)
+    expected, gradient = by_definition(w.astype(float), "off_diagonal")
+    found = value_and_slope(w, kind="off_diagonal")
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(found[1], gradient, rtol=1e-4, atol=1e-5 * np.abs(gradient).max())
+    stack = np.stack([w, normal(16, 4, filters)])  # another needs no care
+    both = penalty(stack.astype(np.float32), kind="off_diagonal", axes=KernelAxes(batch=0))
+    np.testing.assert_allclose(both[0], expected, rtol=1e-5)
 
 
 def test_in_a_flax_optimizer():

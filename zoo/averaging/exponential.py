@@ -191,11 +191,6 @@ def average_of_parameters(
 ) -> optax.GradientTransformation:
     """The Optax transformation that averages the parameters and passes the updates through."""
     _checked_steps(start_step, every)
-    if isinstance(mask, jax.Array):  # what optax.inject_hyperparams makes of a function
-        raise TypeError(
-            "mask must be a tree of truth values or a function of the parameters, got an array; "
-            "name it in the static_args of optax.inject_hyperparams"
-        )
 
     def chosen(parameters: Any) -> Any:
         """The parameters that are averaged, with a MaskedNode for each of the others."""
@@ -210,7 +205,10 @@ def average_of_parameters(
         own = chosen(parameters)
         leaves = jax.tree.leaves(own, is_leaf=_is_masked)
         if leaves and all(map(_is_masked, leaves)):
-            raise ValueError("mask must select at least one parameter, got False for every one")
+            raise ValueError(
+                "mask must select at least one parameter, got False for every one; "
+                "optax.inject_hyperparams gives functions the step unless static_args names them"
+            )
         state = average_init(own, debias=debias)
         return state if mask is None else optax.MaskedState(state)
 

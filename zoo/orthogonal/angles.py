@@ -16,9 +16,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from zoo import _checks
 from zoo.orthogonal.penalties import KernelAxes, as_matrix, gram
+
+NEAR = 0.9  # cosine from which the angle is computed from the difference of the two directions
 
 
 def filter_angles(
@@ -37,8 +40,7 @@ def filter_angles(
     Returns:
         ``[*batch, K(K - 1)/2]`` degrees in [0, 180], in at least float32, in the order of pairs
         (0, 1), (0, 2), …, (1, 2), …; NaN for pairs with a filter of zeros, which has no direction.
-        Exact to 0.001° in float32 except for filters that are nearly parallel: within 1° of 0° or
-        180° to 0.1°.
+        Exact to 0.001° in float32; pairs without a direction have a gradient of 0.
 
     Raises:
         ValueError: if ``axes`` do not fit; TypeError: if the kernel is not floating.
@@ -51,12 +53,60 @@ def filter_angles(
     """
     matrix = as_matrix(kernel, axes)
     # By the largest entry first: squares of very large or small entries leave the range.
-    matrix = matrix / jnp.max(jnp.abs(matrix), axis=-2, keepdims=True, initial=0)
-    unit = matrix / jnp.linalg.norm(matrix, axis=-2, keepdims=True)
+    largest = lax.stop_gradient(jnp.max(jnp.abs(matrix), axis=-2, keepdims=True, initial=0))
+    directed = largest != 0  # not > 0: NaN must stay NaN
+    matrix = matrix / jnp.where(directed, largest, 1)
+    squares = jnp.sum(matrix**2, axis=-2, keepdims=True)
+    unit = matrix / jnp.sqrt(jnp.where(directed, squares, 1))
+    products = gram(unit)
     filters = matrix.shape[-1]
-    pairs = np.flatnonzero(np.triu(np.ones((filters, filters), bool), 1)).astype(np.int32)
-    cosines = gram(unit).reshape(*matrix.shape[:-2], filters**2)[..., pairs]
-    return 90 - jnp.degrees(jnp.arcsin(jnp.clip(cosines, -1, 1)))  # most exact around 90°
+    first, second = np.triu_indices(filters, 1)
+    pairs = (first * filters + second).astype(np.int32)
+
+    def of_pairs(square: jax.Array) -> jax.Array:
+        return square.reshape(*square.shape[:-2], filters**2)[..., pairs]
+
+    cosines = of_pairs(products)
+    if not pairs.size:
+        return cosines
+    near = jnp.abs(cosines) > NEAR
+    angles = 90 - jnp.degrees(jnp.arcsin(jnp.where(near, 0, cosines)))  # most exact around 90°
+    angles = lax.cond(
+        jnp.any(near),
+        lambda: jnp.where(near, of_pairs(_near_angles(unit, products)), angles),
+        lambda: angles,
+    )
+    exists = directed[..., 0, first] & directed[..., 0, second]
+    return jnp.where(exists, angles, jnp.nan)
+
+
+def _near_angles(unit: jax.Array, cosines: jax.Array) -> jax.Array:
+    """``[..., K, K]`` degrees, exact where the cosine has lost the digits, else perhaps 0.
+
+    θ = 2·arctan(‖u - v‖/‖u + v‖), a row at a time: the differences are D numbers for every pair.
+    """
+    columns = jnp.arange(cosines.shape[-1])
+
+    def length(x: jax.Array) -> jax.Array:
+        squares = jnp.sum(x**2, axis=-2)
+        positive = squares != 0
+        return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+
+    @jax.checkpoint
+    def row(i: jax.Array) -> jax.Array:
+        u = lax.dynamic_index_in_dim(unit, i, axis=-1)
+        cosine = lax.stop_gradient(lax.dynamic_index_in_dim(cosines, i, axis=-2, keepdims=False))
+        turned = unit * jnp.where(cosine < 0, -1, 1)[..., None, :]  # to the side of u
+        angle = 2 * jnp.degrees(jnp.arctan2(length(u - turned), length(u + turned)))
+        return jnp.where(cosine < 0, 180 - angle, angle)
+
+    def where_near(i: jax.Array) -> jax.Array:
+        cosine = lax.dynamic_index_in_dim(cosines, i, axis=-2, keepdims=False)
+        others = lax.expand_dims(columns > i, range(cosine.ndim - 1))
+        found = jnp.any((jnp.abs(cosine) > NEAR) & others)
+        return lax.cond(found, row, lambda _: jnp.zeros_like(cosine), i)
+
+    return jnp.moveaxis(lax.map(where_near, columns), 0, -2)
 
 
 def random_angle_density(degrees: jax.Array, *, dimension: int) -> jax.Array:
@@ -67,7 +117,7 @@ def random_angle_density(degrees: jax.Array, *, dimension: int) -> jax.Array:
         dimension: n ≥ 2, the entries of a filter.
 
     Returns:
-        ``[...]`` per degree, in the dtype of ``degrees``; 0 outside [0, 180].
+        ``[...]`` per degree, in the dtype of ``degrees``; 0 outside [0, 180], NaN for NaN.
 
     Raises:
         ValueError: if ``dimension`` < 2; TypeError: if it is no integer, or ``degrees`` are not
@@ -80,14 +130,21 @@ def random_angle_density(degrees: jax.Array, *, dimension: int) -> jax.Array:
 
     Reference: https://kexue.fm/archives/7076.
     """
-    _checks.count("dimension", dimension, at_least=2)  # on a line there are no angles
+    dimension = _checks.count("dimension", dimension, at_least=2)  # on a line there are no angles
     degrees, wide = _checks.widened("degrees", degrees)
-    inside = (wide >= 0) & (wide <= 180)
-    sine = jnp.sin(jnp.radians(jnp.where(inside, wide, 90)))
+    outside = (wide < 0) | (wide > 180)  # NaN is not
+    # From the nearer end, as sin 180° would be that of a rounded π, below zero.
+    tilt = jnp.abs(jnp.where(outside, 90, wide) - 90)
+    sine = jnp.sin(jnp.radians(90 - tilt))
+    # Around 90° a power would multiply the rounding of sin θ = 1 - 2·sin²((θ - 90°)/2) by n.
+    below_one = jnp.minimum(2 * jnp.sin(jnp.radians(tilt / 2)) ** 2, 0.5)
+    around = jnp.exp((dimension - 2) * jnp.log1p(-below_one))
+    power = jnp.where(tilt < 45, around, sine ** (dimension - 2))
     # The two gamma functions by their logarithms, in double precision: both leave any range.
     scale = math.lgamma(dimension / 2) - math.lgamma((dimension - 1) / 2)
-    density = math.exp(scale) * math.sqrt(math.pi) / 180 * sine ** (dimension - 2)
-    return jnp.where(inside, density, 0).astype(degrees.dtype)
+    density = math.exp(scale) * math.sqrt(math.pi) / 180 * power
+    density = jnp.where(jnp.isnan(wide), wide, density)  # where n = 2 it does not depend on θ
+    return jnp.where(outside, 0, density).astype(degrees.dtype)
 
 
 def random_angle_std(dimension: int) -> float:
@@ -110,7 +167,7 @@ def random_angle_std(dimension: int) -> float:
 
     Reference: https://kexue.fm/archives/7076.
     """
-    _checks.count("dimension", dimension, at_least=2)  # on a line there are no angles
+    dimension = _checks.count("dimension", dimension, at_least=2)  # on a line there are no angles
     start = math.pi**2 / (4 if dimension % 2 else 12)
     variance = start - np.sum(2 / np.arange(2 - dimension % 2, dimension - 1, 2.0) ** 2)
     return math.degrees(math.sqrt(variance))

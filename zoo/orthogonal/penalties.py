@@ -24,6 +24,7 @@ https://kexue.fm/archives/7169.
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -34,7 +35,7 @@ import optax
 from jax import lax
 
 from zoo import _checks
-from zoo._paths import path_name
+from zoo._paths import path_name, spread
 
 Kind = Literal["soft", "double_soft", "off_diagonal", "mutual_coherence", "spectral"]
 
@@ -74,7 +75,10 @@ def as_matrix(kernel: jax.Array, axes: KernelAxes, name: str = "kernel") -> jax.
         raise TypeError(f"axes must be a KernelAxes, got {axes!r}")
     _, kernel = _checks.widened(name, kernel)
     rank = kernel.ndim
-    filters, batch = ((a,) if isinstance(a, int) else tuple(a) for a in axes)
+    # As one integer or several, of any type that counts.
+    filters, batch = (
+        tuple(map(operator.index, np.atleast_1d(np.asarray(a, object)).tolist())) for a in axes
+    )
     named = tuple(axis % rank for axis in (*batch, *filters) if -rank <= axis < rank)
     entries = tuple(axis for axis in range(rank) if axis not in named)
     if not filters or not entries or len({*named}) < len(batch) + len(filters):
@@ -110,6 +114,7 @@ def orthogonality_penalty(
         axes: which axes count filters; which separate kernels.
         power_iterations: of ``"spectral"``, from a fixed start; every iteration costs two products
             with a vector, and too few give less than the norm. One is what SRIP's authors use.
+            Traced, less than one gives NaN.
 
     Returns:
         ``[*batch]``, a scalar where ``axes.batch`` is empty, in at least float32.
@@ -130,7 +135,7 @@ def orthogonality_penalty(
 
     Reference: arXiv 1810.09102, section 3; arXiv 1809.11096, section 3.1.
     """
-    _check_kind(kind, power_iterations)
+    power_iterations = _check_kind(kind, power_iterations)
     matrix = as_matrix(kernel, axes)
     match kind:
         case "soft":
@@ -168,7 +173,9 @@ def add_orthogonality_penalty(
             their tree will do), or a function of the parameters that returns one.
         mask: tree of truth values (a prefix will do), or a function of the parameters that returns
             one: which are penalised. None: all with two axes or more, so biases and scales are
-            not, but tables of word vectors are.
+            not, but tables of word vectors are. None and functions choose among the floating
+            parameters: integers and keys have no gradient. Masks, axes, parameters and updates are
+            matched by path, in whatever containers they are.
         power_iterations: of ``kind="spectral"``.
 
     Returns:
@@ -176,7 +183,8 @@ def add_orthogonality_penalty(
 
     Raises:
         ValueError: if ``strength`` < 0, the kind is unknown, or (at ``init``) a chosen parameter is
-            no kernel of these axes.
+            no kernel of these axes, or the mask is False alone; TypeError: if a tree chooses a
+            parameter that is not floating.
 
     >>> import jax, jax.numpy as jnp
     >>> transformation = add_orthogonality_penalty(0.5)
@@ -203,9 +211,18 @@ def add_orthogonality_penalty(
         )
         if mask is None:
             own_mask = jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, parameters)
+        elif own_mask is False:
+            raise ValueError(
+                "mask must select at least one parameter, got False for every one; "
+                "optax.inject_hyperparams gives functions the step unless static_args names them"
+            )
+        own_mask = spread(own_mask, parameters, name="mask")
+        if mask is None or callable(mask):
+            own_mask = jax.tree.map(
+                lambda leaf, chosen: chosen and _is_floating(leaf), parameters, own_mask
+            )
         is_axes = lambda node: isinstance(node, KernelAxes)  # noqa: E731
-        own_axes = jax.tree.broadcast(own_axes, parameters, is_leaf=is_axes)
-        return jax.tree.broadcast(own_mask, parameters), own_axes
+        return own_mask, spread(own_axes, parameters, name="axes", is_leaf=is_axes)
 
     def init(parameters: optax.Params) -> optax.OptState:
         def check(path: Any, leaf: Any, chosen: bool, axes: KernelAxes) -> None:
@@ -228,24 +245,32 @@ def add_orthogonality_penalty(
             )
         now = strength
         if scheduled:
-            now = strength(state.count)
+            now = _checks.number("strength", strength(state.count), at_least=0)
             state = optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
-        def add(update: Any, kernel: Any, chosen: bool, axes: KernelAxes) -> Any:
+        def add(kernel: Any, update: Any, chosen: bool, axes: KernelAxes) -> Any:
             if update is None or not chosen:
                 return update
             return update + (now * gradient(kernel, axes)).astype(update.dtype)
 
         is_none = lambda leaf: leaf is None  # noqa: E731
-        return jax.tree.map(add, updates, params, *roles(params), is_leaf=is_none), state
+        own = spread(updates, params, name="updates", is_leaf=is_none)
+        added = jax.tree.map(add, params, own, *roles(params))
+        return spread(added, updates, name="params", is_leaf=is_none), state
 
     return optax.GradientTransformation(init, update)
 
 
-def _check_kind(kind: str, power_iterations: int | jax.Array) -> None:
+def _is_floating(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def _check_kind(kind: str, power_iterations: int | jax.Array) -> int | jax.Array:
+    """The iterations, as a Python integer where they are known."""
     _checks.choice("kind", kind, get_args(Kind))
-    if not isinstance(power_iterations, jax.core.Tracer):
-        _checks.count("power_iterations", power_iterations, at_least=1)
+    if isinstance(power_iterations, jax.core.Tracer):
+        return power_iterations
+    return _checks.count("power_iterations", power_iterations, at_least=1)
 
 
 # Gram matrices G = WᵀW, and sums over their entries from the smaller side: the two Gram matrices
@@ -292,17 +317,27 @@ def pair_sums(matrix: jax.Array, axis_name: Any = None) -> tuple[jax.Array, jax.
     With ``axis_name`` the rows of W are those of all devices together.
     """
     rows, columns = matrix.shape[-2:]
+    if columns <= 2 * rows or axis_name is not None:
+        return _pair_sums(matrix, axis_name)
     # From the smaller side the diagonal has to be subtracted. For filters of equal length that is
-    # at most half of the sum where K > 2D, so no digits are lost.
-    if columns > 2 * rows and axis_name is None:
-        norms = jnp.sum(matrix**2, axis=-2)
-        smaller = gram(jnp.swapaxes(matrix, -1, -2))
-        total = jnp.sum(jnp.sum(matrix, axis=-1) ** 2, axis=-1) - jnp.sum(norms, axis=-1)
-        return total, jnp.sum(smaller**2, axis=(-1, -2)) - jnp.sum(norms**2, axis=-1)
+    # at most half of the sum where K > 2D; where a few long ones leave less than a hundredth, the
+    # digits are those of the pairs themselves.
+    norms = jnp.sum(matrix**2, axis=-2)
+    smaller = gram(jnp.swapaxes(matrix, -1, -2))
+    everything, diagonal = jnp.sum(smaller**2, axis=(-1, -2)), jnp.sum(norms**2, axis=-1)
+    total = jnp.sum(jnp.sum(matrix, axis=-1) ** 2, axis=-1) - jnp.sum(norms, axis=-1)
+    squares = everything - diagonal
+    keeps = jnp.all(squares >= everything / 100)  # also false for infinities and NaN
+    return lax.cond(
+        keeps, lambda _: (total, squares), jax.checkpoint(lambda w: _pair_sums(w, None)), matrix
+    )
+
+
+def _pair_sums(matrix: jax.Array, axis_name: Any) -> tuple[jax.Array, jax.Array]:
     full = gram(matrix)
     if axis_name is not None:
         full = lax.psum(full, axis_name)
-    pairs = full * (1 - _identity_like(full))
+    pairs = jnp.where(_identity_like(full) == 1, 0, full)
     return jnp.sum(pairs, axis=(-1, -2)), jnp.sum(pairs**2, axis=(-1, -2))
 
 
@@ -327,8 +362,10 @@ def _spectral(matrix: jax.Array, power_iterations: int | jax.Array) -> jax.Array
     vector = _dominant_vector(lax.stop_gradient(matrix), power_iterations)
     squares = jnp.sum(_apply(matrix, vector) ** 2, axis=-1)
     # An orthonormal W has norm 0, where the root has no slope.
-    positive = squares > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+    positive = squares != 0  # not > 0: NaN must stay NaN
+    norm = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+    enough = power_iterations >= 1
+    return norm if enough is True else jnp.where(enough, norm, jnp.nan)
 
 
 @jax.jit
@@ -354,6 +391,6 @@ def _apply(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 def _normalize(vector: jax.Array) -> jax.Array:
     """Length 1; a zero vector stays zero."""
     largest = jnp.max(jnp.abs(vector), axis=-1, keepdims=True, initial=0)
-    scaled = vector / jnp.where(largest > 0, largest, 1)
+    scaled = vector / jnp.where(largest == 0, 1, largest)
     norm = jnp.linalg.norm(scaled, axis=-1, keepdims=True)
-    return scaled / jnp.where(norm > 0, norm, 1)
+    return scaled / jnp.where(norm == 0, 1, norm)

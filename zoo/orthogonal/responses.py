@@ -30,11 +30,13 @@ Su Jianlin, https://kexue.fm/archives/7169 (no code of it is known); Moses Chari
 Estimation Techniques from Rounding Algorithms", 2002.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from zoo import _checks
@@ -92,10 +94,13 @@ def filter_responses(
     # Written as layers write them, so that compilers see the same product twice and keep one.
     if rank == 0:
         return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-    strides = (strides,) * rank if isinstance(strides, int) else tuple(strides)
-    space = "XYZW"[:rank]
+    given = [strides] * rank if np.ndim(strides) == 0 else list(strides)  # type: ignore[arg-type]
+    steps = [_checks.count("strides", step, at_least=1) for step in given]
+    if len(steps) != rank:
+        raise ValueError(f"strides must be one, or one for each of {rank} axes, got {strides!r}")
+    space = "XYZWVU"[:rank]
     layout = f"N{space}C", f"{space}IO", f"N{space}C"
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
+    return lax.conv_general_dilated(x, kernel, steps, padding, dimension_numbers=layout)
 
 
 def sign_correlation(
@@ -119,8 +124,8 @@ def sign_correlation(
 
     Returns:
         ``[K, K]`` in the dtype of y, ones on the diagonal. A filter that never responds (or so
-        weakly that float32 squares vanish) has no sign: its row and column are 0, the diagonal too,
-        and it gets no gradient.
+        weakly that float32 squares leave the range, |sharpness·y| < 3e-16) has no sign: its row and
+        column are 0, the diagonal too, and it gets no gradient.
 
     Raises:
         ValueError: if y has no batch axis or ``sharpness`` ≤ 0; TypeError: if y is not floating.
@@ -205,16 +210,19 @@ def _unit_signs(
         raise ValueError(
             f"y must be [B, K], responses of K filters to B samples, got shape {wide.shape}"
         )
-    wide = wide.reshape(-1, wide.shape[-1])
+    wide = wide.reshape(math.prod(wide.shape[:-1]), wide.shape[-1])
+
+    samples = wide.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
 
     def over_batch(x: jax.Array) -> jax.Array:
         sums = jnp.sum(x, axis=0, keepdims=True)
         return sums if axis_name is None else lax.psum(sums, axis_name)
 
     if center:
-        samples = wide.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
         wide = wide - over_batch(wide / max(samples, 1))
     signs = jnp.tanh(jnp.asarray(sharpness, wide.dtype) * wide)
     squares = over_batch(signs**2)
-    responds = squares != 0  # not > 0: NaN must stay NaN
+    # Squares below the smallest normal number are lost; here they are less than a rounding.
+    info = jnp.finfo(squares.dtype)
+    responds = ~(squares <= samples * info.tiny / info.eps)  # not >: NaN must stay NaN
     return jnp.where(responds, signs / jnp.sqrt(jnp.where(responds, squares, 1)), 0)
