@@ -7,19 +7,35 @@ run is computed, but not what comes out, are the same for all experiments and ar
 """
 
 import argparse
+import contextlib
 import dataclasses
+import math
 import os
 import pathlib
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from zoo import extras
+from zoo.training.records import leave_workdirs
+
+# What every experiment uses in the end: a module that is missing is found out at the start.
+NEEDED = {"rich.table": "train", "orbax.checkpoint": "train", "matplotlib.figure": "plot"}
 
 
 def local_path(name: str) -> pathlib.Path:
-    """The path of ``PATH`` or ``file:PATH``, with ``$NAME`` and ``~`` filled in."""
-    return pathlib.Path(os.path.expandvars(name.removeprefix("file:"))).expanduser()
+    """The path of ``PATH`` or ``file:PATH``, with ``$NAME`` and ``~`` filled in.
+
+    Raises:
+        ValueError: if an environment variable is not set, and there is no file of that name.
+    """
+    filled = os.path.expandvars(name.removeprefix("file:"))
+    if (unset := re.search(r"\$(\w+|\{\w+\})", filled)) and not os.path.exists(filled):
+        raise ValueError(f"{name}: the environment variable {unset[1].strip('{}')} is not set")
+    return pathlib.Path(filled).expanduser()
 
 
 def at_least(bound: float, settings: Any, *names: str) -> None:
@@ -36,6 +52,28 @@ def in_unit_interval(settings: Any, *names: str) -> None:
         if not 0 <= getattr(settings, name) < 1:
             value = getattr(settings, name)
             raise ValueError(f"{_flag(settings, name)} must be in [0, 1), got {value}")
+
+
+def check_numbers(settings: Any, section: str = "") -> None:
+    """Raises a ValueError that names the field unless every number can be computed with.
+
+    A float is finite, but for limits (``max_…``, ``…_clip``), where infinity is none; an integer
+    fits in 32 bits, and a seed is not negative.
+    """
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), f"{section}{field.name}"
+        if dataclasses.is_dataclass(value):
+            check_numbers(value, f"{name}.")
+            continue
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, float):
+                limit = name.endswith("_clip") or field.name.startswith("max_")
+                if math.isnan(item) or (math.isinf(item) and not limit):
+                    raise ValueError(f"{name} must be finite, got {item}")
+            elif isinstance(item, int):
+                lowest = 0 if field.name in ("seed", "seeds") else -(2**31)
+                if not lowest <= item < 2**31:
+                    raise ValueError(f"{name} must be from {lowest} to {2**31 - 1}, got {item}")
 
 
 def change(config: Any, **fields: Any) -> Any:
@@ -124,30 +162,98 @@ def main(
         arguments: the command line, that of the process if None.
 
     A mistake of the user ends in one line and exit code 2; ``ZOO_TRACEBACK=1`` shows where it was
-    noticed.
+    noticed. What such a run wrote in a folder of its own is removed, unless it has trained.
     """
-    tyro = extras.require("tyro", "train")
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", nargs="?", default="small")
-    chosen, others = parser.parse_known_args(arguments)
+    failed = False
     try:
-        if (preset := chosen.preset) not in presets:
-            raise ValueError(f"--preset must be one of {', '.join(presets)}, got {preset!r}")
-        package = run.__module__.rpartition(".")[0]
-        folder = package.rpartition(".")[2] + ("" if preset == "small" else f"_{preset}")
-        workdir = presets[preset].workdir or f"runs/{folder}"
-        config = tyro.cli(
-            type(presets[preset]),
-            default=dataclasses.replace(presets[preset], workdir=workdir),
-            args=others,
-            prog=f"python -m {package}",
-            config=(tyro.conf.FlagConversionOff,),  # --any.field value for truth values too
-            description=f"{description or ''}\n\nPresets: --preset {' | '.join(presets)}.",
-        )
-        run(config)
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        with _lasting_output():
+            config = parse(run, presets, description, arguments)
+            for module, extra in NEEDED.items():
+                extras.require(module, extra)
+            run(config)
+    except jax.errors.JaxRuntimeError:  # of the machine, not of the command
+        raise
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
+        failed = True
         if os.environ.get("ZOO_TRACEBACK"):
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         print("(ZOO_TRACEBACK=1 shows where.)", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if os.environ.get("ZOO_TRACEBACK"):
+            raise
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        leave_workdirs(failed=failed)
+
+
+def parse(
+    run: Callable[[Any], None],
+    presets: Mapping[str, Any],
+    description: str | None,
+    arguments: Sequence[str] | None,
+) -> Any:
+    """The config of a command line; arguments as those of ``main``."""
+    tyro = extras.require("tyro", "train")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?", default="small")
+    chosen, others = parser.parse_known_args(arguments)
+    if (preset := chosen.preset) not in presets:
+        raise ValueError(f"--preset must be one of {', '.join(presets)}, got {preset!r}")
+    package = run.__module__.rpartition(".")[0]
+    folder = package.rpartition(".")[2] + ("" if preset == "small" else f"_{preset}")
+    workdir = presets[preset].workdir or f"runs/{folder}"
+    config = tyro.cli(
+        type(presets[preset]),
+        default=dataclasses.replace(presets[preset], workdir=workdir),
+        args=others,
+        prog=f"python -m {package}",
+        config=(tyro.conf.FlagConversionOff,),  # --any.field value for truth values too
+        description=f"{description or ''}\n\nPresets: --preset {' | '.join(presets)}.",
+    )
+    check_numbers(config)
+    if not config.workdir.strip():
+        raise ValueError("workdir must name a folder, got an empty name")
+    return dataclasses.replace(config, workdir=os.fspath(local_path(config.workdir)))
+
+
+@contextlib.contextmanager
+def _lasting_output() -> Iterator[None]:
+    """Inside it, a standard output that goes away (``| head``, a full disk) ends no run."""
+    if sys.stdout is None:  # closed from the start
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    else:
+        with contextlib.redirect_stdout(_LastingStream(sys.stdout)):  # type: ignore[type-var]
+            yield
+
+
+class _LastingStream:
+    """A stream that goes on into nothing once it cannot be written to."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._lasting():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lasting():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # What is still in the buffer goes there too, when the program ends.
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            print(f"no more output ({error}); the run goes on", file=sys.stderr)

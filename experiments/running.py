@@ -107,9 +107,23 @@ class Experiment(NamedTuple):
 
 
 def open_mesh(config: RunConfig) -> Mesh:
-    """Joins the other processes, if there are any, and gives the mesh of all devices."""
+    """Joins the other processes, if there are any, and gives the mesh of all devices.
+
+    Raises:
+        ValueError: if the devices do not divide the rows of a batch of ``config.training``.
+    """
     initialize_distributed(**dataclasses.asdict(config.distributed))
-    return make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    training = getattr(config, "training", None)
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    micro_batches = getattr(training, "accumulation_steps", 1)
+    rows = getattr(training, "batch_size", devices * micro_batches)
+    if rows % (devices * micro_batches):
+        raise ValueError(
+            f"training.batch_size must be a multiple of {devices * micro_batches}, got {rows}: "
+            f"{devices} device(s) see different rows, in {micro_batches} micro-batch(es)"
+        )
+    return mesh
 
 
 def train(
@@ -241,8 +255,9 @@ def decaying_adamw(training: Any, num_steps: int) -> optax.GradientTransformatio
         training: has ``learning_rate``, ``weight_decay`` and ``gradient_clip``.
         num_steps: of the complete run.
     """
+    # A tenth of the run; none if it has fewer than ten steps, as the first step of one has rate 0.
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, training.learning_rate, max(1, num_steps // 10), num_steps
+        0.0, training.learning_rate, num_steps // 10, num_steps
     )
     return optax.chain(
         optax.clip_by_global_norm(training.gradient_clip),

@@ -40,7 +40,7 @@ def test_same_config_enters_again_and_another_is_refused_by_field(tmp_path):
     with pytest.raises(ValueError, match=r"settings:\n  optimizer\.learning_rate: [^\n]*\nGive"):
         open_workdir(folder, other, ignore=("seed", "optimizer.betas"))
     assert (folder / "config.json").read_text() == before
-    assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.jsonl"}
+    assert {path.name for path in folder.iterdir()} == {".lock", "config.json", "metrics.jsonl"}
 
 
 def test_after_a_run_that_failed_at_its_start_other_settings_are_fine(tmp_path):

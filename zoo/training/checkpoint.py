@@ -9,10 +9,13 @@ The only file that knows Orbax. A checkpoint of step s is the folder ``<director
 What a disk or a cut-off copy broke is found by the checksums before it is trained on.
 """
 
+import errno
 import gc
 import json
 import logging
+import os
 import pathlib
+import re
 import sys
 import warnings
 import zlib
@@ -95,7 +98,7 @@ class Checkpointer:
 
         Raises:
             TypeError: if the position is not JSON.
-            Exception: an earlier save's failure in the background (a full disk).
+            OSError: if this save or an earlier one in the background failed (a full disk).
         """
         step = int(state.step)
         self._make_room()
@@ -107,7 +110,8 @@ class Checkpointer:
             raise ValueError(f"position must be the same on every process, got here {position!r}")
         manifest = {"content": json.loads(text), "crc32": crc}
         items = {**_items(state), "manifest": manifest}
-        self._orbax.save_checkpointables_async(step, items, force=True)
+        with _named(self.directory):
+            self._orbax.save_checkpointables_async(step, items, force=True)
         return True
 
     def restore(self, like: TrainState) -> tuple[TrainState, Any] | None:
@@ -123,6 +127,7 @@ class Checkpointer:
         Raises:
             ValueError: if the checkpoint belongs to another model or optimiser.
             RuntimeError: if every checkpoint is damaged.
+            OSError: if the system refuses to read one (no permission, too many open files).
         """
         self.wait()
         reasons: dict[int, str] = {}
@@ -150,8 +155,9 @@ class Checkpointer:
             self._orbax.delete(later, missing_ok=True)
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk; raises the error of a save that failed."""
-        self._orbax.wait()
+        """Waits until what was saved is on disk; an OSError if a save failed."""
+        with _named(self.directory):
+            self._orbax.wait()
 
     def close(self) -> None:
         """Waits and releases the folder."""
@@ -174,39 +180,60 @@ class Checkpointer:
 
     def _read(self, step: int, like: TrainState) -> tuple[Any, str | None]:
         """Gives the state and position, or why this checkpoint is damaged."""
-        items, reason = self._load(step, {"manifest": None})
-        if reason is not None:
+        items, problem = self._load(step, {"manifest": None})
+        content: Any = None
+        if problem is None:
+            try:
+                content = read_manifest(items["manifest"])
+            except ValueError as error:
+                problem = str(error)
+        if reason := _agreed(problem):
             return None, f"manifest: {reason}"
-        try:
-            content, crc = items["manifest"]["content"], items["manifest"]["crc32"]
-        except (KeyError, TypeError):
-            content = crc = None
-        if crc != zlib.crc32(json.dumps(content, sort_keys=True).encode()):
-            return None, "manifest: its checksum does not match"
         leaves = content["leaves"]
         _check_same_model(leaves, like, self.directory / str(step))
-        items, reason = self._load(step, _items(like))
-        if reason is None:
+        items, problem = self._load(step, _items(like))
+        if problem is None:
             state = _from_items(items, like, leaves)
             found = describe(state)
             wrong = [name for name in leaves if leaves[name] != found[name]]
-            reason = f"the checksum does not match in {', '.join(wrong)}" if wrong else None
-        if jax.process_count() > 1:  # one process may have read what another could not
-            broken = multihost_utils.process_allgather(np.array(reason is not None)).any()
-            reason = reason or ("unreadable on another process" if broken else None)
-        if reason is not None:
+            problem = f"the checksum does not match in {', '.join(wrong)}" if wrong else None
+        if reason := _agreed(problem):
             return None, reason
         return (state, content["position"]), None
 
-    def _load(self, step: int, items: dict[str, Any]) -> tuple[Any, str | None]:
-        """Gives what Orbax reads, or why it cannot."""
+    def _load(self, step: int, items: dict[str, Any]) -> tuple[Any, str | OSError | None]:
+        """Gives what Orbax reads, or why it cannot: an OSError is no damage of the checkpoint."""
         with _quiet():
             try:
                 return self._orbax.load_checkpointables(step, items), None
             except Exception as error:
-                reason = _cause(error)
+                problem = _cause(error)
             gc.collect()  # Orbax leaves coroutines behind, which complain when they are collected
-            return None, reason
+            return None, problem
+
+
+def read_manifest(manifest: Any) -> dict[str, Any]:
+    """The content of a manifest.
+
+    Args:
+        manifest: what JSON holds, of any form.
+
+    Raises:
+        ValueError: if the checksum or the form is not that of ``Checkpointer.save``.
+    """
+    content = manifest.get("content") if isinstance(manifest, dict) else None
+    if not isinstance(content, dict) or manifest.get("crc32") != zlib.crc32(
+        json.dumps(content, sort_keys=True).encode()
+    ):
+        raise ValueError("its checksum does not match")
+    leaves = content.get("leaves")
+    complete = isinstance(leaves, dict) and all(
+        isinstance(leaf, dict) and {"shape", "dtype", "checksum"} <= leaf.keys()
+        for leaf in leaves.values()
+    )
+    if not complete or "position" not in content:
+        raise ValueError("it was written by another version")
+    return content
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -267,8 +294,51 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost error's first line: Orbax wraps it several times."""
+# What the system refuses says nothing about the checkpoint, and may be granted tomorrow. Files that
+# are missing or of another kind are damage.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_REFUSED = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNAUTHENTICATED")
+
+
+def _cause(error: BaseException) -> str | OSError:
+    """The innermost error's first line (Orbax wraps it several times), or what the system said."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+    text = str(error).splitlines()[0][:300] if str(error) else ""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or (number is not None and number not in _DAMAGE):
+        return OSError(number or errno.ENOMEM, text or os.strerror(errno.ENOMEM))
+    if text.startswith(_REFUSED):  # TensorStore's words for it
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        return OSError(int(found[1]) if found else errno.EACCES, text)
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def _agreed(problem: str | OSError | None) -> str | None:
+    """Why a checkpoint is damaged on this process or another; raises what the system refused."""
+    code = 0 if problem is None else 2 if isinstance(problem, OSError) else 1
+    worst = code
+    if jax.process_count() > 1:  # one process may have read what another could not
+        worst = int(multihost_utils.process_allgather(np.int32(code)).max())
+    if worst == 2:
+        own = problem if isinstance(problem, OSError) else OSError(errno.EIO, "on another process")
+        raise OSError(
+            own.errno,
+            f"a checkpoint cannot be read: {own.strerror}. It is left as it is: the same command "
+            "continues from it when the system allows it",
+        )
+    if worst == 1:
+        return problem if isinstance(problem, str) else "unreadable on another process"
+    return None
+
+
+@contextmanager
+def _named(directory: Any) -> Iterator[None]:
+    """Names the folder that could not be written."""
+    try:
+        yield
+    except Exception as error:
+        cause = _cause(error)
+        reason, number = (cause.strerror, cause.errno) if isinstance(cause, OSError) else (cause, 0)
+        text = f"a checkpoint could not be saved ({reason}); those before it are complete"
+        raise OSError(number or errno.EIO, text, str(directory)) from error

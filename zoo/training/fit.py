@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from zoo import _checks as checks
 from zoo.training.checkpoint import Checkpointer
 from zoo.training.mesh import put_batch
-from zoo.training.progress import Progress
+from zoo.training.progress import Progress, say
 from zoo.training.records import MetricsLog
 from zoo.training.signals import StopSignals
 from zoo.training.state import TrainState
@@ -29,6 +29,7 @@ from zoo.training.state import TrainState
 # Steps dispatched but not done. A few keep the devices busy; more would only hold more batches in
 # their memory and delay Ctrl-C.
 STEPS_AHEAD = 4
+MOST_STEPS = 2**31 - 1  # the state counts them in int32
 
 
 class Loop(NamedTuple):
@@ -66,9 +67,10 @@ def fit(
     """Trains until ``num_steps`` steps are done in all, or the batches end.
 
     With a checkpointer it first restores the newest undamaged checkpoint, with the position of the
-    batches, and saves at the end. SIGTERM and Ctrl-C finish the step, save, and leave through
-    ``SystemExit`` (143, 130); a second one leaves at once. Several processes agree on stopping when
-    they log.
+    batches, and saves at the end. SIGTERM, Ctrl-C and a terminal that hangs up finish the step,
+    save, and leave through ``SystemExit`` (143, 130, 129); a second Ctrl-C leaves at once. Several
+    processes agree on stopping when they log. The log of a run that was stopped or killed, and then
+    continued, holds the same records as that of one which was not, but for the rate.
 
     Args:
         step: from ``make_train_step``.
@@ -108,16 +110,19 @@ def fit(
     >>> state.parameters["kernel"].sum().round(3)
     Array(1., dtype=float32)
     """
-    for name, value in {"num_steps": num_steps, **loop._asdict()}.items():
+    checks.count("num_steps", num_steps, at_least=1, at_most=MOST_STEPS)
+    for name, value in loop._asdict().items():
         if name not in ("rate_unit", "progress") and value is not None:
             checks.count(name, value, at_least=1)
     positioned = _check_batches(batches, resumable=checkpointer is not None)
+    window = _Window(mesh, loop.max_nonfinite_steps)
     if checkpointer is not None:
-        state = _restore(checkpointer, state, positioned)
+        state = _restore(checkpointer, state, positioned, window)
     first = done = logged = evaluated = saved = int(state.step)
     if log is not None:
         log.resume(first)
-    window = _Window(mesh, loop.max_nonfinite_steps)
+    if first and checkpointer is not None and jax.process_index() == 0:
+        say(f"continues from step {first} of {num_steps}, saved in {checkpointer.directory}")
     ended, stop = False, 0
 
     def is_due(last: int, every: int | None) -> bool:
@@ -136,54 +141,63 @@ def fit(
                 done += 1
                 window.add(done, metrics)
                 display.advance(done)
-            if is_due(logged, loop.log_every):
-                logged = done
-                record, rate, pace = window.read()
-                display.report(done, record, rate=rate, pace=pace)
-                if log is not None:
-                    log.write(done, {**record, f"{loop.rate_unit}_per_second": rate})
-            if is_due(evaluated, loop.evaluate_every) and not (ended and stop and done < num_steps):
-                evaluated = done
-                if evaluate is not None:
-                    with window.paused():
-                        state, values = evaluate(state)
+            # A run that is stopped leaves the records to the one that continues: the log is then
+            # that of a run that was not stopped.
+            if not stop:
+                if is_due(logged, loop.log_every):
+                    logged = done
+                    record, rate = window.read()
+                    display.report(done, record, rate=rate)
                     if log is not None:
-                        log.write(done, values)
+                        log.write(done, {**record, f"{loop.rate_unit}_per_second": rate})
+                if is_due(evaluated, loop.evaluate_every):
+                    evaluated = done
+                    if evaluate is not None:
+                        with window.paused():
+                            state, values = evaluate(state)
+                        if log is not None:
+                            log.write(done, values)
             if is_due(saved, loop.checkpoint_every):
                 saved = done
                 if checkpointer is not None:
                     with window.paused():
-                        checkpointer.save(state, position=positioned.get_state())
+                        position = {"batches": positioned.get_state(), "window": window.get_state()}
+                        checkpointer.save(state, position=position)
             if not ended and (jax.process_count() == 1 or done % loop.log_every == 0):
-                stop = _agreed(signals.received)
+                # The last step is done in any case: its record, evaluation and save come first.
+                stop = _agreed(signals.received) if done < num_steps else 0
 
         if checkpointer is not None:
             checkpointer.wait()
+        stop = stop or _agreed(signals.received)  # also one that came in the last save
         if stop:
             if jax.process_index() == 0:
                 kept = f"saved in {checkpointer.directory}" if checkpointer else "nothing saved"
                 name = signal.Signals(stop).name
-                print(f"stopped at step {done} by {name}; {kept}; the same command continues")
+                say(f"stopped at step {done} by {name}; {kept}; the same command continues")
             raise SystemExit(128 + stop)
     return state
 
 
 class _Window:
-    """The metrics since the last log step, read from the devices all at once."""
+    """Sums of the metrics since the last record; a checkpoint keeps them for the next one."""
 
     def __init__(self, mesh: Mesh, max_nonfinite_steps: int) -> None:
         self._max_nonfinite_steps = max_nonfinite_steps
         # Several CPU devices share one pool of threads: steps that overlap may wait forever.
         one_by_one = mesh.devices.flat[0].platform == "cpu" and len(mesh.local_devices) > 1
         self._steps_ahead = 0 if one_by_one else STEPS_AHEAD
-        self._entries: list[tuple[int, dict[str, jax.Array]]] = []
-        self._timed_from = 1  # the first step compiles: it is left out of the rate
+        self._entries: list[tuple[int, dict[str, jax.Array]]] = []  # not read yet
+        self._sums: dict[str, float] = {}
+        self._accepted = self._refused = 0
+        self._untimed = 1  # the first step compiles: it is left out of the rate
+        self._timed_weight = 0.0
         self._clock = time.perf_counter()
         self._last_loss = math.nan
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self._entries.append((step, metrics))
-        if len(self._entries) == self._timed_from:
+        if len(self._entries) == self._untimed:
             jax.block_until_ready(metrics)
             self._clock = time.perf_counter()
         elif len(self._entries) > self._steps_ahead:
@@ -196,11 +210,32 @@ class _Window:
         yield
         self._clock += time.perf_counter() - begin
 
-    def read(self) -> tuple[dict[str, float], float, float]:
-        """Gives the means over the accepted steps, weight per second and steps per second."""
-        values = jax.device_get([metrics for _, metrics in self._entries])
+    def read(self) -> tuple[dict[str, float], float]:
+        """Gives the means over the accepted steps and the weight per second, and starts anew."""
+        self._fold()
         seconds = time.perf_counter() - self._clock
-        accepted = []
+        names = ("loss", *sorted(self._sums.keys() - {"loss"}))
+        record = {name: self._sums[name] / (self._accepted or math.nan) for name in names}
+        record["nonfinite_steps"] = self._refused
+        rate = self._timed_weight / seconds
+        self._sums = {}
+        self._accepted = self._refused = 0
+        self._timed_weight = 0.0
+        self._clock = time.perf_counter()
+        return record, rate
+
+    def get_state(self) -> dict[str, Any]:
+        """What the next record is made of so far, as JSON."""
+        self._fold()
+        return {"sums": self._sums, "accepted": self._accepted, "refused": self._refused}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._sums = dict(state["sums"])
+        self._accepted, self._refused = state["accepted"], state["refused"]
+
+    def _fold(self) -> None:
+        """Reads the metrics from the devices, all at once, and adds them to the sums."""
+        values = jax.device_get([metrics for _, metrics in self._entries])
         for (step, _), metrics in zip(self._entries, values, strict=True):
             if metrics["nonfinite_steps"] >= self._max_nonfinite_steps:
                 raise FloatingPointError(
@@ -210,21 +245,16 @@ class _Window:
                     "the learning rate, clip the gradient (optax.clip_by_global_norm), or look "
                     "at the batches of these steps for bad values."
                 )
-            if metrics["nonfinite_steps"] == 0:
-                accepted.append(metrics)
+            accepted = metrics["nonfinite_steps"] == 0
+            for name, value in metrics.items():
+                self._sums[name] = self._sums.get(name, 0.0) + (float(value) if accepted else 0.0)
+            if accepted:
                 self._last_loss = float(metrics["loss"])
-        count = len(accepted) or math.nan
-        record = {
-            name: sum(float(metrics[name]) for metrics in accepted) / count
-            for name in ("loss", *sorted(values[0].keys() - {"loss"}))
-        }
-        record["nonfinite_steps"] = len(values) - len(accepted)
-        timed = values[self._timed_from :]
-        rate = sum(float(metrics["weight"]) for metrics in timed) / seconds
+            self._accepted += bool(accepted)
+            self._refused += not accepted
+        self._timed_weight += sum(float(metrics["weight"]) for metrics in values[self._untimed :])
+        self._untimed = max(0, self._untimed - len(values))
         self._entries.clear()
-        self._timed_from = 0
-        self._clock = time.perf_counter()
-        return record, rate, len(timed) / seconds
 
 
 def _agreed(signal_number: int) -> int:
@@ -245,7 +275,9 @@ def _check_batches(batches: Any, *, resumable: bool) -> Any:
     return batches
 
 
-def _restore(checkpointer: Checkpointer, state: TrainState, batches: Any) -> TrainState:
+def _restore(
+    checkpointer: Checkpointer, state: TrainState, batches: Any, window: _Window
+) -> TrainState:
     if not checkpointer.steps():
         return state
     like = state.abstract
@@ -255,5 +287,8 @@ def _restore(checkpointer: Checkpointer, state: TrainState, batches: Any) -> Tra
     if restored is None:
         raise RuntimeError(f"the checkpoints in {checkpointer.directory} vanished meanwhile")
     state, position = restored
+    if isinstance(position, dict) and position.keys() == {"batches", "window"}:
+        window.set_state(position["window"])
+        position = position["batches"]  # else: of a version that kept nothing but this
     batches.set_state(position)
     return state

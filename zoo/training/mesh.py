@@ -8,6 +8,7 @@ The mesh always has the three axes ``data``, ``fsdp`` and ``model``. The batch i
 import functools
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def initialize_distributed(
         process_id: this one's number, from 0; default ``$JAX_PROCESS_ID``.
 
     Raises:
-        ValueError: if only some of the three are known.
+        ValueError: if only some of the three are known, or one is not of its form.
 
     >>> initialize_distributed(num_processes=1)
     """
@@ -50,17 +51,29 @@ def initialize_distributed(
     )
     if address == "auto":
         jax.distributed.initialize()
-    elif (count is not None and int(count) == 1) or (address, count, number) == (None,) * 3:
         return
-    elif address is None or count is None or number is None:
+    if (address, count, number) == (None,) * 3 or str(count).strip() == "1":
+        return
+    if address is None or count is None or number is None:
         raise ValueError(
             "several processes need coordinator_address, num_processes and process_id together, "
             f"got {address}, {count}, {number}. Give them as arguments or as {variables}, or "
             "coordinator_address='auto' on Cloud TPU."
         )
-    else:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read on CPU only
-        jax.distributed.initialize(str(address), int(count), int(number))
+    address = str(address)
+    if not re.fullmatch(r"[^\s:]+:\d+|\[[^\s\]]+\]:\d+", address):
+        raise ValueError(f"coordinator_address must be 'host:port' or 'auto', got {address!r}")
+    try:
+        processes, own = int(count), int(number)
+    except ValueError:
+        processes = own = -1
+    if not 0 <= own < processes:
+        raise ValueError(
+            "num_processes must be a whole number and process_id one from 0 to num_processes - 1, "
+            f"got {count!r} and {number!r}"
+        )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read on CPU only
+    jax.distributed.initialize(address, processes, own)
 
 
 def make_mesh(

@@ -1,6 +1,8 @@
 """How far a run is: a bar on a terminal, plain lines elsewhere; process 0 alone shows them."""
 
+import contextlib
 import sys
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -10,8 +12,14 @@ import jax
 from zoo import extras
 
 
+def say(text: str) -> None:
+    """Prints a line; an output that is gone (``| head``, a full disk) never ends a run."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
+        print(text, flush=True)
+
+
 class Progress:
-    """Shows steps done, loss, rate and the time that is left.
+    """Shows steps done, loss, rate and the time that is left, at the mean pace of this run.
 
     Args:
         total: steps in all.
@@ -23,8 +31,9 @@ class Progress:
     def __init__(self, total: int, done: int, rate_unit: str, *, shown: bool = True) -> None:
         self._total, self._rate_unit = total, rate_unit
         self._shown = shown and jax.process_index() == 0
+        self._started: tuple[int, float] | None = None  # after the first step, which compiles
         self._bar: Any = None
-        if self._shown and sys.stdout.isatty():
+        if self._shown and _is_terminal(sys.stdout):
             rich = extras.require("rich.progress", "train")
             self._bar = rich.Progress(
                 "step {task.completed}/{task.total}",
@@ -33,30 +42,49 @@ class Progress:
                 rich.TimeElapsedColumn(),
                 "ETA",
                 rich.TimeRemainingColumn(),
+                speed_estimate_period=3600,  # one evaluation or save does not move the ETA
             )
             self._task = self._bar.add_task("", total=total, completed=done)
 
     def __enter__(self) -> "Progress":
-        if self._bar is not None:
-            self._bar.start()
+        with contextlib.suppress(OSError, ValueError):
+            if self._bar is not None:
+                self._bar.start()
         return self
 
     def __exit__(self, *details: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        with contextlib.suppress(OSError, ValueError):
+            if self._bar is not None:
+                self._bar.stop()
 
     def advance(self, done: int) -> None:
         """Moves the bar to this number of steps (4 µs: rich draws ten times per second at most)."""
+        if self._started is None:
+            self._started = done, time.perf_counter()
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
 
-    def report(self, done: int, record: Mapping[str, float], *, rate: float, pace: float) -> None:
-        """Shows a record that was just logged; rate: weight per second; pace: steps per second."""
+    def report(self, done: int, record: Mapping[str, float], *, rate: float) -> None:
+        """Shows a record that was just logged; rate: weight per second."""
         text = f"loss {record['loss']:.4g}  {rate:,.4g} {self._rate_unit}/s"
         if record["nonfinite_steps"]:
             text += f"  ({record['nonfinite_steps']} steps refused: not finite)"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
         elif self._shown:
-            left = timedelta(seconds=round((self._total - done) / pace)) if pace else "?"
-            print(f"step {done}/{self._total}  {text}  ETA {left}", flush=True)
+            say(f"step {done}/{self._total}  {text}  ETA {self._left(done)}")
+
+    def _left(self, done: int) -> str:
+        first, began = self._started or (done, 0.0)
+        if done == first:
+            return "?"
+        per_step = (time.perf_counter() - began) / (done - first)
+        return str(timedelta(seconds=round((self._total - done) * per_step)))
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether a bar can be drawn there; a standard output that is closed may be None."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False

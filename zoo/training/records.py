@@ -6,35 +6,51 @@ Only process 0 writes. JSON has no NaN and no infinity: they are written as null
 import dataclasses
 import json
 import math
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from zoo import extras
 from zoo._files import replace_file
+from zoo.training.lock import NAME, lock_folder, release_folders
 
 
 def open_workdir(
-    directory: str | pathlib.Path, config: Any, *, ignore: Sequence[str] = ()
+    directory: str | pathlib.Path,
+    config: Any,
+    *,
+    ignore: Sequence[str] = (),
+    lock: bool = True,
 ) -> pathlib.Path:
-    """Makes the folder of a run, or enters it again with the same settings.
+    """Makes the folder of a run, or enters it again with the same settings, as its only writer.
 
-    A folder that holds only ``config.json`` may be reused with new settings.
+    A folder without results (files that hold anything, folders with a config of their own left
+    out) may be reused with new settings. The lock is that of ``zoo.training.lock``: it ends with
+    the process, also in a crash. Every process of a run calls this; process 0 alone writes.
 
     Args:
         directory: created if absent.
         config: dataclass instance, written to ``config.json`` the first time.
-        ignore: dotted names of fields that may differ from the first time, such as
-            ``"mesh"`` (with all below it) or ``"logging.every"``.
+        ignore: dotted names of fields that may differ from the first time, and from process to
+            process, such as ``"mesh"`` (with all below it) or ``"logging.every"``.
+        lock: False is for a folder that several runs may read and complete at once.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: if the folder holds a run with other settings, or its config is unreadable.
+        ValueError: if the folder holds a run with other settings, its config is missing or
+            unreadable, the processes of this run have different settings, or the directory is not
+            one of this machine's file system (``gs://…``).
+        BlockingIOError: if another process writes in the folder.
 
     >>> import tempfile
     >>> @dataclasses.dataclass(frozen=True)
@@ -49,33 +65,138 @@ def open_workdir(
       seed: 0 there, 1 here
     ...
     """
-    directory = pathlib.Path(directory)
-    if jax.process_index() != 0:
-        return directory
+    if re.match(r"(?!file:)[A-Za-z][\w+.-]+:/", os.fspath(directory)):
+        raise ValueError(
+            f"workdir must be a folder of this machine's file system, got {os.fspath(directory)!r};"
+            " mount the bucket, or copy the folder there afterwards"
+        )
+    directory, here = pathlib.Path(directory), _plain(config)
+    _check_same_everywhere(_flat(here), ignore)
+    refusal: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            _enter(directory, here, ignore, lock)
+        except (OSError, ValueError) as error:
+            refusal = error
+    if jax.process_count() > 1:  # the others must not wait for a process that has left
+        (reason, *_) = _from_everywhere("" if refusal is None else str(refusal))
+        if reason and refusal is None:
+            raise ValueError(f"process 0 was refused: {reason}")
+    if refusal is not None:
+        raise refusal
+    return directory
+
+
+def _enter(directory: pathlib.Path, here: Any, ignore: Sequence[str], lock: bool) -> None:
+    """Locks the folder, and writes the config or compares it with the one there."""
+    new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
+    if lock:
+        lock_folder(directory)
     path = directory / "config.json"
-    here = _plain(config)
-    results = (file for file in directory.rglob("*") if file.is_file() and file != path)
-    if not path.exists() or not any(file.stat().st_size for file in results):
+    if not (_has_results(directory) if path.exists() else _is_trained(directory)):
+        if new or not any(file.name != NAME for file in directory.iterdir()):
+            _unfinished.add(directory.resolve())
         _write(path, here)
-        return directory
-    try:
-        there = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); use another --workdir") from error
-    old, new = _flat(there), _flat(here)
+        return
+    there = read_json(path, dict, advice="restore the file, or use another --workdir")
     differing = [
-        f"\n  {name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} here"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
-        and not any(name == field or name.startswith(field + ".") for field in ignore)
+        f"\n  {name}: {was} there, {now} here"
+        for name, was, now in _differing(_flat(there), _flat(here), ignore)
     ]
     if differing:
         raise ValueError(
             f"{directory} holds a run with other settings:{''.join(differing)}\n"
             "Give the same settings to continue it, or another --workdir."
         )
-    return directory
+
+
+def _has_results(directory: pathlib.Path) -> bool:
+    """Whether a run has left anything but its config, which may then not be replaced."""
+    for folder, folders, files in os.walk(directory):
+        inside = pathlib.Path(folder)
+        if inside != directory and "config.json" in files:  # a folder of its own
+            folders.clear()
+            continue
+        own = (inside / file for file in files if file not in ("config.json", NAME))
+        if any(file.stat().st_size for file in own):
+            return True
+    return False
+
+
+def _is_trained(directory: pathlib.Path) -> bool:
+    """Whether there is a record, a summary or a checkpoint."""
+    patterns = ("metrics*.jsonl", "summary.json", "checkpoints*/[0-9]*/manifest")
+    found = (file for pattern in patterns for file in directory.rglob(pattern))
+    return any(file.is_dir() or file.stat().st_size for file in found)
+
+
+# Folders that this process made and trained nothing in, as far as it knows.
+_unfinished: set[pathlib.Path] = set()
+
+
+def leave_workdirs(*, failed: bool) -> None:
+    """Gives up the folders that this process entered; the end of a command calls it.
+
+    Args:
+        failed: the command ended in a mistake. What it wrote in a folder that it made, or found
+            empty, is removed if no record, checkpoint or summary is among it: else a mistake in the
+            first command would keep the corrected one out.
+    """
+    for directory in _unfinished if failed else ():
+        if not _is_trained(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+    _unfinished.clear()
+    release_folders()
+
+
+def _differing(
+    old: Mapping[str, str], new: Mapping[str, str], ignore: Sequence[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Name and both values of each field that differs."""
+    for name in dict.fromkeys([*old, *new]):
+        pair = old.get(name, "absent"), new.get(name, "absent")
+        ignored = any(name == field or name.startswith(field + ".") for field in ignore)
+        if pair[0] != pair[1] and not ignored:
+            yield name, *pair
+
+
+def _check_same_everywhere(flat: dict[str, str], ignore: Sequence[str]) -> None:
+    if jax.process_count() == 1:
+        return
+    first, *others = map(json.loads, _from_everywhere(json.dumps(flat)))
+    for number, other in enumerate(others, 1):
+        if found := list(_differing(first, other, ignore)):
+            lines = (f"\n  {name}: {a} in process 0, {b} in {number}" for name, a, b in found)
+            raise ValueError(
+                f"the processes of one run have other settings:{''.join(lines)}\n"
+                "Give every process the same command."
+            )
+
+
+def _from_everywhere(text: str) -> list[str]:
+    """The texts of all processes, in their order."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(data.size))
+    padded = np.pad(data, (0, int(sizes.max()) - data.size))
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def read_json(path: pathlib.Path, kind: type, *, advice: str) -> Any:
+    """What a JSON file holds, a ``kind``.
+
+    Raises:
+        ValueError: if it is absent, cut, damaged or of another kind; names the file.
+        OSError: if the system refuses to read it (no permission, too many files open).
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds a {type(content).__name__}, expected a {kind.__name__}")
+    except (FileNotFoundError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {advice}") from error
+    return content
 
 
 class MetricsLog:
@@ -110,25 +231,34 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds a line: the number of steps done, and what JSON, NumPy or JAX scalars can hold."""
         if self._writes:
-            self._file.write(json.dumps({"step": step, **_plain(values)}) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps({"step": step, **_plain(values)}) + "\n")
+                self._file.flush()
+            except OSError as error:  # a full disk: Python does not say which file
+                error.filename = str(self.path)
+                raise
 
     def resume(self, step: int) -> None:
         """Drops what a run that continues from ``step`` writes again, and lines cut off by a crash.
 
-        ``fit`` calls it with the restored step, 0 for a new start.
+        ``fit`` calls it with the restored step, 0 for a new start. Other lines that are no records
+        are dropped too, with a warning.
         """
         if not self._writes:
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        kept, bad = [], []
+        lines = self.path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines[:-1], 1):  # the last one is empty or cut off
             try:
                 if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, TypeError, KeyError):
-                continue
+                    kept.append(line + b"\n")
+            except (ValueError, TypeError, KeyError, RecursionError):
+                bad.append(str(number))
+        if bad:
+            text = f"{self.path}: damaged and left out: line {', '.join(bad)}"
+            warnings.warn(text[:500], stacklevel=2)
         self._file.close()
-        replace_file(self.path, "".join(kept))
+        replace_file(self.path, b"".join(kept))
         self._file = self.path.open("a", encoding="utf-8")
 
     def close(self) -> None:

@@ -1,14 +1,20 @@
-"""Turns SIGTERM and Ctrl-C into a flag that is checked after each step."""
+"""Turns SIGTERM, SIGHUP and Ctrl-C into a flag that is checked after each step."""
 
+import contextlib
 import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
+# The end asked for, by Ctrl-C, by a terminal that hangs up (Windows has no such signal).
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
+
 
 class StopSignals:
-    """Remembers SIGTERM or Ctrl-C instead of ending the program; a second Ctrl-C ends it.
+    """Remembers SIGTERM, SIGHUP or Ctrl-C instead of ending the program; a second Ctrl-C ends it.
 
     As a context manager; on leaving, the handlers are those from before.
 
@@ -27,8 +33,9 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -39,5 +46,6 @@ class StopSignals:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or number
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nfinishing the step, then saving; Ctrl-C stops at once\n")
+        # Not print: the signal may have come in the middle of one. The terminal may be gone.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nfinishing the step, then saving; Ctrl-C stops at once\n")
