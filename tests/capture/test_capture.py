@@ -1,5 +1,6 @@
 """Captured values against functions that return them by hand, in every kind of program."""
 
+import contextlib
 import functools
 import operator
 
@@ -14,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.battery import quick_jit
 from tests.capture.programs import GRADIENTS, LOOPS, PAIRS, RICH, X, by_hand, mesh, tapped
 from zoo.capture import Conditional, capture, inject, tap
+from zoo.capture.interpreter import REMEMBERED
 
 CUSTOM = ("custom_jvp", "custom_vjp")
 NOT_REVERSE = (*LOOPS, "control_flow_in_shard_map")
@@ -205,8 +207,23 @@ def test_captured_costs_what_a_hand_written_output_costs(name):
         assert ours.get(count) == twin.get(count)
 
 
+@contextlib.contextmanager
+def counted_compilations():
+    compilations = []
+
+    def listener(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield compilations
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
 def test_traced_once_under_jit_and_compiled_once_without():
-    traces, compilations = [], []
+    traces = []
     step = lambda c, x: (tap(jnp.sin(c + x), "h"), c)  # noqa: E731
 
     @jax.jit
@@ -223,17 +240,59 @@ def test_traced_once_under_jit_and_compiled_once_without():
     jitted(X + 1)
     assert len(traces) == 1
 
-    def listener(event, seconds, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compilations.append(event)
-
     capture(function)(X)
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
+    with counted_compilations() as compilations:
         capture(function)(X + 1)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
     assert not compilations
+
+
+def test_one_block_at_many_places_is_compiled_once_and_all_are_remembered():
+    """Their names differ, the program does not; and thousands do not push each other out."""
+    block = jax.jit(lambda x: tap(jnp.sin(x), "h"))
+    blocks = [jax.jit(lambda x, i=i: tap(x + i, "own")) for i in range(3)]
+
+    def function(x):
+        for _ in range(300):
+            x = block(x)
+        return sum(own(x) for own in blocks)
+
+    with counted_compilations() as compilations:
+        values = capture(function)(X)[1]
+    assert len(values) == 303
+    assert len(compilations) < 10
+    assert REMEMBERED > 1000
+    with counted_compilations() as compilations:
+        capture(function)(X)
+    assert not compilations
+
+
+def one_of_a_batch(x):
+    """A loop whose length differs between entries, and whose condition is read too."""
+
+    def body(state):
+        h = tap(state[0] * 2, "h")
+        return h, state[1] + 1, jax.random.fold_in(state[2], state[1])
+
+    start = x, 0, jax.random.key(0)
+    x, steps, key = lax.while_loop(lambda state: tap(jnp.sum(state[0]), "total") < 9, body, start)
+    return x, steps, jax.random.uniform(key)
+
+
+def test_batched_predicates_of_loops():
+    batch = jnp.abs(jnp.stack([X, 3 * X, 100 * X]))
+    function = jax.vmap(one_of_a_batch)
+    for transform in (lambda f: f, jax.jit):
+        output, values = transform(capture(function))(batch)
+        assert_close(output, function(batch))
+        assert output[1].tolist() == [2, 1, 0]
+        assert_close(values["total"], jnp.sum(output[0], axis=1))
+        assert values["h"].shape == batch.shape
+        assert_close(values["h"][0], output[0][0])  # the one that ran longest
+        halved = transform(inject(function, {"h": lambda h: h * 0.75}))(batch)
+        by_hand = jax.vmap(inject(one_of_a_batch, {"h": lambda h: h * 0.75}))(batch)
+        assert_close(halved, by_hand)
+    tangents = jax.jvp(lambda x: capture(function)(x)[0][0], (batch,), (jnp.ones_like(batch),))[1]
+    assert_close(tangents, 2.0 ** output[1][:, None] * jnp.ones((1, 4)))
 
 
 def test_options_of_jit_stay():

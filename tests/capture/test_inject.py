@@ -2,12 +2,19 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
 from tests.battery import quick_jit
 from tests.capture.programs import GRADIENTS, PAIRS, RICH, X, tapped
-from tests.capture.test_capture import CUSTOM, NOT_REVERSE, assert_close, assert_same
+from tests.capture.test_capture import (
+    CUSTOM,
+    NOT_REVERSE,
+    assert_close,
+    assert_same,
+    counted_compilations,
+)
 from zoo.capture import Conditional, capture, inject, tap
 
 
@@ -139,17 +146,47 @@ def test_outer_capture_and_outer_injection_see_the_replacement():
     assert_close(ones(X), jnp.cumsum(X))
 
 
-def test_injection_is_compiled_once_and_leaks_no_tracers():
-    traces = []
+def jitted(x):
+    return jax.jit(lambda x: 3 * tap(jnp.sin(x), "h"))(x)
 
-    def bend_and_count(h):
-        traces.append(1)
-        return bend(h)
 
-    model = jax.jit(lambda x: 3 * tap(jnp.sin(x), "h"))
-    patch = inject(lambda x: model(x) + 1, {"h": bend_and_count})
-    assert_close((patch(X), patch(2 * X)), (3 * bend(jnp.sin(X)) + 1, 3 * bend(jnp.sin(2 * X)) + 1))
-    assert len(traces) == 1
+def scanned(x):
+    return lax.scan(lambda c, t: (tap(jnp.sin(c * t), "h"), None), x, jnp.arange(1.0, 3))[0]
+
+
+def branched(x):
+    inner = lambda x: jax.jit(lambda x: tap(2 * x, "h"))(x) + 1  # noqa: E731
+    return lax.cond(jnp.sum(x) > 0, inner, lambda x: x, x)
+
+
+def looped(x):
+    return lax.while_loop(lambda c: jnp.sum(c) < 9, lambda c: tap(abs(c) + 1, "h"), x)
+
+
+@pytest.mark.parametrize("function", [jitted, scanned, branched, looped])
+@pytest.mark.parametrize("kind", [float, jnp.asarray, np.asarray])
+def test_replacements_read_what_changes_and_compile_what_is_new(function, kind):
+    """What a replacement closes over may be another at the next call: as without `jit`."""
+    settings = {"scale": kind(1.0)}
+
+    def scaled(h):
+        return h * settings["scale"].astype(h.dtype) if kind is not float else h * settings["scale"]
+
+    # A new model at every call, as in functions that make their jitted parts inside.
+    patch, plain = inject(function, {"h": scaled}), inject(lambda x: jax.jit(function)(x), {})
+    assert_close(patch(X), plain(X))
+    for scale in (10.0, 1.0, 10.0):
+        settings["scale"] = kind(scale)
+        fresh = inject(function, {"h": lambda h, s=scale: h * jnp.float32(s)})
+        with counted_compilations() as compilations:
+            found = patch(X)
+        assert_close(found, fresh(X))
+    assert not compilations  # 10 was seen before
+    steep = jax.grad(lambda s: jnp.sum(inject(jitted, {"h": lambda h: h * s})(X)))
+    assert_close(steep(2.0), 3 * jnp.sum(jnp.sin(X)))
+
+
+def test_injection_leaks_no_tracers():
     with jax.checking_leaks():
         jax.grad(lambda s: jnp.sum(inject(tapped("scan_in_scan"), {"h": lambda h: h * s})(X)))(0.5)
 

@@ -6,7 +6,7 @@ program, with one more output per site:
 
     jit, remat      one more output
     scan            one more stacked output
-    while           carried; the value of the last iteration
+    while           carried; the value of the last iteration (batched: of all entries together)
     cond, switch    a pair (value, present): zeros and False from the branches not taken
     custom_jvp/vjp  the rule stays for the outputs; what is read is differentiated as ordinary code
     shard_map       the shards side by side along the value's first axis
@@ -16,7 +16,7 @@ program differentiated as it stands. All of it is JAX code again, to be transfor
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,7 @@ from jax.extend.core import primitives
 from jax.sharding import PartitionSpec, Sharding
 
 from zoo.capture.equations import (
+    PROGRAMS,
     Path,
     is_scan,
     is_shard_map,
@@ -62,19 +63,23 @@ Plans = tuple[Plan, ...]  # one per program that an equation holds
 Params = dict[str, Any]
 Inputs = Sequence[Any]
 Values = dict[str, Any]
+REMEMBERED = 4096  # programs, as many as jit remembers calls of
 Result = tuple[Sequence[Any], Values]  # outputs, and what was read at the sites
 
 
 class Interpreter:
     """Evaluates programs under a plan; its sites are either all read or all replaced.
 
-    Loops, branches and jitted programs are compiled once per plan and remembered, so that a second
-    call outside `jit` compiles nothing; that memory lives as long as this object.
+    Loops, branches and jitted programs are compiled once and remembered, so that a second call
+    outside `jit` compiles nothing; that memory lives as long as this object. What is remembered is
+    found by what determines it: the program and where it is read, whatever the names; and where
+    functions replace values, the changed program itself, as functions can read what changes.
     """
 
     def __init__(self, *, replaces: bool):
         self._replaces = replaces
-        self._compiled = functools.lru_cache(maxsize=256)(self._compile)
+        self._compiled = functools.lru_cache(REMEMBERED)(self._compile)
+        self._compiled_changed = functools.lru_cache(REMEMBERED)(self._compile_changed)
 
     def run(self, program: Any, plan: Plan, inputs: Inputs, values: Values) -> Result:
         """Evaluates ``program``.
@@ -145,7 +150,17 @@ class Interpreter:
         """Evaluates an equation that holds programs with sites."""
         primitive, params = equation.primitive, equation.params
         if primitive in self._rules():
-            return self._compiled(primitive, tuple(params.items()), plans)(values, *inputs)
+            if any(site.replacement is not None for plan in plans for _, site in plan):
+                return self._change(equation, plans, inputs, values)
+            names = [site.name for plan in plans for _, site in plan]
+            local = {name: str(number) for number, name in enumerate(dict.fromkeys(names))}
+            plans = tuple(
+                tuple((path, site._replace(name=local[site.name])) for path, site in plan)
+                for plan in plans
+            )
+            values = {local[name]: value for name, value in values.items()}
+            outputs, read = self._compiled(primitive, tuple(params.items()), plans)(values, *inputs)
+            return outputs, {name: read[number] for name, number in local.items() if number in read}
         if primitive is primitives.remat_p:
             return self._remat(params, plans, inputs, values)
         if is_shard_map(equation):
@@ -176,6 +191,28 @@ class Interpreter:
 
         rewritten.__name__ = rewritten.__qualname__ = params["name"] if is_jit else primitive.name
         return jax.jit(rewritten, **(_jit_options(params) if is_jit else {}))
+
+    def _change(
+        self, equation: core.JaxprEqn, plans: Plans, inputs: Inputs, values: Values
+    ) -> Result:
+        """Evaluates an equation with functions at some sites, which are traced at every call."""
+        rule, params = self._rules()[equation.primitive], equation.params
+
+        def rewritten(values: Values, inputs: Inputs) -> Sequence[Any]:
+            return list(rule(params, plans, inputs, values)[0])
+
+        traced = jax.make_jaxpr(rewritten)(values, list(inputs))
+        changed = _Changed(equation, traced.jaxpr)
+        return self._compiled_changed(changed)((traced.consts, values), *inputs)
+
+    def _compile_changed(self, changed: "_Changed") -> Callable[..., Result]:
+        def evaluate(given: tuple[list[Any], Values], *inputs: Any) -> Result:
+            constants, values = given
+            program = core.ClosedJaxpr(changed.program, constants)
+            return self.run(program, (), [*jax.tree.leaves(values), *inputs], {})
+
+        evaluate.__name__ = evaluate.__qualname__ = changed.name
+        return jax.jit(evaluate, **changed.options)
 
     def _jit(self, params: Params, plans: Plans, inputs: Inputs, values: Values) -> Result:
         return self.run(params["jaxpr"], plans[0], inputs, values)
@@ -230,11 +267,19 @@ class Interpreter:
 
         def step(state: tuple) -> tuple:
             carry, read = body(state[0])
+            goes_on = state[2]
+            if goes_on.ndim:  # of a batch: entries that are done keep their carry
+                carry = [
+                    jnp.where(lax.expand_dims(goes_on, range(goes_on.ndim, new.ndim)), new, old)
+                    for new, old in zip(carry, state[0], strict=True)
+                ]
             return carry, read, *condition(carry)
 
         never = _blank(_types(lambda: body(start)[1]), np.nan)
         state = (start, never, *condition(start))
-        carry, read, _, read_by_condition = lax.while_loop(lambda state: state[2], step, state)
+        carry, read, _, read_by_condition = lax.while_loop(
+            lambda state: jnp.any(state[2]), step, state
+        )
         return carry, read | read_by_condition
 
     def _cond(self, params: Params, plans: Plans, inputs: Inputs, values: Values) -> Result:
@@ -324,6 +369,72 @@ def _replace(
         given = site.replacement(old[0] if len(old) == 1 else tuple(old))
         new = check_replacement(site.name, given, types, [[aval.shape] for aval in types])
     return [_conform(x, aval) for x, aval in zip(new, types, strict=True)]
+
+
+class _Changed:
+    """An equation around a changed program, equal to another one if they compute the same."""
+
+    def __init__(self, equation: core.JaxprEqn, program: Any):
+        is_jit = equation.primitive is primitives.jit_p
+        self.program = program
+        self.name = equation.params["name"] if is_jit else equation.primitive.name
+        self.options = _jit_options(equation.params) if is_jit else {}
+        held = PROGRAMS[equation.primitive]
+        around = {name: value for name, value in equation.params.items() if name not in held}
+        self._content = _content(program), _content(around)
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Changed) and self._content == other._content
+
+
+def _content(part: Any) -> Any:
+    """What a program or one of its parameters says, to be compared with that of another trace.
+
+    Variables count by their order. What cannot be compared stands for itself alone.
+    """
+    if isinstance(part, core.ClosedJaxpr) and not part.consts:
+        part = part.jaxpr
+    if isinstance(part, core.Jaxpr):
+        numbers: dict[Any, int] = {}
+
+        def atom(x: Any) -> Any:
+            if _is_variable(x):
+                return numbers.setdefault(x, len(numbers)), x.aval
+            return _content(np.asarray(x.val)), x.aval
+
+        def atoms(xs: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(map(atom, xs))
+
+        return (
+            atoms([*part.constvars, *part.invars]),
+            *(
+                (e.primitive, atoms(e.invars), atoms(e.outvars), _content(e.params), e.ctx)
+                for e in part.eqns
+            ),
+            atoms(part.outvars),
+        )
+    if isinstance(part, (tuple, list)):
+        return tuple(map(_content, part))
+    if isinstance(part, dict):
+        return tuple((name, _content(value)) for name, value in part.items())
+    if isinstance(part, np.ndarray):
+        return part.dtype, part.shape, part.tobytes()
+    return part if isinstance(part, Hashable) else _Alone(part)
+
+
+class _Alone(NamedTuple):
+    """Something without a hash, equal to itself."""
+
+    part: Any
+
+    def __hash__(self) -> int:
+        return id(self.part)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Alone) and self.part is other.part
 
 
 def _inside(plan: Plan, index: int) -> Plan:

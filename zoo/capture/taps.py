@@ -87,8 +87,8 @@ def capture(
     - `shard_map` has the shards side by side along its first axis (a scalar: as a vector), unless
       it is the same on all shards;
     - `vmap` or `grad` is a value of the program that these make: a batch axis lies where `vmap`
-      put it, and both branches of a batched `cond` are run. ``vmap(capture(f))`` returns the
-      values of each entry instead.
+      put it, both branches of a batched `cond` are run, and a batched `while_loop` runs for all
+      entries until the last is done. ``vmap(capture(f))`` returns the values of each entry instead.
 
     Outputs are computed by the same operations as without capture, and what is returned can be
     differentiated. Outside `jit` the function is traced at each call; jit the result for speed.
@@ -157,7 +157,8 @@ def inject(
 
     Args:
         fn: any function that `jax.jit` could trace.
-        replacements: name -> array, or function of the value that returns one like it. Names are
+        replacements: name -> array, or function of the value that returns one like it, traced at
+            each call, so that it may read what changes. Names are
             those of `capture`; one that stands for several hits replaces them all. An array has
             the shape of the tapped value, or the one that `capture` returns (one entry for each
             step of a `scan`, all shards of a `shard_map`).
