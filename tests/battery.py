@@ -11,6 +11,7 @@ To add a function, add a `Row` to ``ROWS`` in ``tests/<package>/rows.py``.
 import collections
 import dataclasses
 import functools
+import inspect
 import math
 import re
 import warnings
@@ -81,6 +82,8 @@ class Row:
         random: draws random bits, which differ between dtypes.
         pmap: also run under ``jax.pmap``, which wraps jit and shard_map: one row or two a package.
         bad: calls that must be refused.
+        mask: positions of the values and of the mask (1 or True: counts) that hides some of them.
+        classes: calls the function with 300 classes and the given vector of ids.
         skip: reason per check that this row does not meet.
     """
 
@@ -102,6 +105,8 @@ class Row:
     random: bool = False
     pmap: bool = False
     bad: tuple[BadInput, ...] = ()
+    mask: tuple[int, int] | None = None
+    classes: Callable[[jax.Array], Any] | None = None
     skip: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -268,6 +273,63 @@ def finite_at_extremes(row: Row) -> None:
                     assert finite, f"{row}: {part} at {label} in {dtype} is {leaf}"
 
 
+def shows_nan(row: Row) -> None:
+    """A NaN comes out as NaN, never as a plausible number."""
+    for position in row.differentiable if row.extreme_arguments is None else row.extreme_arguments:
+        arguments = list(row.make(0))
+        leaves, structure = jax.tree.flatten(arguments[position])
+        spoiled = max(i for i, leaf in enumerate(leaves) if is_float(leaf))
+        leaves[spoiled] = leaves[spoiled].at[(0,) * leaves[spoiled].ndim].set(jnp.nan)
+        arguments[position] = jax.tree.unflatten(structure, leaves)
+        output = floats(row.compiled(*arguments))
+        assert any(bool(jnp.isnan(leaf).any()) for leaf in output), (
+            f"{row}: NaN in argument {position} gives {output}"
+        )
+
+
+def ignores_masked_entries(row: Row) -> None:
+    """What is masked reaches no arithmetic: neither the values nor any first derivative."""
+    values, hidden = row.mask
+    arguments = list(row.make(0))
+    kept = jnp.asarray(arguments[hidden], bool)
+    kept = kept.at[(0,) * kept.ndim].set(False)  # at least one entry is masked
+    arguments[hidden] = kept.astype(arguments[hidden].dtype)
+    kept = kept.reshape(*kept.shape, *[1] * (arguments[values].ndim - kept.ndim))
+    run = values_and_gradients(row)
+
+    def with_fill(fill: float) -> Any:
+        filled = jnp.where(kept, arguments[values], jnp.asarray(fill, arguments[values].dtype))
+        return run(tuple(filled if i == values else a for i, a in enumerate(arguments)))
+
+    expected = with_fill(0.0)
+    for fill in (jnp.nan, jnp.inf, -jnp.inf, float(jnp.finfo(arguments[values].dtype).max)):
+        assert_close(with_fill(fill), expected, row.tolerance["float32"])
+
+
+def takes_ids_of_every_dtype(row: Row) -> None:
+    """Ids count the same in every integer dtype, also where the number of classes does not fit."""
+    for ids in ([0, 5, 100], [0, 5, 127]):
+        expected = row.classes(jnp.asarray(ids, jnp.int32))
+        for dtype in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint16, jnp.uint32):
+            found = row.classes(jnp.asarray(ids, dtype))
+            assert_close(floats(found), floats(expected), row.tolerance["float32"])
+
+
+def takes_scalars_of_every_kind(row: Row) -> None:
+    """Hyper-parameters may be Python, NumPy or JAX scalars; what is refused is so in each."""
+    function, bound = unwrapped(row.function)
+    arguments = row.make(0)
+    for name, value in scalars_of(function, bound).items():
+        kinds = (np.float32, jnp.float32) if isinstance(value, float) else (np.int64, jnp.int32)
+        for number in (value, math.nan if isinstance(value, float) else -1_000_000):
+            answers = [
+                outcome(functools.partial(function, **bound | {name: kind(number)}), arguments)
+                for kind in (type(value), *kinds)
+            ]
+            assert len(set(answers)) == 1, f"{row}: {name}={number} as three kinds: {answers}"
+            assert number == value or answers[0] != "accepted", f"{row}: {name}={number} passes"
+
+
 def accepts_empty_batch(row: Row) -> None:
     arguments = row.make(0, batch=(0, *row.batch[1:]))
     values, gradients = values_and_gradients(row)(arguments)
@@ -361,6 +423,10 @@ CHECKS = (
     known_from_shapes,
     gradients_match_differences,
     finite_at_extremes,
+    shows_nan,
+    ignores_masked_entries,
+    takes_ids_of_every_dtype,
+    takes_scalars_of_every_kind,
     accepts_empty_batch,
     sharded_equals_unsharded,
     shard_map_equals_unsharded,
@@ -375,7 +441,13 @@ def checks_of(row: Row) -> list[Callable[[Row], None]]:
     """The checks that have a meaning for this row."""
     absent: set[Callable[[Row], None]] = set()
     if not row.differentiable:
-        absent.add(gradients_match_differences)
+        absent |= {gradients_match_differences, shows_nan}
+    if row.mask is None:
+        absent.add(ignores_masked_entries)
+    if row.classes is None:
+        absent.add(takes_ids_of_every_dtype)
+    if not scalars_of(*unwrapped(row.function)):
+        absent.add(takes_scalars_of_every_kind)
     if row.state is None:
         absent.add(state_keeps_structure)
     if not row.pmap:
@@ -389,6 +461,29 @@ def checks_of(row: Row) -> list[Callable[[Row], None]]:
 
 
 # What the checks share.
+
+
+def unwrapped(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function under `functools.partial`, and the options bound there."""
+    if isinstance(function, functools.partial) and not function.args:
+        return function.func, dict(function.keywords)
+    return function, {}
+
+
+def scalars_of(function: Callable[..., Any], bound: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword-only options that are numbers, with the value they have."""
+    parameters = inspect.signature(function).parameters.values()
+    values = {p.name: bound.get(p.name, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {name: value for name, value in values.items() if type(value) in (int, float)}
+
+
+def outcome(function: Callable[..., Any], arguments: tuple) -> str:
+    """The kind of error, or that there is none; from shapes alone, which costs no compilation."""
+    try:
+        jax.eval_shape(function, *arguments)
+    except (TypeError, ValueError) as error:
+        return type(error).__name__
+    return "accepted"
 
 
 def is_float(leaf: Any) -> bool:

@@ -15,6 +15,7 @@ import pytest
 import zoo
 from tests import battery
 from tests.battery import CHECKS, BadInput, Row, checks_of
+from zoo import _checks
 
 # Packages whose functions act on the host (files, meshes, loops) and are no array functions.
 HOST_PACKAGES = {
@@ -161,6 +162,18 @@ def add_noise(key, x):
     return x + jax.random.uniform(key, x.shape, x.dtype), jax.random.split(key)[0]
 
 
+def masked_mean(x, mask):
+    return jnp.sum(jnp.where(mask, x, 0), axis=-1) / jnp.asarray(x.shape[-1], x.dtype)
+
+
+def array_and_mask(generator, batch, dtype):
+    return *one_array(generator, batch, dtype), jnp.asarray(generator.random((*batch, 3)) < 0.7)
+
+
+def scaled(x, *, factor=2.0):
+    return x * _checks.number("factor", factor)
+
+
 def only(x):
     if x.ndim != 2:
         raise ValueError(f"x must have 2 axes, got {x.ndim}")
@@ -178,6 +191,8 @@ HEALTHY = [
         state=(0, None),
     ),
     row(batch_mean, variant="reduction", out_axes=None, axis_name=True),
+    row(masked_mean, variant="masked", arguments=array_and_mask, axes=(0, 0), mask=(0, 1)),
+    row(scaled, variant="scalar", classes=lambda ids: 3 * ids.astype(jnp.float32)),
     row(
         add_noise,
         variant="random",
@@ -237,6 +252,16 @@ def replicate(x):
     return jax.lax.with_sharding_constraint(2 * x, everywhere)
 
 
+def half_checked(x, *, factor=2.0):
+    if isinstance(factor, float) and factor != factor:
+        raise ValueError(f"factor must be a number, got {factor}")
+    return x * jnp.asarray(factor, x.dtype)
+
+
+def masked_afterwards(x, mask):
+    return jnp.sum(jnp.where(mask, jnp.exp(x), 0), axis=-1)
+
+
 def grumble(x):
     warnings.warn("a library should be quiet", UserWarning, stacklevel=2)
     return x
@@ -281,6 +306,20 @@ BROKEN = {  # label: (row, what the failure says)
     "finite_at_extremes: gradient": (
         row(lambda x: jnp.where(x == 0, 0, jnp.sqrt(jnp.abs(x)))),
         "gradient at",
+    ),
+    "shows_nan": (row(jnp.nan_to_num), "NaN in argument 0 gives"),
+    "ignores_masked_entries": (
+        row(masked_afterwards, arguments=array_and_mask, mask=(0, 1)),
+        "Not equal to tolerance",
+    ),
+    "takes_ids_of_every_dtype": (
+        row(jnp.tanh, classes=lambda ids: (3 * ids).astype(jnp.float32)),
+        "Not equal to tolerance",
+    ),
+    "takes_scalars_of_every_kind": (row(half_checked), "factor=nan as three kinds"),
+    "takes_scalars_of_every_kind: unchecked": (
+        row(lambda x, *, factor=2.0: x * jnp.asarray(factor, x.dtype)),
+        "factor=nan passes",
     ),
     "accepts_empty_batch": (row(lambda x: jnp.max(x, axis=0), out_axes=None), "zero-size array"),
     "accepts_empty_batch: result": (

@@ -99,6 +99,10 @@ ROWS = [
         extreme=0.1,  # the difference of two logits, summed over all positions
         axis_name=True,
         pmap=True,
+        mask=(0, 2),
+        classes=lambda ids: transformer.masked_cross_entropy(
+            jnp.arange(900.0).reshape(3, 300) % 7, ids, jnp.ones(3)
+        ),
         bad=(
             bad(TypeError, "logits", "floating", "int32", loss(LOGITS.astype(int), IDS, WEIGHTS)),
             bad(TypeError, "targets", "integers", "float32", loss(LOGITS, LOGITS, WEIGHTS)),

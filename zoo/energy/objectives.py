@@ -198,6 +198,7 @@ def nearest_neighbor_entropy(samples: jax.Array, references: jax.Array) -> jax.A
     return (jnp.log(jnp.maximum(squared, 1e-12)) / 2).mean()
 
 
+@jax.jit
 def _nearest(x: jax.Array, references: jax.Array) -> jax.Array:
     """``argmin_j |x_i - r_j|`` for ``[B, D]`` and ``[S, D]``.
 
