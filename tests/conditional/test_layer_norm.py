@@ -121,14 +121,14 @@ def test_the_written_derivative_is_that_of_the_equation(centred, double_precisio
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_the_gradient_keeps(dtype):
-    """Of the size of x: x alone. Then two numbers per position, gain, parameters and condition."""
+    """Of the size of x: x alone. Then three numbers per position, the gain and the parameters."""
     shapes = [(2, 16, 32), (2, 8), (32,), (32,), (8, 32), (8, 32)]
     arguments = [normal(seed, *shape, dtype=dtype) for seed, shape in enumerate(shapes)]
     _, pull_back = jax.vjp(conditional_layer_norm, *arguments)
     kept = [leaf for leaf in jax.tree.leaves(pull_back) if isinstance(leaf, jax.Array)]
     large = [leaf for leaf in kept if leaf.size >= 2 * 16 * 32]
     assert [(leaf.shape, leaf.dtype) for leaf in large] == [((2, 16, 32), dtype)]
-    small = 2 * 2 * 16 + 2 * 32 + 2 * 2 * 8 + 2 * 8 * 32
+    small = 3 * 2 * 16 + 2 * 32 + 2 * 2 * 8 + 2 * 8 * 32
     assert sum(leaf.size for leaf in kept) <= 2 * 16 * 32 + small
 
 
@@ -229,3 +229,28 @@ def test_a_label_that_is_no_class_gives_nan():
 def test_sizes_are_checked(make, arguments, options, message):
     with pytest.raises(ValueError, match=message):
         make(*arguments, rngs=nnx.Rngs(0), **options)
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(1e4, 1e-3), (-3e5, 0.1), (0.0, 1.0)])
+def test_a_small_spread_around_a_large_mean(mean, spread):
+    x = np.float32(mean) + np.float32(spread) * np.asarray(normal(0, 2, 64))
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + 1e-12)
+    ones, zeros, kernels = jnp.ones(64), jnp.zeros(64), jnp.zeros((3, 64))
+
+    def norm(x):
+        return conditional_layer_norm(x, jnp.zeros((2, 3)), ones, zeros, kernels, kernels)
+
+    y, pull_back = jax.vjp(norm, jnp.asarray(x))
+    np.testing.assert_allclose(y, centred / deviation, atol=1e-5)
+    cotangent = np.asarray(normal(1, 2, 64))
+    n = centred / deviation
+    expected = cotangent - cotangent.mean(-1, keepdims=True) - n * (cotangent * n).mean(-1)[:, None]
+    scale = np.abs(expected / deviation).max()
+    np.testing.assert_allclose(pull_back(cotangent)[0], expected / deviation, atol=1e-4 * scale)
+
+
+def test_the_condition_to_drop_has_an_axis_of_samples():
+    with pytest.raises(ValueError, match=r"condition must be \[B, ..., E\], got \(3,\)"):
+        drop_condition(jax.random.key(0), jnp.ones(3), rate=0.5)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -420,3 +421,40 @@ def test_mistakes_are_named():
     for message, call in mistakes:
         with pytest.raises((ValueError, TypeError), match=message):
             call()
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.25, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("size", [4, 100])
+def test_of_equal_probabilities_as_many_stay_as_it_takes(size, top_p):
+    kept = jnp.isfinite(filter_logits(jnp.zeros((2, size)), top_p=top_p))
+    assert kept.sum(axis=-1).tolist() == [math.ceil(top_p * size - 1e-4)] * 2
+    assert kept[:, 0].all()
+
+
+def test_ids_of_rules_may_be_arrays_of_jax():
+    def step_fn(tokens, state):
+        return jnp.zeros((tokens.shape[0], 5)), state
+
+    plain, arrays = (
+        sample(
+            jax.random.key(0),
+            step_fn,
+            (),
+            start=[0],
+            max_length=6,
+            end_id=kind(3),
+            banned=[kind(1)],
+            repetition_penalty=real(1.5),
+        ).tokens
+        for kind, real in ((int, float), (jnp.int32, jnp.float32))
+    )
+    np.testing.assert_array_equal(plain, arrays)
+
+
+def test_a_model_in_half_precision_is_continued():
+    model = OnLstmLanguageModel(
+        8, 8, 8, 2, chunk_size=4, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+    )
+    read = prefill(model, jnp.array([[1, 2, 3]]), max_length=3)
+    written = sample(jax.random.key(0), read.step_fn, read.state, start=read.start, max_length=3)
+    assert written.tokens.shape == (1, 3)

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -134,7 +135,7 @@ def test_an_id_outside_the_vocabulary_gives_nan_from_there_on(model):
 
 
 def test_bad_input(model):
-    with pytest.raises(TypeError, match="ids must be integers, got float"):
+    with pytest.raises(TypeError, match="ids must be an array of integers, got float"):
         model(IDS.astype(np.float32))
     with pytest.raises(ValueError, match=r"ids must have shape \[B, T\], got \[6\]"):
         model(IDS[0])
@@ -146,3 +147,15 @@ def test_bad_input(model):
         model(IDS, model.initial_carries(2)[:1])
     with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
         OnLstmLanguageModel(**MODEL, num_layers=0, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("unknown", [-1, 10_000])
+def test_an_unknown_word_is_never_another_one(model, unknown):
+    ids = jnp.asarray(IDS).at[1, 2].set(unknown)
+    logits = model(ids).logits
+    assert jnp.isfinite(logits[0]).all()
+    assert jnp.isnan(logits[1, 2:]).all()
+    words = model.generate(jax.random.key(0), ids, length=3)
+    assert (words[1] == -1).all()
+    assert (words[0] >= 0).all()
+    assert all(jnp.isnan(gates.forget[1, 2:]).all() for gates in model.master_gates(ids))

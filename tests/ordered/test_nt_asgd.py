@@ -77,3 +77,16 @@ def test_bad_input():
         observe_validation((state, state), 1.0)
     with pytest.raises(ValueError, match="exactly one NtAsgdState, got 0"):
         nt_asgd_parameters(optax.EmptyState(), jnp.zeros(2))
+
+
+def test_half_precision_is_averaged_in_single():
+    optimizer = nt_asgd(patience=1)
+    parameters = jnp.ones(1, jnp.bfloat16)
+    state = optimizer.init(parameters)
+    state = state._replace(triggered=jnp.array(True))
+    for _ in range(100):
+        _, state = optimizer.update(jnp.zeros(1, jnp.bfloat16), state, parameters)
+        parameters = jnp.full(1, 1.5, jnp.bfloat16)
+    assert state.average.dtype == jnp.float32
+    np.testing.assert_allclose(state.average, 1.495, rtol=1e-6)
+    assert nt_asgd_parameters(state, parameters).dtype == jnp.bfloat16

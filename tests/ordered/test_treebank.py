@@ -88,3 +88,22 @@ def test_bad_files(tmp_path):
     (tmp_path / "latin.mrg").write_bytes(b"(S (NN caf\xe9))")
     with pytest.raises(ValueError, match=r"latin\.mrg is not UTF-8 at byte offset 10"):
         read_treebank(tmp_path / "latin.mrg")
+
+
+def test_other_tag_sets_are_named_and_can_be_given():
+    text = "(S (NP (PRON She)) (VP (VERB left)) (PUNCT .))"
+    with pytest.raises(ValueError, match=r"line 1: expected a tag of the Penn .* 'PRON'.*tags="):
+        parse_brackets(text)
+    assert parse_brackets(text, tags={"PRON", "VERB"})[0].words == ("She", "left")
+    assert parse_brackets("(S (JJ|NN gold) (. .) (NN fish))")[0].words == ("fish",)
+
+
+def test_a_byte_order_mark_is_no_word(tmp_path):
+    path = tmp_path / "one.mrg"
+    path.write_text("(S (UH Yes))", encoding="utf-8-sig")
+    assert read_treebank(path)[0].words == ("Yes",)
+
+
+def test_brackets_nested_without_end_are_refused():
+    with pytest.raises(ValueError, match=r"line 1: .*deep"):
+        parse_brackets("(S " * 100_000 + "(NN deep)" + ")" * 100_000)

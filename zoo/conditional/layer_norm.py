@@ -120,14 +120,14 @@ def drop_condition(key: jax.Array, condition: jax.Array, *, rate: float) -> jax.
 
     Args:
         key: typed key, consumed.
-        condition: ``[B, ..., E]``.
+        condition: ``[B, ..., E]``, at least two axes: one condition per sample.
         rate: probability of 0, in [0, 1].
 
     Returns:
         ``[B, ..., E]``: each sample unchanged or 0 (not scaled up as dropout does).
 
     Raises:
-        ValueError: if the rate is not in [0, 1].
+        ValueError: if the rate is not in [0, 1], or the condition has no axis of samples.
 
     >>> drop_condition(jax.random.key(0), jnp.ones((2, 3)), rate=1.0)
     Array([[0., 0., 0.], [0., 0., 0.]], dtype=float32)
@@ -135,6 +135,11 @@ def drop_condition(key: jax.Array, condition: jax.Array, *, rate: float) -> jax.
     Reference: Jonathan Ho, Tim Salimans, "Classifier-Free Diffusion Guidance", arXiv 2207.12598.
     """
     rate = number("rate", rate, at_least=0, at_most=1)
+    if condition.ndim < 2:
+        raise ValueError(
+            f"condition must be [B, ..., E], got {condition.shape}, of which single features would "
+            "be dropped; add the axis of samples, condition[None]"
+        )
     kept = jax.random.bernoulli(key, 1 - rate, condition.shape[:1])
     return jnp.where(kept.reshape(-1, *(1,) * (condition.ndim - 1)), condition, 0)
 
@@ -192,11 +197,13 @@ def _modulate(
     own, shared = x.shape[: gain.ndim - 2], x.shape[gain.ndim - 2 : -1]
     batch, time, units = math.prod(own), math.prod(shared), x.shape[-1]
     gain, shift = gain.reshape(batch, 1, units), shift.reshape(batch, 1, units)
+    epsilon = number("epsilon", epsilon, above=0)
     y = _scale_and_shift(epsilon, centred, x.reshape(batch, time, units), gain, shift)
     return y.reshape(x.shape)
 
 
 # From here on x is [B, T, D], T positions per condition; gain and shift are [B, 1, D].
+Mean = tuple[jax.Array, jax.Array]  # the rounded mean, and the mean of what is left
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -233,21 +240,25 @@ def _tangent(x: jax.Array, gain: jax.Array, statistics: tuple, tangents: tuple) 
     return (dy + dshift).astype(x.dtype)
 
 
-def _statistics(x: jax.Array, epsilon: float, centred: bool) -> tuple[jax.Array | None, jax.Array]:
+def _statistics(x: jax.Array, epsilon: float, centred: bool) -> tuple[Mean | None, jax.Array]:
     """Mean (None for a RMSNorm) and r of every position, ``[B, T, 1]`` in at least float32."""
     wide = x.astype(accumulator(x.dtype))
-    mean = None
+    mean: Mean | None = None
     if centred:
         # The rounded mean of equal numbers may differ from them by more than √epsilon.
         first = wide[..., :1]
         constant = jnp.all(wide == first, axis=-1, keepdims=True)
-        mean = jnp.where(constant, first, wide.mean(axis=-1, keepdims=True))
+        rounded = jnp.where(constant, first, wide.mean(axis=-1, keepdims=True))
         # Centred before squaring: E[x²] - E[x]² loses all digits when the mean is large.
-        wide -= mean
+        wide -= rounded
+        # And twice: the rounding of a large mean may be as wide as the spread around it.
+        rest = wide.mean(axis=-1, keepdims=True)
+        wide -= rest
+        mean = rounded, rest
     return mean, lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
 
 
-def _normalize(x: jax.Array, mean: jax.Array | None, rate: jax.Array) -> jax.Array:
+def _normalize(x: jax.Array, mean: Mean | None, rate: jax.Array) -> jax.Array:
     """The n of the module docstring, ``[B, T, D]``."""
     wide = x.astype(rate.dtype)
-    return (wide if mean is None else wide - mean) * rate
+    return (wide if mean is None else wide - mean[0] - mean[1]) * rate

@@ -30,6 +30,7 @@ from zoo.decoding.steps import (
     apply_rules,
     check_start,
     check_step,
+    make_rules,
     read_start,
 )
 
@@ -113,7 +114,7 @@ def beam_search(
         beam_size,
         beam_size if num_results is None else num_results,
         max_length,
-        Rules(end_id, pad_id, min_length, tuple(banned), repetition_penalty),
+        make_rules(end_id, pad_id, min_length, banned, repetition_penalty),
     )
 
 

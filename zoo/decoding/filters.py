@@ -149,4 +149,26 @@ def _nucleus(z: jax.Array, top_p: jax.Array) -> jax.Array:
 
     high = bits.max(axis=-1, keepdims=True) + 1
     low, _ = lax.fori_loop(0, 8 * z.dtype.itemsize, halve, (jnp.zeros_like(high), high))
-    return jnp.where((bits < low) & (top_p < 1), -jnp.inf, z + 0 * top_p)
+    tied = bits == low
+    size = z.shape[-1]
+    place = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)
+    everything = jnp.zeros_like(low, jnp.int32) + (size - 1)
+
+    def last_of_ties(_: None) -> jax.Array:
+        """The place of the last tie that is needed, again by halving."""
+        above = jnp.where(bits > low, probabilities, 0).sum(axis=-1, keepdims=True)
+
+        def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = bounds  # the ties up to low do not reach p, those up to high do
+            middle = low + (high - low) // 2
+            mass = jnp.where(tied & (place <= middle), probabilities, 0)
+            enough = above + mass.sum(axis=-1, keepdims=True) >= reached
+            return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+        return lax.fori_loop(0, size.bit_length(), halve, (everything - size, everything))[1]
+
+    # Of equal probabilities the first ones stay, as many as it takes; mostly there is just one.
+    single = tied.sum(axis=-1).max(initial=0) <= 1
+    last = lax.cond(single, lambda _: everything, last_of_ties, None)
+    left_out = (bits < low) | (tied & (place > last))
+    return jnp.where(left_out & (top_p < 1), -jnp.inf, z + 0 * top_p)

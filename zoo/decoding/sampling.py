@@ -24,6 +24,7 @@ from zoo.decoding.steps import (
     apply_rules,
     check_start,
     check_step,
+    make_rules,
     read_start,
 )
 
@@ -86,7 +87,7 @@ def sample(
     Array([[1, 2, 3, 0, 0],
            [3, 0, 0, 0, 0]], dtype=int32)
     """
-    rules = Rules(end_id, pad_id, min_length, tuple(banned), repetition_penalty)
+    rules = make_rules(end_id, pad_id, min_length, banned, repetition_penalty)
     temperature, top_p, min_p = check_filters(temperature, top_p, min_p)
     filters = None
     if not is_zero(temperature):

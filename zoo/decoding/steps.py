@@ -235,6 +235,19 @@ class Rules(NamedTuple):
     repetition_penalty: float
 
 
+def make_rules(
+    end_id: Any, pad_id: Any, min_length: Any, banned: Any, repetition_penalty: Any
+) -> Rules:
+    """The rules as plain Python numbers, whatever kind of scalar they were given as."""
+    return Rules(
+        None if end_id is None else count("end_id", end_id),
+        count("pad_id", pad_id),
+        count("min_length", min_length),
+        tuple(count("banned", token) for token in banned),
+        number("repetition_penalty", repetition_penalty, above=0),
+    )
+
+
 def check_start(start: Any) -> jax.Array:
     """The first tokens ``[B]`` or ``[B, T]``, T ≥ 1, as int32."""
     start = integers("start", start)
@@ -270,7 +283,6 @@ def check_step(
     size = logits.shape[1]
     count("max_length", max_length, at_least=1)
     count("min_length", rules.min_length, at_most=max_length)
-    number("repetition_penalty", rules.repetition_penalty, above=0)
     ends = () if rules.end_id is None else (rules.end_id,)
     for name, ids in (("end_id", ends), ("pad_id", (rules.pad_id,)), ("banned", rules.banned)):
         for token in ids:

@@ -122,8 +122,12 @@ class OnLstmLanguageModel(nnx.Module):
             for before, after in itertools.pairwise(widths)
         )
 
-    def initial_carries(self, batch: int, dtype: Any = jnp.float32) -> tuple[OnLstmCarry, ...]:
-        """The carries of ``batch`` sequences that have read nothing, one per layer."""
+    def initial_carries(self, batch: int, dtype: Any = None) -> tuple[OnLstmCarry, ...]:
+        """The carries of ``batch`` sequences that have read nothing, one per layer.
+
+        In the dtype of the embedding, as those after a step are, if ``dtype`` is None.
+        """
+        dtype = self.embedding[...].dtype if dtype is None else dtype
         return tuple(
             initial_carry(batch, layer.features, chunk_size=self.chunk_size, dtype=dtype)
             for layer in self.layers
@@ -152,8 +156,7 @@ class OnLstmLanguageModel(nnx.Module):
             TypeError: if ``ids`` are not integers; ValueError: if their shape is not [batch, time],
                 a mask differs from it, or there is not one carry per layer.
         """
-        if not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise TypeError(f"ids must be integers, got {ids.dtype}; encode the text first")
+        ids = _checks.integers("ids", ids)
         _checks.shapes(ids=(ids, "B T"), mask=(ids if mask is None else mask, "B T"))
         if carries is not None and len(carries) != len(self.layers):
             raise ValueError(
@@ -171,7 +174,7 @@ class OnLstmLanguageModel(nnx.Module):
         table = self.embedding[...]
         words = drop(table, self.embedding_dropout, (1,))
         # Ids outside the table must not silently read a wrong row. Time goes first from here on.
-        x = words.at[ids.T].get(mode="fill", fill_value=jnp.nan)
+        x = _look_up(words, ids.T)
         x = drop(x, self.input_dropout, (0,))
         after, depths = [], []
         for index, (layer, carry) in enumerate(zip(self.layers, before, strict=True)):
@@ -224,10 +227,11 @@ class OnLstmLanguageModel(nnx.Module):
                 likeliest.
 
         Returns:
-            ``[B, length]`` int32. In a jitted function it is one compiled loop.
+            ``[B, length]`` int32; -1 in a row whose text holds an id outside the vocabulary. In a
+            jitted function it is one compiled loop.
 
         Raises:
-            ValueError: if ``length`` < 1 or ``ids`` hold no word.
+            ValueError: if ``length`` < 1, ``ids`` hold no word or the temperature is negative.
 
         >>> import jax, jax.numpy as jnp
         >>> model = OnLstmLanguageModel(10, 4, 6, 2, chunk_size=2, rngs=nnx.Rngs(0))
@@ -237,6 +241,7 @@ class OnLstmLanguageModel(nnx.Module):
         _checks.count("length", length, at_least=1)
         if not ids.shape[-1]:
             raise ValueError(f"ids must hold at least one word to begin with, got {ids.shape}")
+        temperature = _checks.number("temperature", temperature, at_least=0)
         beginning = self(ids)
         # The one a Gumbel variable lifts above all others is a draw from the softmax.
         noise_scale = jnp.asarray(temperature, beginning.logits.dtype)
@@ -245,6 +250,7 @@ class OnLstmLanguageModel(nnx.Module):
             logits, carries = state
             noise = jax.random.gumbel(key, logits.shape, logits.dtype)
             word = jnp.argmax(logits + noise_scale * noise, axis=-1).astype(jnp.int32)
+            word = jnp.where(jnp.isnan(logits).any(axis=-1), -1, word)
             output = self(word[:, None], carries)
             return (output.logits[:, 0], output.carries), word
 
@@ -254,7 +260,7 @@ class OnLstmLanguageModel(nnx.Module):
 
     def master_gates(self, ids: jax.Array) -> tuple[MasterGates, ...]:
         """The master gates of every layer, ``[B, T, L]``, while it reads ``ids`` ``[B, T]``."""
-        x = self.embedding[...].at[ids.T].get(mode="fill", fill_value=jnp.nan)
+        x = _look_up(self.embedding[...], _checks.integers("ids", ids).T)
         gates = []
         for layer in self.layers:
             kind, params = layer.master_input, self._params(layer)
@@ -266,3 +272,9 @@ class OnLstmLanguageModel(nnx.Module):
             gates.append(jax.tree.map(lambda gate: gate.swapaxes(0, 1), layer_gates))
             x = hidden
         return tuple(gates)
+
+
+def _look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of the table; NaN for an id outside it, which would otherwise read another row."""
+    rows = table.at[ids]
+    return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

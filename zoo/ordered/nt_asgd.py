@@ -27,7 +27,7 @@ class NtAsgdState(NamedTuple):
     best: jax.Array  # [] float32, the least of all losses before those
     triggered: jax.Array  # [] bool, whether parameters are averaged
     terms: jax.Array  # [] int32, number of averaged parameters
-    average: Any  # like the parameters, their mean since the trigger; the newest before it
+    average: Any  # mean of the parameters since the trigger, in at least float32; before: newest
 
 
 def nt_asgd(*, patience: int = 5) -> optax.GradientTransformation:
@@ -73,7 +73,10 @@ def nt_asgd(*, patience: int = 5) -> optax.GradientTransformation:
             best=jnp.full((), jnp.inf, jnp.float32),
             triggered=jnp.zeros((), bool),
             terms=jnp.zeros((), jnp.int32),
-            average=jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), parameters),
+            average=jax.tree.map(
+                lambda leaf: jnp.array(leaf, _checks.accumulator(leaf.dtype), copy=True),
+                parameters,
+            ),
         )
 
     def update(updates: Any, state: NtAsgdState, parameters: Any = None) -> tuple[Any, NtAsgdState]:
@@ -84,6 +87,7 @@ def nt_asgd(*, patience: int = 5) -> optax.GradientTransformation:
 
         def blend(average: jax.Array, newest: jax.Array) -> jax.Array:
             share = 1 / jnp.maximum(terms, 1).astype(average.dtype)
+            newest = newest.astype(average.dtype)
             return jnp.where(terms > 1, average + share * (newest - average), newest)
 
         average = jax.tree.map(blend, state.average, newest)
@@ -128,13 +132,18 @@ def nt_asgd_parameters(opt_state: Any, parameters: Any) -> Any:
         opt_state: state of an optimiser with one ``nt_asgd``, anywhere in it.
         parameters: of the last step.
 
+    Returns:
+        A tree like ``parameters``, in their dtypes.
+
     >>> import jax.numpy as jnp
     >>> nt_asgd_parameters(nt_asgd().init(jnp.zeros(2)), jnp.ones(2)).tolist()
     [1.0, 1.0]
     """
     state = _find(opt_state)
     started = state.terms > 0
-    return jax.tree.map(lambda a, b: jnp.where(started, a, b), state.average, parameters)
+    return jax.tree.map(
+        lambda a, b: jnp.where(started, a.astype(b.dtype), b), state.average, parameters
+    )
 
 
 def _is_state(node: Any) -> bool:

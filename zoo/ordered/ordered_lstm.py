@@ -139,6 +139,7 @@ def on_lstm_step(
 
     Reference: arXiv 1810.09536, equations 1 to 14.
     """
+    chunk_size = _checks.count("chunk_size", chunk_size)
     units = _check(params, carry, chunk_size, master_input, x=(x, "B I"))
     logits = _loop.dot(x, params.input_kernel)
     logits += _loop.dot(carry.hidden.astype(x.dtype), params.recurrent_kernel)
@@ -207,6 +208,7 @@ def on_lstm(
 
     Reference: arXiv 1810.09536, section 4.
     """
+    chunk_size = _checks.count("chunk_size", chunk_size)
     units = _check(params, carry, chunk_size, master_input, xs=(xs, "T B I"))
     if carry is None:
         carry = initial_carry(xs.shape[1], units, chunk_size=chunk_size, dtype=xs.dtype)

@@ -111,7 +111,7 @@ def activation_penalty(
         ``[B, T]`` in at least float32.
 
     Raises:
-        ValueError: if ``hidden`` is not [batch, time, units].
+        ValueError: if ``hidden`` is not [batch, time, units], or a strength is not finite.
 
     >>> import jax.numpy as jnp
     >>> activation_penalty(jnp.array([[[1.0], [3.0]]])).tolist()
@@ -119,6 +119,8 @@ def activation_penalty(
 
     Reference: arXiv 1708.01009, section 3.
     """
+    activation = _checks.number("activation", activation)
+    temporal = _checks.number("temporal", temporal)
     time = _checks.shapes(hidden=(hidden, "B T D"))["T"]
     hidden = hidden.astype(_checks.accumulator(hidden.dtype))
     penalty = activation * jnp.mean(hidden**2, axis=-1)

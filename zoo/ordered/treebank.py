@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 from zoo.extras import require
 from zoo.ordered.trees import Brackets, Tree, spans_to_tree
 
-_TAGS = (
+_WORD_TAGS = (
     "CC CD DT EX FW IN JJ JJR JJS LS MD NN NNS NNP NNPS PDT POS PRP PRP$ RB RBR RBS RP SYM TO UH "
     "VB VBD VBG VBN VBP VBZ WDT WP WP$ WRB"
 )
-WORD_TAGS = frozenset(_TAGS.split())  # all others: punctuation, signs and empty elements
+WORD_TAGS = frozenset(_WORD_TAGS.split())
+OTHER_TAGS = frozenset(("#", "$", ".", ",", ":", "``", "''", "-LRB-", "-RRB-", "-NONE-"))
 
 
 class GoldTree(NamedTuple):
@@ -54,14 +55,15 @@ def parse_brackets(
     Args:
         text: any number of trees.
         name: of the text, for messages.
-        tags: of the words that stay.
+        tags: of the words that stay. With those of the Penn Treebank, which are the default, a tag
+            that it does not have is refused: its words would be left out without notice.
 
     Returns:
         A tree for each sentence that holds such a word.
 
     Raises:
-        ImportError: without the extra ``data``, for NLTK; ValueError: if a bracket is malformed;
-            the message names the line.
+        ImportError: without the extra ``data``, for NLTK; ValueError: if a bracket is malformed or
+            nested too deeply, or a tag is unknown; the message names the line.
 
     >>> text = "(S (NP (-NONE- *)) (VP (VB Stop) (NP (DT the) (NN fun))) (. !))"
     >>> parse_brackets(text)[0].constituents
@@ -75,8 +77,10 @@ def parse_brackets(
             start = text.index(block, end)
             end = start + len(block)
             trees.append(_read_tree(nltk_tree.fromstring(block), tags))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message, *_ = str(error).splitlines()
+        if isinstance(error, RecursionError):
+            message = "brackets are nested too deeply to be a sentence"
         if unmatched := re.fullmatch(r"(Un-matched .*) at char (\d+)", message):
             message, start = unmatched[1], int(unmatched[2])
         line = text.count("\n", 0, start) + 1
@@ -94,9 +98,16 @@ def _read_tree(root: Any, tags: Collection[str]) -> GoldTree:
         if isinstance(node, str) or not len(node):
             raise ValueError(f"expected (TAG word) or brackets inside a bracket, got {node!s:.80}")
         if len(node) == 1 and isinstance(node[0], str):
-            if node.label() in tags:
+            tag = node.label()
+            if tag in tags:
                 words.append(node[0])
-                word_tags.append(node.label())
+                word_tags.append(tag)
+            # Where annotators could not decide, the treebank has two: JJ|NN.
+            elif tags is WORD_TAGS and not {*tag.split("|")} & (WORD_TAGS | OTHER_TAGS):
+                raise ValueError(
+                    f"expected a tag of the Penn Treebank, got {tag!r:.80}; for other tag sets "
+                    "pass tags=, those of the words that stay"
+                )
             return
         position, start = len(constituents), len(words)
         constituents.append(("", start, start))
@@ -112,13 +123,16 @@ def _read_tree(root: Any, tags: Collection[str]) -> GoldTree:
     return GoldTree(tuple(words), named, tuple(word_tags))
 
 
-def read_treebank(path: str | os.PathLike[str]) -> list[GoldTree]:
+def read_treebank(
+    path: str | os.PathLike[str], *, tags: Collection[str] = WORD_TAGS
+) -> list[GoldTree]:
     """Reads the gold trees of a treebank, see :func:`parse_brackets`.
 
     Args:
         path: a file of trees; a folder or a zip archive, whose files ``*.mrg`` are read in the
             order of their names, archives without unpacking. ``~`` and environment variables are
             expanded.
+        tags: of the words that stay, see :func:`parse_brackets`.
 
     Returns:
         A tree for each sentence that holds a word.
@@ -138,7 +152,8 @@ def read_treebank(path: str | os.PathLike[str]) -> list[GoldTree]:
     trees: list[GoldTree] = []
     for name, data in _files(path):
         try:
-            trees += parse_brackets(data.decode(), name=name)
+            # A byte order mark is no part of the text.
+            trees += parse_brackets(data.decode("utf-8-sig"), name=name, tags=tags)
         except UnicodeDecodeError as error:
             raise ValueError(f"{name} is not UTF-8 at byte offset {error.start}") from error
     if not trees:
