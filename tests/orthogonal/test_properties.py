@@ -4,7 +4,6 @@ import functools
 
 import hypothesis.extra.numpy as arrays
 import jax.numpy as jnp
-import mpmath
 import numpy as np
 import pytest
 from hypothesis import given
@@ -103,6 +102,7 @@ def test_angles(w, sign):
     dimension=st.sampled_from([2, 3, 4, 27, 576, 4608, 100_000]),
 )
 def test_density(degrees, dimension):
+    mpmath = pytest.importorskip("mpmath")
     found = compiled(random_angle_density, dimension=dimension)(degrees)
     half = mpmath.mpf(dimension) / 2
     scale = mpmath.gamma(half) / mpmath.gamma(half - 0.5) * mpmath.sqrt(mpmath.pi) / 180

@@ -63,21 +63,29 @@ def filter_angles(
     first, second = np.triu_indices(filters, 1)
     pairs = (first * filters + second).astype(np.int32)
 
-    def of_pairs(square: jax.Array) -> jax.Array:
-        return square.reshape(*square.shape[:-2], filters**2)[..., pairs]
-
-    cosines = of_pairs(products)
+    cosines = products.reshape(*products.shape[:-2], filters**2)[..., pairs]
     if not pairs.size:
         return cosines
     near = jnp.abs(cosines) > NEAR
     angles = 90 - jnp.degrees(jnp.arcsin(jnp.where(near, 0, cosines)))  # most exact around 90°
-    angles = lax.cond(
-        jnp.any(near),
-        lambda: jnp.where(near, of_pairs(_near_angles(unit, products)), angles),
-        lambda: angles,
-    )
+    angles = _with_near_angles(angles, near, unit, products, jnp.asarray(pairs))
     exists = directed[..., 0, first] & directed[..., 0, second]
     return jnp.where(exists, angles, jnp.nan)
+
+
+@jax.jit  # outside of jit every new conditional would be compiled again
+def _with_near_angles(
+    angles: jax.Array, near: jax.Array, unit: jax.Array, cosines: jax.Array, pairs: jax.Array
+) -> jax.Array:
+    """The angles of pairs, those near 0° and 180° once more where there are any."""
+
+    def exact(angles: jax.Array) -> jax.Array:
+        square = _near_angles(unit, cosines)
+        return jnp.where(
+            near, square.reshape(*angles.shape[:-1], square.shape[-1] ** 2)[..., pairs], angles
+        )
+
+    return lax.cond(jnp.any(near), exact, lambda angles: angles, angles)
 
 
 def _near_angles(unit: jax.Array, cosines: jax.Array) -> jax.Array:

@@ -328,9 +328,13 @@ def pair_sums(matrix: jax.Array, axis_name: Any = None) -> tuple[jax.Array, jax.
     total = jnp.sum(jnp.sum(matrix, axis=-1) ** 2, axis=-1) - jnp.sum(norms, axis=-1)
     squares = everything - diagonal
     keeps = jnp.all(squares >= everything / 100)  # also false for infinities and NaN
-    return lax.cond(
-        keeps, lambda _: (total, squares), jax.checkpoint(lambda w: _pair_sums(w, None)), matrix
-    )
+    return _sums_if(keeps, (total, squares), matrix)
+
+
+@jax.jit  # outside of jit every new conditional would be compiled again
+def _sums_if(keeps: jax.Array, sums: tuple[Any, Any], matrix: jax.Array) -> tuple[Any, Any]:
+    from_pairs = jax.checkpoint(lambda sums, matrix: _pair_sums(matrix, None))
+    return lax.cond(keeps, lambda sums, matrix: sums, from_pairs, sums, matrix)
 
 
 def _pair_sums(matrix: jax.Array, axis_name: Any) -> tuple[jax.Array, jax.Array]:

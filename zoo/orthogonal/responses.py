@@ -88,14 +88,15 @@ def filter_responses(
             "kernel must be [D, K] with x [..., D], or [*window, I, K] with x [B, *space, I]; got "
             f"kernel {kernel.shape} and x {x.shape}"
         )
+    several = [strides] if np.ndim(strides) == 0 else list(strides)  # type: ignore[arg-type]
+    several = [_checks.count("strides", step, at_least=1) for step in several]
     if stop_input_gradient:
         x = lax.stop_gradient(x)
     kernel = kernel.astype(x.dtype)
     # Written as layers write them, so that compilers see the same product twice and keep one.
     if rank == 0:
         return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-    given = [strides] * rank if np.ndim(strides) == 0 else list(strides)  # type: ignore[arg-type]
-    steps = [_checks.count("strides", step, at_least=1) for step in given]
+    steps = several * rank if np.ndim(strides) == 0 else several
     if len(steps) != rank:
         raise ValueError(f"strides must be one, or one for each of {rank} axes, got {strides!r}")
     space = "XYZWVU"[:rank]
