@@ -69,3 +69,12 @@ def spread(
             f"others; got none for {missing}, and {unused} too many"
         )
     return jax.tree.map_with_path(lambda path, _: leaves[above(path)], tree, is_leaf=is_leaf)
+
+
+def for_tree(option: Any, tree: Any) -> Any:
+    """``option``, or what it returns for ``tree`` where it is a function.
+
+    A model that is a tree can often be called; as an option (a mask of truth values) it is a tree.
+    """
+    is_leaf = jax.tree_util.all_leaves([option])
+    return option(tree) if callable(option) and is_leaf else option

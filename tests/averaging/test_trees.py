@@ -1,5 +1,8 @@
 """Any container, any leaf, any option given as an injected hyper-parameter."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +24,7 @@ from zoo.averaging import (
 )
 from zoo.averaging.power import LARGEST_RELATIVE_STD, power_law_exponent
 from zoo.averaging.statistics import recompute_statistics
+from zoo.orthogonal import add_orthogonality_penalty
 
 PLAIN = {"kernel": jnp.array([[1.0, 2.0]]), "bias": jnp.array([3.0, 4.0])}
 STEP = jax.tree.map(lambda leaf: -0.5 * leaf, PLAIN)
@@ -226,3 +230,29 @@ def test_statistics_are_summed_wider_than_they_are_kept():
     batches = [jnp.full((1, 1), level, jnp.float32) for level in levels]
     found = recompute_statistics(lambda b: {"mean": b[0].astype(jnp.bfloat16)}, batches)
     assert float(found["mean"][0]) == pytest.approx(0.5, abs=2e-3)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Callable:
+    """A model that is a tree and can be called, as those of Equinox."""
+
+    kernel: Any
+    bias: Any
+
+    def __call__(self, x):
+        return x @ self.kernel + self.bias
+
+
+def test_a_mask_that_can_be_called_is_still_a_tree():
+    model, mask = Callable(**PLAIN), Callable(kernel=True, bias=False)
+    for transformation in (
+        parameter_ema(0.5, mask=mask),
+        optax.inject_hyperparams(parameter_ema, static_args="mask")(decay=0.5, mask=mask),
+    ):
+        _, state = transformation.update(Callable(**STEP), transformation.init(model), model)
+        assert isinstance(averaged_parameters(state, model), Callable)
+    penalty = add_orthogonality_penalty(1.0, mask=mask)
+    updates, _ = penalty.update(model, penalty.init(model), model)
+    assert (updates.kernel != model.kernel).any()
+    assert updates.bias is model.bias

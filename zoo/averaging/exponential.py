@@ -30,7 +30,7 @@ import optax
 from jax.typing import ArrayLike
 
 from zoo import _checks
-from zoo._paths import path_name, spread
+from zoo._paths import for_tree, path_name, spread
 
 Decay = ArrayLike | Callable[[jax.Array], ArrayLike]
 Share = Callable[[jax.Array], ArrayLike]  # number of terms, at least 1 -> share of the newest
@@ -196,7 +196,7 @@ def average_of_parameters(
         """The parameters that are averaged, with a MaskedNode for each of the others."""
         if mask is None:
             return parameters
-        own = spread(mask(parameters) if callable(mask) else mask, parameters, name="mask")
+        own = spread(for_tree(mask, parameters), parameters, name="mask")
         return jax.tree.map(
             lambda leaf, keep: leaf if keep else optax.MaskedNode(), parameters, own
         )

@@ -35,7 +35,7 @@ import optax
 from jax import lax
 
 from zoo import _checks
-from zoo._paths import path_name, spread
+from zoo._paths import for_tree, path_name, spread
 
 Kind = Literal["soft", "double_soft", "off_diagonal", "mutual_coherence", "spectral"]
 
@@ -206,9 +206,7 @@ def add_orthogonality_penalty(
 
     def roles(parameters: optax.Params) -> tuple[Any, Any]:
         """Whether each parameter is penalised, and its axes, as two trees."""
-        own_mask, own_axes = (
-            option(parameters) if callable(option) else option for option in (mask, axes)
-        )
+        own_mask, own_axes = (for_tree(option, parameters) for option in (mask, axes))
         if mask is None:
             own_mask = jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, parameters)
         elif own_mask is False:
@@ -216,8 +214,9 @@ def add_orthogonality_penalty(
                 "mask must select at least one parameter, got False for every one; "
                 "optax.inject_hyperparams gives functions the step unless static_args names them"
             )
+        by_rule = own_mask is not mask  # which may ask for shapes alone
         own_mask = spread(own_mask, parameters, name="mask")
-        if mask is None or callable(mask):
+        if by_rule:
             own_mask = jax.tree.map(
                 lambda leaf, chosen: chosen and _is_floating(leaf), parameters, own_mask
             )
