@@ -99,6 +99,7 @@ def read(source):
         assert isinstance(source[index], dict)
 
 
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")  # a header as Python 2 wrote it
 @pytest.mark.parametrize("name", FILES)
 def test_files(tmp_path, name):
     generator, path, opened = np.random.default_rng(0), tmp_path / name, 0
