@@ -95,7 +95,7 @@ def test_rows_without_a_choice_and_numbers_out_of_range():
             penalize_repetition(z, jnp.array([0, 1]), penalty=penalty),
         )
 
-    for numbers in ((-1.0, 1.5, -0.1, 0.0), (0.0, 0.0, 1.1, -1.0)):
+    for numbers in ((-1.0, 1.5, -0.1, 0.0), (-1e-30, 0.0, 1.1, -1.0)):
         assert jnp.isnan(jnp.stack(filtered(*numbers))).all()
     assert jnp.isnan(filter_logits(z.at[0].set(jnp.nan), top_k=1)).any()
 
@@ -431,30 +431,177 @@ def test_of_equal_probabilities_as_many_stay_as_it_takes(size, top_p):
     assert kept[:, 0].all()
 
 
-def test_ids_of_rules_may_be_arrays_of_jax():
-    def step_fn(tokens, state):
-        return jnp.zeros((tokens.shape[0], 5)), state
+def test_numbers_may_be_of_any_kind():
+    """Of Python, NumPy or JAX, of any width: the same texts, and the same errors."""
+    table = random_table(5)
 
-    plain, arrays = (
-        sample(
+    def write(integer, real, ids):
+        drawn = sample(
             jax.random.key(0),
-            step_fn,
-            (),
-            start=[0],
-            max_length=6,
-            end_id=kind(3),
-            banned=[kind(1)],
+            markov,
+            table,
+            start=ids([0, 1]),
+            max_length=integer(6),
+            end_id=integer(3),
+            pad_id=integer(2),
+            min_length=integer(1),
+            top_k=integer(4),
+            banned=ids([1]),
+            temperature=real(0.5),
+            top_p=real(0.875),
+            min_p=real(0.125),
             repetition_penalty=real(1.5),
-        ).tokens
-        for kind, real in ((int, float), (jnp.int32, jnp.float32))
-    )
-    np.testing.assert_array_equal(plain, arrays)
+        )
+        found = beam_search(
+            markov,
+            table,
+            start=ids([0, 1]),
+            state_axes=None,
+            beam_size=integer(3),
+            num_results=integer(2),
+            max_length=integer(6),
+            end_id=integer(3),
+            banned=ids([1]),
+            length_penalty=real(0.5),
+        )
+        return drawn.tokens, found.tokens
+
+    expected = write(int, float, list)
+    for integer, real in ((np.uint8, np.float64), (jnp.int32, jnp.float32), (np.int64, np.float16)):
+        found = write(integer, real, lambda ids, kind=integer: kind(ids))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    for label, error, options in (
+        ("end_id must be an integer", TypeError, {"end_id": np.float32(3)}),
+        ("end_id must be at least 0", ValueError, {"end_id": jnp.int8(-1)}),
+        ("max_length must be an integer", TypeError, {"max_length": jnp.float32(3)}),
+        ("repetition_penalty must be .*> 0", ValueError, {"repetition_penalty": jnp.float32(-1)}),
+        ("key must be a typed key", TypeError, {"key": jax.random.PRNGKey(0)}),
+    ):
+        call = {"key": jax.random.key(0), "start": [0], "max_length": 2} | options
+        with pytest.raises(error, match=label):
+            sample(call.pop("key"), markov, table, **call)
 
 
-def test_a_model_in_half_precision_is_continued():
-    model = OnLstmLanguageModel(
-        8, 8, 8, 2, chunk_size=4, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("on_lstm", "bfloat16"),
+        pytest.param("on_lstm", "float16", marks=pytest.mark.slow),
+        pytest.param("transformer", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("transformer", "float16", marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_in_half_precision_is_continued(kind, dtype):
+    """From ids of 8 bits; and an unknown one gives no other text."""
+    model = on_lstm()[0] if kind == "on_lstm" else Transformer(CONFIG, rngs=nnx.Rngs(0))
+    graph, parameters = nnx.split(model)
+    parameters = jax.tree.map(lambda leaf: leaf.astype(dtype), parameters)
+
+    @quick_jit
+    def write(parameters, prompt):
+        read = prefill(nnx.merge(graph, parameters), prompt, max_length=2)
+        return sample(jax.random.key(0), read.step_fn, read.state, start=read.start, max_length=2)
+
+    found = write(parameters, jnp.asarray(PROMPT, jnp.int8))
+    assert found.log_probabilities.dtype == jnp.float32
+    assert jnp.isfinite(found.log_probabilities).all()
+    for unknown in (-1, 8):
+        marked = write(parameters, jnp.asarray(PROMPT, jnp.int8).at[1, 0].set(unknown))
+        np.testing.assert_array_equal(marked.tokens, [found.tokens[0], [-1, -1]])
+
+
+divided = jax.jit(lambda z, temperature: filter_logits(z, temperature=temperature))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-40, 1e-37, 1e-3, 30.0])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_any_temperature_orders_tokens_alike(temperature, dtype):
+    """Down to 0, traced or not; what is excluded reaches no derivative."""
+    tied = jnp.array([1.0, 3.0, 3.0, 2.0, -jnp.inf], dtype)
+    for z in (tied, tied.at[1].set(60_000.0), tied - 50, tied.at[2].set(jnp.inf)):
+        found = np.asarray(divided(z, temperature), np.float32)
+        np.testing.assert_array_equal(filter_logits(z, temperature=temperature), found)
+        wide = np.asarray(z, np.float64)
+        best = wide == wide.max()
+        # The limit: all of it at the best, or at the first of them for 0.
+        wide = np.where(np.isinf(wide.max()), np.where(best, 0, -np.inf), wide)
+        expected = np.exp(np.maximum((wide - wide.max()) / max(temperature, 1e-300), -1e3))
+        if temperature < 1e-38:
+            expected = (np.arange(5) == best.argmax()).astype(float)
+        with np.errstate(all="ignore"):
+            p = np.exp(found - found.max()) / np.exp(found - found.max()).sum()
+        np.testing.assert_allclose(p, expected / expected.sum(), atol=0.03)
+    slope = jax.grad(lambda t: jax.nn.softmax(divided(tied, t))[0])(2.0)
+    assert jnp.isfinite(slope)
+
+
+def test_a_penalty_reaches_nothing_excluded():
+    z = jnp.array([2.0, -2.0, 1.0, -jnp.inf])
+    tokens = jnp.array([0, 1, 3])
+    run = quick_jit(jax.jacfwd(lambda p: penalize_repetition(z, tokens, penalty=p)))
+    slopes = run(2.0)
+    np.testing.assert_allclose(slopes, [-0.5, -2, 0, 0])
+    table = random_table(4)
+    run = quick_jit(
+        lambda p: (
+            sample(
+                jax.random.key(0), markov, table, start=[0], max_length=5, repetition_penalty=p
+            ).tokens
+        )
     )
-    read = prefill(model, jnp.array([[1, 2, 3]]), max_length=3)
-    written = sample(jax.random.key(0), read.step_fn, read.state, start=read.start, max_length=3)
-    assert written.tokens.shape == (1, 3)
+    np.testing.assert_array_equal(
+        run(1.5),
+        sample(
+            jax.random.key(0), markov, table, start=[0], max_length=5, repetition_penalty=1.5
+        ).tokens,
+    )
+    assert (run(-1.0) == -1).all()  # out of its range
+
+
+def test_a_hypothesis_that_is_dead_decides_nothing():
+    """What follows a token of probability 0 may be NaN, and a text may have no continuation."""
+    z = jnp.log(jnp.array([0.5, 0.3, 0.2, 0.0]))
+
+    def step_fn(tokens, after):
+        return jnp.where(tokens[:, None] == after[0], after[1], z[None]), after
+
+    def search(after, **options):
+        found = beam_search(
+            step_fn, after, start=[1], state_axes=None, beam_size=4, max_length=2, **options
+        )
+        return found.tokens[0].tolist(), np.exp(found.scores[0])
+
+    tokens, p = search((jnp.float32(3), jnp.nan))
+    assert tokens[0] == [0, 0]
+    np.testing.assert_allclose(p, [0.25, 0.15, 0.15, 0.1], rtol=1e-5)
+    tokens, p = search((jnp.float32(0), -jnp.inf))
+    assert tokens[0] == [1, 0]
+    np.testing.assert_allclose(p, [0.15, 0.1, 0.09, 0.06], rtol=1e-5)
+    tokens, p = search((jnp.float32(1), -jnp.inf))  # nothing at all
+    assert tokens == [[-1, -1]] * 4
+    assert (p == 0).all()
+    traced = quick_jit(lambda a: search_scores(step_fn, (jnp.float32(9), 0.0), a))
+    assert jnp.isnan(traced(jnp.nan)).all()
+
+
+def search_scores(step_fn, state, penalty):
+    return beam_search(
+        step_fn,
+        state,
+        start=[1],
+        state_axes=None,
+        beam_size=2,
+        max_length=2,
+        length_penalty=penalty,
+    ).scores
+
+
+def test_no_rows():
+    table, none = random_table(4), np.zeros(0, np.uint8)
+    drawn = sample(jax.random.key(0), markov, table, start=none, max_length=3)
+    assert drawn.tokens.shape == (0, 3)
+    found = beam_search(
+        markov, table, start=none, state_axes=None, beam_size=2, max_length=3, end_id=END
+    )
+    assert found.tokens.shape == (0, 2, 3)
+    assert filter_logits(jnp.ones((0, 4)), top_p=0.5, top_k=2, min_p=0.1).shape == (0, 4)

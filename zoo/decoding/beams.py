@@ -28,6 +28,7 @@ from zoo.decoding.steps import (
     Rules,
     StepFunction,
     apply_rules,
+    check_penalty,
     check_start,
     check_step,
     make_rules,
@@ -38,7 +39,7 @@ from zoo.decoding.steps import (
 class Beams(NamedTuple):
     """The result of :func:`beam_search`, best first."""
 
-    tokens: jax.Array  # [B, N, T] int32; after the end token pad_id
+    tokens: jax.Array  # [B, N, T] int32; after the end token pad_id, -1 where there is no text
     lengths: jax.Array  # [B, N] int32, tokens before the end token
     scores: jax.Array  # [B, N]; -inf where there are fewer texts, NaN where logits were NaN
 
@@ -62,7 +63,7 @@ def beam_search(
     length_penalty: float | jax.Array = 0.0,
     state_axes: Any = 0,
     num_results: int | None = None,
-    repetition_penalty: float = 1.0,
+    repetition_penalty: float | jax.Array = 1.0,
     min_length: int = 0,
     banned: Sequence[int] = (),
     end_id: int | None = None,
@@ -105,24 +106,33 @@ def beam_search(
     [[0.30, 0.20, 0.18]]
     """
     axes, tree = jax.tree.flatten(state_axes, is_leaf=lambda axis: axis is None)
+    max_length = count("max_length", max_length, at_least=1)
+    beam_size = count("beam_size", beam_size, at_least=1)
+    num_results = beam_size if num_results is None else num_results
+    num_results = count("num_results", num_results, at_least=1, at_most=beam_size)
+    rules = make_rules(
+        end_id=end_id, pad_id=pad_id, min_length=min_length, banned=banned, max_length=max_length
+    )
     return _beam_search(
         state,
         check_start(start),
         number("length_penalty", length_penalty),
+        check_penalty(repetition_penalty),
         step_fn,
         (tuple(axes), tree),
         beam_size,
-        beam_size if num_results is None else num_results,
+        num_results,
         max_length,
-        make_rules(end_id, pad_id, min_length, banned, repetition_penalty),
+        rules,
     )
 
 
-@functools.partial(jax.jit, static_argnums=range(3, 9))
+@functools.partial(jax.jit, static_argnums=range(4, 10))
 def _beam_search(
     state: Any,
     start: jax.Array,
     length_penalty: float | jax.Array,
+    repetition_penalty: Any,
     step_fn: StepFunction,
     flat_axes: Any,
     beam_size: int,
@@ -130,10 +140,9 @@ def _beam_search(
     max_length: int,
     rules: Rules,
 ) -> Beams:
-    logits = check_step(step_fn, state, start, rules, max_length)
+    logits = check_step(step_fn, state, start, rules)
     rows, size = logits.shape
-    count("beam_size", beam_size, at_least=1, at_most=size)
-    count("num_results", num_results, at_least=1, at_most=beam_size)
+    count("beam_size", beam_size, at_most=size)
     axes = jax.tree.unflatten(flat_axes[1], flat_axes[0])
     dtype = accumulator(logits.dtype)
     penalty = jnp.asarray(length_penalty, dtype)
@@ -150,8 +159,13 @@ def _beam_search(
     def extend(search: _Search) -> _Search:
         step, live, finished = search.step, search.live_tokens, search.finished
         logits, state = step_fn(search.last.reshape(-1), search.state)
-        z = apply_rules(logits, live.reshape(-1, max_length), step, rules)
-        sums = search.live_sums[..., None] + jax.nn.log_softmax(z).reshape(rows, beam_size, size)
+        z = apply_rules(logits, live.reshape(-1, max_length), step, rules, repetition_penalty)
+        # What cannot be written has probability 0, also where nothing can; and what follows it
+        # counts no more, whatever the model makes of it.
+        log_p = jnp.where(jnp.isneginf(z), -jnp.inf, jax.nn.log_softmax(z))
+        before = search.live_sums[..., None]
+        sums = before + log_p.reshape(rows, beam_size, size)
+        sums = jnp.where(jnp.isneginf(before), -jnp.inf, sums)
         if rules.end_id is not None:
             texts = live.at[:, :, step].set(rules.end_id)
             ended = score(sums[..., rules.end_id], step + 1)
@@ -191,11 +205,13 @@ def _beam_search(
     cut = jnp.where(search.step == max_length, score(search.live_sums, max_length), -jnp.inf)
     lengths = jnp.full_like(cut, max_length, jnp.int32)
     found = _best(search.finished, Beams(search.live_tokens, lengths, cut))
-    broken = jnp.isnan(search.live_sums).any(axis=1)[:, None]
+    broken = jnp.isnan(search.live_sums).any(axis=1)[:, None] | jnp.isnan(penalty)
+    scores = jnp.where(broken, jnp.nan, found.scores)
+    is_text = scores > -jnp.inf  # false for NaN too
     return Beams(
-        jnp.where(broken[..., None], -1, found.tokens),
-        jnp.where(broken, 0, found.lengths),
-        jnp.where(broken, jnp.nan, found.scores),
+        jnp.where(is_text[..., None], found.tokens, -1),
+        jnp.where(is_text, found.lengths, 0),
+        scores,
     )
 
 

@@ -36,7 +36,8 @@ def filter_logits(
 
     Args:
         logits: ``[..., V]``; -inf excludes a token.
-        temperature: τ ≥ 0; 0 keeps the first of the largest logits, with the value 0.
+        temperature: τ ≥ 0; 0 keeps the first of the largest logits, with the value 0. Where z / τ
+            is beyond the dtype, the result is (z - max z) / τ, which has the same softmax.
         top_k: k in 1..V; None: all.
         top_p: p in (0, 1]; None: all. A sum that misses p only by rounding has reached it.
         min_p: share of the largest probability, in [0, 1]; None: all.
@@ -56,11 +57,7 @@ def filter_logits(
     size = z.shape[-1]
     check_top_k(top_k, size)
     temperature, top_p, min_p = check_filters(temperature, top_p, min_p)
-    if is_zero(temperature):
-        place = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)
-        first = place == jnp.argmax(z, axis=-1, keepdims=True)
-        return jnp.where(first & ~jnp.isneginf(z), 0 * z, -jnp.inf).astype(logits.dtype)
-    z /= jnp.asarray(number("temperature", temperature, above=0), z.dtype)
+    z = _divide(z, jnp.asarray(temperature, z.dtype), largest=jnp.finfo(logits.dtype).max)
     # "Not less" instead of "at least": NaN stays NaN.
     if top_k is not None and top_k < size:
         z = jnp.where(z < largest(z, top_k)[..., -1:], -jnp.inf, z)
@@ -87,7 +84,7 @@ def penalize_repetition(
         ``[..., V]`` in the dtype of ``logits``.
 
     Raises:
-        TypeError: if ``tokens`` are not integers.
+        TypeError: if ``logits`` are not floats or ``tokens`` not integers.
         ValueError: if θ is not positive.
 
     >>> penalize_repetition(jnp.array([2.0, -2.0, 1.0]), jnp.array([0, 1, -1]), penalty=2.0)
@@ -96,7 +93,8 @@ def penalize_repetition(
     Reference: arXiv 1909.05858, section 4.1; as in common implementations, for both signs.
     """
     tokens = integers("tokens", tokens)
-    factor = jnp.asarray(number("penalty", penalty, above=0), logits.dtype)
+    logits, z = widened("logits", logits)
+    factor = jnp.asarray(number("penalty", penalty, above=0), z.dtype)
     size = logits.shape[-1]
 
     @functools.partial(jnp.vectorize, signature="(t)->(v)")
@@ -104,8 +102,10 @@ def penalize_repetition(
         known = jnp.where(tokens < 0, size, tokens)  # negative ids would count from the end
         return jnp.zeros(size, bool).at[known].set(True, mode="drop")
 
-    penalized = jnp.where(logits > 0, logits / factor, logits * factor)
-    return jnp.where(occurs(tokens), penalized, logits)
+    finite = jnp.where(jnp.isneginf(z), 0, z)
+    penalized = jnp.where(z > 0, finite / factor, finite * factor)
+    penalized = jnp.where(jnp.isneginf(z), z, penalized)
+    return jnp.where(occurs(tokens), penalized.astype(logits.dtype), logits)
 
 
 def check_filters(temperature: Any, top_p: Any, min_p: Any) -> tuple[Any, Any, Any]:
@@ -127,6 +127,21 @@ def check_top_k(top_k: int | None, size: int) -> None:
 def is_zero(temperature: Any) -> bool:
     """Whether the temperature is known to be 0 before tracing."""
     return not isinstance(temperature, jax.core.Tracer) and temperature == 0
+
+
+def _divide(z: jax.Array, temperature: jax.Array, *, largest: float) -> jax.Array:
+    """The quotient z / τ; (z - max z) / τ where that would not be finite, as for τ = 0."""
+    best = z.max(axis=-1, keepdims=True)
+    is_zero = temperature < jnp.finfo(z.dtype).tiny
+    in_range = jnp.abs(best / temperature) <= largest  # false for NaN
+    shifted = (is_zero | ~in_range) & (best > -jnp.inf)
+    at_best, excluded = z == best, jnp.isneginf(z)
+    # Neither what is excluded nor an infinite best reaches the division.
+    distance = jnp.where(excluded | (shifted & at_best), 0, jnp.where(shifted, z - best, z))
+    divided = jnp.where(excluded, -jnp.inf, distance / jnp.where(is_zero, 1, temperature))
+    place = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)
+    first = jnp.where(at_best, place, z.shape[-1]).min(axis=-1, keepdims=True)
+    return jnp.where(is_zero & shifted & (place != first), -jnp.inf, divided)
 
 
 @jax.jit

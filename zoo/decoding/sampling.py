@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from zoo._checks import accumulator
+from zoo._checks import accumulator, count, typed_key
 from zoo.decoding.filters import check_filters, check_top_k, filter_logits, is_zero
 from zoo.decoding.steps import (
     Rules,
     StepFunction,
     apply_rules,
+    check_penalty,
     check_start,
     check_step,
     make_rules,
@@ -48,7 +49,7 @@ def sample(
     top_k: int | None = None,
     top_p: float | jax.Array | None = None,
     min_p: float | jax.Array | None = None,
-    repetition_penalty: float = 1.0,
+    repetition_penalty: float | jax.Array = 1.0,
     min_length: int = 0,
     banned: Sequence[int] = (),
     end_id: int | None = None,
@@ -78,7 +79,8 @@ def sample(
         its tokens are -1 from there on and their log-probabilities NaN.
 
     Raises:
-        TypeError: if ``start`` is not integer, or the step function changes the state's form.
+        TypeError: if ``start`` is not integer, the key is not a typed key, or the step function
+            changes the state's form.
         ValueError: if a number is out of its range, or all tokens are banned.
 
     >>> def step_fn(tokens, state):  # a clock
@@ -87,12 +89,19 @@ def sample(
     Array([[1, 2, 3, 0, 0],
            [3, 0, 0, 0, 0]], dtype=int32)
     """
-    rules = make_rules(end_id, pad_id, min_length, banned, repetition_penalty)
+    typed_key("key", key)
+    max_length = count("max_length", max_length, at_least=1)
+    top_k = None if top_k is None else count("top_k", top_k, at_least=1)
+    rules = make_rules(
+        end_id=end_id, pad_id=pad_id, min_length=min_length, banned=banned, max_length=max_length
+    )
+    penalty = check_penalty(repetition_penalty)
     temperature, top_p, min_p = check_filters(temperature, top_p, min_p)
     filters = None
     if not is_zero(temperature):
         filters = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
-    return _sample(key, state, check_start(start), filters, step_fn, max_length, top_k, rules)
+    start = check_start(start)
+    return _sample(key, state, start, filters, penalty, step_fn, max_length, top_k, rules)
 
 
 @functools.partial(jax.jit, static_argnames=("step_fn", "max_length", "top_k", "rules"))
@@ -101,13 +110,14 @@ def _sample(
     state: Any,
     start: jax.Array,
     filters: dict[str, Any] | None,
+    penalty: Any,
     step_fn: StepFunction,
     max_length: int,
     top_k: int | None,
     rules: Rules,
 ) -> Samples:
     """:func:`sample`; without filters it is greedy."""
-    logits = check_step(step_fn, state, start, rules, max_length)
+    logits = check_step(step_fn, state, start, rules)
     check_top_k(top_k, logits.shape[1])
     dtype = accumulator(logits.dtype)
 
@@ -118,7 +128,7 @@ def _sample(
     def draw(carry: Any) -> Any:
         step, finished, last, state, out = carry
         logits, state = step_fn(last, state)
-        z = apply_rules(logits, out.tokens, step, rules)
+        z = apply_rules(logits, out.tokens, step, rules, penalty)
         if filters is None:
             token = jnp.argmax(z, axis=-1)
         else:

@@ -18,13 +18,14 @@ language models Guillaume Sanchez et al., "Stay on topic with Classifier-Free Gu
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo._checks import count, integers, number, shapes
+from zoo._checks import accumulator, count, floating, integers, number, shapes
 from zoo.decoding.filters import penalize_repetition
 
 
@@ -96,7 +97,7 @@ def prefill(
     >>> jax.eval_shape(write, model, jax.random.key(0), jnp.array([[3, 1, 4]])).shape
     (1, 4)
     """
-    prompt = integers("prompt", prompt).astype(jnp.int32)
+    prompt = as_ids("prompt", prompt)
     given = {} if condition is None else {"condition": (condition, "B E")}
     sizes = shapes(prompt=(prompt, "B T"), **given)
     rows, time = sizes["B"], count("the number of tokens in prompt", sizes["T"], at_least=1)
@@ -158,7 +159,8 @@ def guide_logits(
         ``[..., V]``, -inf where either is.
 
     Raises:
-        ValueError: if the shapes differ.
+        TypeError: if logits are not floats.
+        ValueError: if the shapes differ, or the scale is not finite.
 
     >>> guide_logits(jnp.array([1.0, 3.0]), jnp.array([1.0, 2.0]), scale=2.0)
     Array([1., 4.], dtype=float32)
@@ -170,9 +172,13 @@ def guide_logits(
             "conditional and unconditional must have one shape, got "
             f"{conditional.shape} and {unconditional.shape}"
         )
-    excluded = jnp.isneginf(conditional) | jnp.isneginf(unconditional)
-    c, u = (jnp.where(excluded, 0, z) for z in (conditional, unconditional))
-    return jnp.where(excluded, -jnp.inf, u + jnp.asarray(scale, u.dtype) * (c - u))
+    c, u = floating("conditional", conditional), floating("unconditional", unconditional)
+    dtype = jnp.result_type(c, u)
+    wide = accumulator(dtype)
+    excluded = jnp.isneginf(c) | jnp.isneginf(u)
+    c, u = (jnp.where(excluded, 0, z).astype(wide) for z in (c, u))
+    guided = u + jnp.asarray(number("scale", scale), wide) * (c - u)
+    return jnp.where(excluded, -jnp.inf, guided).astype(dtype)
 
 
 def guide(
@@ -189,7 +195,7 @@ def guide(
         ``Prefilled`` as :func:`prefill` returns it.
 
     Raises:
-        ValueError: if they do not continue the same number of rows.
+        ValueError: if they do not continue the same number of rows, or the scale is not finite.
 
     >>> def step_fn(tokens, state):
     ...     return state, state
@@ -200,9 +206,10 @@ def guide(
     Array([[1., 4.]], dtype=float32)
     """
     shapes(conditional=(conditional.start, "B"), unconditional=(unconditional.start, "B"))
+    scale = jnp.asarray(number("scale", scale), jnp.float32)
     return Prefilled(
         _GuidedStep(conditional.step_fn, unconditional.step_fn),
-        GuidedState(conditional.state, unconditional.state, jnp.asarray(scale, jnp.float32)),
+        GuidedState(conditional.state, unconditional.state, scale),
         conditional.start,
         GuidedState(conditional.state_axes, unconditional.state_axes, None),
     )
@@ -232,35 +239,43 @@ class Rules(NamedTuple):
     pad_id: int
     min_length: int
     banned: tuple[int, ...]
-    repetition_penalty: float
 
 
 def make_rules(
-    end_id: Any, pad_id: Any, min_length: Any, banned: Any, repetition_penalty: Any
+    *, end_id: Any, pad_id: Any, min_length: Any, banned: Sequence[Any], max_length: int
 ) -> Rules:
     """The rules as plain Python numbers, whatever kind of scalar they were given as."""
     return Rules(
         None if end_id is None else count("end_id", end_id),
         count("pad_id", pad_id),
-        count("min_length", min_length),
+        count("min_length", min_length, at_most=max_length),
         tuple(count("banned", token) for token in banned),
-        number("repetition_penalty", repetition_penalty, above=0),
     )
+
+
+def check_penalty(repetition_penalty: Any) -> Any:
+    """The penalty, None for 1, which changes nothing; a traced one out of its range is NaN."""
+    penalty = number("repetition_penalty", repetition_penalty, above=0)
+    return None if not isinstance(penalty, jax.core.Tracer) and penalty == 1 else penalty
+
+
+def as_ids(name: str, x: Any) -> jax.Array:
+    """``x`` as int32; -1, which is no token, for what is out of its range."""
+    ids = integers(name, x)
+    return jnp.where((ids >= 0) & (ids <= jnp.iinfo(jnp.int32).max), ids, -1).astype(jnp.int32)
 
 
 def check_start(start: Any) -> jax.Array:
     """The first tokens ``[B]`` or ``[B, T]``, T ≥ 1, as int32."""
-    start = integers("start", start)
+    start = as_ids("start", start)
     if start.ndim not in (1, 2) or 0 in start.shape[1:]:
         raise ValueError(
             f"start must be [B], or [B, T] with at least one token per row, got {start.shape}"
         )
-    return start.astype(jnp.int32)
+    return start
 
 
-def check_step(
-    step_fn: StepFunction, state: Any, start: jax.Array, rules: Rules, max_length: int
-) -> Any:
+def check_step(step_fn: StepFunction, state: Any, start: jax.Array, rules: Rules) -> Any:
     """The shape of the logits; refuses a step function or rules that cannot work with them."""
     logits, after = jax.eval_shape(step_fn, jax.ShapeDtypeStruct(start.shape[:1], jnp.int32), state)
     if logits.ndim != 2 or len(logits) != len(start):
@@ -281,8 +296,6 @@ def check_step(
                 f"state{leaf}: {given.get(leaf)}, got {got.get(leaf)}"
             )
     size = logits.shape[1]
-    count("max_length", max_length, at_least=1)
-    count("min_length", rules.min_length, at_most=max_length)
     ends = () if rules.end_id is None else (rules.end_id,)
     for name, ids in (("end_id", ends), ("pad_id", (rules.pad_id,)), ("banned", rules.banned)):
         for token in ids:
@@ -295,16 +308,20 @@ def check_step(
     return logits
 
 
-def apply_rules(logits: jax.Array, written: jax.Array, step: jax.Array, rules: Rules) -> jax.Array:
+def apply_rules(
+    logits: jax.Array, written: jax.Array, step: jax.Array, rules: Rules, penalty: Any
+) -> jax.Array:
     """The logits ``[B, V]`` under the rules, in at least float32.
 
-    ``written`` [B, T] holds the tokens so far; places from ``step`` on are ignored.
+    ``written`` [B, T] holds the tokens so far; places from ``step`` on are ignored. ``penalty`` is
+    that of :func:`check_penalty`.
     """
-    z = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    if rules.repetition_penalty != 1:
+    z = logits.astype(accumulator(logits.dtype))
+    if penalty is not None:
         place = lax.broadcasted_iota(jnp.int32, written.shape, 1)
         written = jnp.where(place < step, written, -1)
-        z = penalize_repetition(z, written, penalty=rules.repetition_penalty)
+        # Also before the first token is written, a penalty that is no number shows.
+        z = penalize_repetition(z, written, penalty=penalty) + 0 * jnp.asarray(penalty, z.dtype)
     if rules.banned:
         z = z.at[:, jnp.array(rules.banned)].set(-jnp.inf)
     if rules.min_length and rules.end_id is not None:
