@@ -283,8 +283,9 @@ class Vocabulary:
         tokens = tuple(model.id_to_token(number) for number in range(model.get_vocab_size()))
         if None in tokens:
             raise ValueError(f"no token has the id {tokens.index(None)}: ids must be 0..V-1")
-        if (unknown := content["model"].get("unk_token")) is not None and unknown not in tokens:
-            raise ValueError(f"its unknown token {unknown!r} is not among its tokens")
+        unknown, known = content["model"].get("unk_token"), content["model"]["vocab"]
+        if unknown is not None and unknown not in known:  # the library notices when it needs it
+            raise ValueError(f"its model has no unknown token {unknown!r}")
         special = tuple(token["content"] for token in content["added_tokens"] if token["special"])
         return cls(tokens, MODELS[kind], model=text, special=special)
 
