@@ -20,10 +20,13 @@ from typing import Any
 import jax
 
 from zoo import extras
-from zoo.training.records import leave_workdirs
+from zoo.training.records import check_local, leave_workdirs
 
 # What every experiment uses in the end: a module that is missing is found out at the start.
 NEEDED = {"rich.table": "train", "orbax.checkpoint": "train", "matplotlib.figure": "plot"}
+
+# What a mistake of the user raises; anything else shows where it comes from.
+_MISTAKES = (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError)
 
 
 def local_path(name: str) -> pathlib.Path:
@@ -54,6 +57,16 @@ def in_unit_interval(settings: Any, *names: str) -> None:
             raise ValueError(f"{_flag(settings, name)} must be in [0, 1), got {value}")
 
 
+def all_different(settings: Any, *names: str) -> None:
+    """Raises a ValueError that names the field unless each holds something, and nothing twice."""
+    for name in names:
+        values = getattr(settings, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(
+                f"{_flag(settings, name)} must hold at least one value and none twice, got {values}"
+            )
+
+
 def check_numbers(settings: Any, section: str = "") -> None:
     """Raises a ValueError that names the field unless every number can be computed with.
 
@@ -71,9 +84,10 @@ def check_numbers(settings: Any, section: str = "") -> None:
                 if math.isnan(item) or (math.isinf(item) and not limit):
                     raise ValueError(f"{name} must be finite, got {item}")
             elif isinstance(item, int):
-                lowest = 0 if field.name in ("seed", "seeds") else -(2**31)
-                if not lowest <= item < 2**31:
-                    raise ValueError(f"{name} must be from {lowest} to {2**31 - 1}, got {item}")
+                seed = field.name in ("seed", "seeds")
+                if not (0 if seed else -(2**31)) <= item < 2**31:
+                    wanted = f"be from 0 to {2**31 - 1}" if seed else "fit in 32 bits"
+                    raise ValueError(f"{name} must {wanted}, got {item}")
 
 
 def change(config: Any, **fields: Any) -> Any:
@@ -89,7 +103,8 @@ def change(config: Any, **fields: Any) -> Any:
 
 def _flag(settings: Any, name: str) -> str:
     """``training.epochs`` for the field epochs of a TrainingConfig."""
-    return f"{type(settings).__name__.removesuffix('Config').lower()}.{name}".removeprefix(".")
+    section = type(settings).__name__.removesuffix("Config").removesuffix("Fields").lower()
+    return f"{section}.{name}".removeprefix(".")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,29 +179,29 @@ def main(
     A mistake of the user ends in one line and exit code 2; ``ZOO_TRACEBACK=1`` shows where it was
     noticed. What such a run wrote in a folder of its own is removed, unless it has trained.
     """
-    failed = False
-    try:
-        with _lasting_output():
+    with _lasting("stdout"), _lasting("stderr"):
+        failed = False
+        try:
             config = parse(run, presets, description, arguments)
             for module, extra in NEEDED.items():
                 extras.require(module, extra)
             run(config)
-    except jax.errors.JaxRuntimeError:  # of the machine, not of the command
-        raise
-    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
-        failed = True
-        if os.environ.get("ZOO_TRACEBACK"):
+        except jax.errors.JaxRuntimeError:  # of the machine, not of the command
             raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        print("(ZOO_TRACEBACK=1 shows where.)", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        if os.environ.get("ZOO_TRACEBACK"):
-            raise
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
-    finally:
-        leave_workdirs(failed=failed)
+        except _MISTAKES as error:
+            failed = True
+            if os.environ.get("ZOO_TRACEBACK"):
+                raise
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            print("(ZOO_TRACEBACK=1 shows where.)", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            if os.environ.get("ZOO_TRACEBACK"):
+                raise
+            print("interrupted; the same command continues", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            leave_workdirs(failed=failed)
 
 
 def parse(
@@ -216,18 +231,21 @@ def parse(
     check_numbers(config)
     if not config.workdir.strip():
         raise ValueError("workdir must name a folder, got an empty name")
+    check_local(config.workdir)
     return dataclasses.replace(config, workdir=os.fspath(local_path(config.workdir)))
 
 
 @contextlib.contextmanager
-def _lasting_output() -> Iterator[None]:
+def _lasting(name: str) -> Iterator[None]:
     """Inside it, a standard output that goes away (``| head``, a full disk) ends no run."""
-    if sys.stdout is None:  # closed from the start
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    stream = getattr(sys, name)
+    with open(os.devnull, "w") as nowhere:
+        # None: it was closed before the program began.
+        setattr(sys, name, nowhere if stream is None else _LastingStream(stream))
+        try:
             yield
-    else:
-        with contextlib.redirect_stdout(_LastingStream(sys.stdout)):  # type: ignore[type-var]
-            yield
+        finally:
+            setattr(sys, name, stream)
 
 
 class _LastingStream:
@@ -240,20 +258,21 @@ class _LastingStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with self._lasting():
+        with self._going_on():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with self._lasting():
+        with self._going_on():
             self._stream.flush()
 
     @contextlib.contextmanager
-    def _lasting(self) -> Iterator[None]:
+    def _going_on(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             # What is still in the buffer goes there too, when the program ends.
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
-            print(f"no more output ({error}); the run goes on", file=sys.stderr)
+            if sys.stderr is not self:
+                print(f"no more output ({error}); the run goes on", file=sys.stderr)

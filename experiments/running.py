@@ -115,15 +115,19 @@ def open_mesh(config: RunConfig) -> Mesh:
     initialize_distributed(**dataclasses.asdict(config.distributed))
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     training = getattr(config, "training", None)
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    micro_batches = getattr(training, "accumulation_steps", 1)
-    rows = getattr(training, "batch_size", devices * micro_batches)
+    if hasattr(training, "batch_size"):
+        check_rows(mesh, training, "batch_size", getattr(training, "accumulation_steps", 1))
+    return mesh
+
+
+def check_rows(mesh: Mesh, training: Any, name: str, micro_batches: int = 1) -> None:
+    """A ValueError that names the field unless the devices divide its rows evenly."""
+    devices, rows = mesh.shape["data"] * mesh.shape["fsdp"], getattr(training, name)
     if rows % (devices * micro_batches):
         raise ValueError(
-            f"training.batch_size must be a multiple of {devices * micro_batches}, got {rows}: "
+            f"training.{name} must be a multiple of {devices * micro_batches}, got {rows}: "
             f"{devices} device(s) see different rows, in {micro_batches} micro-batch(es)"
         )
-    return mesh
 
 
 def train(

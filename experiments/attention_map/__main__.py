@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments.command_line import local_path
 from zoo import extras
 from zoo.capture import capture
 from zoo.capture.equations import Equation
@@ -94,6 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--output", default="attention_map.png", metavar="FILE.png")
     options = parser.parse_args(arguments)
+    if options.steps < 1:
+        parser.error(f"--steps must be at least 1, got {options.steps}")
+    output = local_path(options.output)
+    if not output.parent.is_dir() or output.suffix != ".png":
+        parser.error(f"--output must be a file .png in a folder that exists, got {output}")
+    extras.require("matplotlib.figure", "plot")  # found out before the training
 
     model = train(Mirror(nnx.Rngs(0)), options.steps)
     ids = jax.random.randint(jax.random.key(2), (256, LENGTH), 0, len(LETTERS))
@@ -110,8 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     for name, value in results.items():
         print(f"{name:32} {value:.4g}")
     text = "".join(LETTERS[i] for i in ids[0])
-    draw(np.asarray(attention[0]), text).savefig(options.output, dpi=80)
-    print(f"wrote {options.output}")
+    draw(np.asarray(attention[0]), text).savefig(output, dpi=80)
+    print(f"wrote {output}")
     return results
 
 

@@ -13,7 +13,14 @@ section "sentiment"; it shows samples and no numbers.
 import dataclasses
 from typing import Literal, get_args
 
-from experiments.command_line import LoopConfig, RunConfig, at_least, in_unit_interval
+from experiments.command_line import (
+    LoopConfig,
+    RunConfig,
+    all_different,
+    at_least,
+    in_unit_interval,
+    local_path,
+)
 
 Variant = Literal["norm", "prefix", "embedding"]
 
@@ -61,8 +68,17 @@ class ModelConfig:
     """Standard deviation of the vectors of the classes at the start."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "num_layers", "condition_features")
+        at_least(1, self, "num_layers", "num_heads", "features", "feedforward_features")
+        at_least(1, self, "condition_features", "hidden_features")
+        at_least(0, self, "initial_condition")
         in_unit_interval(self, "dropout")
+        if not self.pretrained and self.features % self.num_heads:
+            raise ValueError(
+                f"model.num_heads must divide model.features = {self.features}, got "
+                f"{self.num_heads}"
+            )
+        if self.pretrained and not local_path(self.pretrained).is_dir():
+            raise ValueError(f"model.pretrained must be a folder, got {self.pretrained!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +101,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "batch_size", "length")
-        at_least(0, self, "epochs", "learning_rate", "weight_decay", "gradient_clip")
+        at_least(0, self, "learning_rate", "weight_decay", "gradient_clip")
+        if not self.epochs > 0:
+            raise ValueError(f"training.epochs must be > 0, got {self.epochs}")
         in_unit_interval(self, "drop_label")
 
 
@@ -103,7 +121,12 @@ class SamplingConfig:
     """Scales of classifier-free guidance; 1 is none."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "count", "batch_size")
+        at_least(1, self, "count", "batch_size", "top_k")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling.top_p must be in (0, 1], got {self.top_p}")
+        if not self.temperature > 0:
+            raise ValueError(f"sampling.temperature must be > 0, got {self.temperature}")
+        all_different(self, "guidance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +142,7 @@ class Fields:
     sampling: SamplingConfig = SamplingConfig()
 
     def __post_init__(self) -> None:
-        if not self.variants:
-            raise ValueError("variants must name at least one, got none")
+        all_different(self, "variants")
         if self.model.pretrained and self.variants != ("norm",):
             raise ValueError(
                 "variants must be norm alone for a pretrained model: it has no token or segment "

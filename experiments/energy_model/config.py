@@ -153,6 +153,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         at_least(10, self, "num_samples", "test_images")
+        if self.encoder and not self.encoder.startswith("file:"):
+            raise ValueError(f"evaluation.encoder must be file:PATH or empty, got {self.encoder!r}")
         at_least(1, self, "num_steps", "watched", "classifier_features", "classifier_epochs")
 
 

@@ -11,7 +11,13 @@ Article: https://kexue.fm/archives/7124, section on image captions.
 
 import dataclasses
 
-from experiments.command_line import LoopConfig, RunConfig, at_least, in_unit_interval
+from experiments.command_line import (
+    LoopConfig,
+    RunConfig,
+    all_different,
+    at_least,
+    in_unit_interval,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,11 @@ class ModelConfig:
         at_least(1, self, "features", "num_layers", "num_heads", "feedforward_features")
         at_least(1, self, "hidden_features")
         in_unit_interval(self, "dropout", "image_dropout")
+        if self.features % self.num_heads:
+            raise ValueError(
+                f"model.num_heads must divide model.features = {self.features}, got "
+                f"{self.num_heads}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +104,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "beam_size", "batch_size")
-        if not self.length_penalties:
-            raise ValueError("search.length_penalties must hold at least one, got none")
+        all_different(self, "length_penalties")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,7 @@ class ModelConfig:
     """Whether recurrent dropout scales while training; False scales in evaluation, as published."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "num_layers")
+        at_least(1, self, "embed_features", "hidden_features", "num_layers", "chunk_size")
         names = [field.name for field in dataclasses.fields(self)]
         in_unit_interval(self, *(name for name in names if name.endswith("dropout")))
 
@@ -95,6 +95,11 @@ class TrainingConfig:
         at_least(1, self, "accumulation_steps", "patience")
         at_least(0, self, "learning_rate", "weight_decay", "gradient_clip")
         at_least(0, self, "activation_penalty", "temporal_penalty")
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"training.accumulation_steps must divide training.batch_size = {self.batch_size}, "
+                f"got {self.accumulation_steps}"
+            )
         if self.random_lengths and self.optimizer == "adamw":
             raise ValueError("training.random_lengths needs sgd or nt_asgd, got adamw")
 

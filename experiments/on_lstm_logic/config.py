@@ -48,7 +48,7 @@ class ModelConfig:
     """Of embeddings and classifier."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "embed_features", "features", "classifier_features")
+        at_least(1, self, "embed_features", "features", "classifier_features", "chunk_size")
         in_unit_interval(self, "dropout")
 
 

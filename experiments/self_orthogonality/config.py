@@ -13,7 +13,13 @@ https://kexue.fm/archives/7169.
 import dataclasses
 from typing import Literal, get_args
 
-from experiments.command_line import LoopConfig, RunConfig, at_least, in_unit_interval
+from experiments.command_line import (
+    LoopConfig,
+    RunConfig,
+    all_different,
+    at_least,
+    in_unit_interval,
+)
 
 Method = Literal["none", "weight_decay", "soft", "off_diagonal", "spectral", "self_orthogonality"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -88,8 +94,7 @@ class TrainingConfig:
         at_least(1, self, "epochs", "batch_size")
         at_least(0, self, "learning_rate", "gradient_clip")
         in_unit_interval(self, "momentum")
-        if not (self.methods and self.batch_norm and self.seeds):
-            raise ValueError("training.methods, batch_norm and seeds must not be empty")
+        all_different(self, "methods", "batch_norm", "seeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +111,7 @@ class AblationConfig:
     def __post_init__(self) -> None:
         at_least(0, self, "num_steps")
         at_least(2, self, "entries", "filters")
+        at_least(0, self, "learning_rate")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,7 +135,7 @@ def build(
     def make_network(rngs: nnx.Rngs) -> Classifier:
         return Classifier(
             pictures.shape[1:],
-            int(labels.max()) + 1,
+            1 + int(max(labels.max(), images.test[1].max())),
             **dataclasses.asdict(config.model),
             batch_norm=network.batch_norm,
             rngs=rngs,
@@ -146,6 +146,7 @@ def build(
         [{"image": image, "label": label} for image, label in zip(pictures, labels, strict=True)],
         batch_size=config.training.batch_size,
         seed=network.seed,
+        depends_on=images,
     )
     num_steps = config.training.epochs * batches.batches_per_epoch
     return Experiment(

@@ -9,7 +9,7 @@ Article: https://kexue.fm/archives/6620, which has no experiment of its own.
 
 import dataclasses
 
-from experiments.command_line import at_least
+from experiments.command_line import all_different, at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,8 @@ class TrainingConfig:
         at_least(2, self, "num_seeds")
         at_least(1, self, "pretraining_steps", "steps", "remembered_examples")
         at_least(0, self, "hidden_features", "learning_rate")
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
+        all_different(self, "batch_sizes")
+        if min(self.batch_sizes) < 1:
             raise ValueError(f"training.batch_sizes must be positive, got {self.batch_sizes}")
 
 
@@ -70,6 +71,10 @@ class BiasConfig:
     noise: float = 2.5
 
     def __post_init__(self) -> None:
+        all_different(self, "batch_sizes")
+        at_least(1, self, "rows")
+        if not 0 < self.positive_share < 1:
+            raise ValueError(f"bias.positive_share must be in (0, 1), got {self.positive_share}")
         if any(size < 1 or self.rows % size for size in self.batch_sizes):
             raise ValueError(
                 f"bias.batch_sizes must divide bias.rows = {self.rows}, got {self.batch_sizes}"

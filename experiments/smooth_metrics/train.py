@@ -17,6 +17,7 @@ from experiments.smooth_metrics import figures
 from experiments.smooth_metrics.bias import bias_table
 from experiments.smooth_metrics.config import Config
 from zoo.data import open_source
+from zoo.data.fingerprint import fingerprint
 from zoo.data.images import image_arrays
 from zoo.smooth import smooth_accuracy, smooth_f1
 from zoo.smooth.streaming import streaming_f1, streaming_f1_init
@@ -50,26 +51,34 @@ class Learner(NamedTuple):
 def run(config: Config) -> None:
     """Runs the experiment; skips what an earlier run in the same folder has finished."""
     training = config.training
-    workdir = open_workdir(config.workdir, config, ignore=("workdir",))
     split = load(config)
     learners = build(config, split)
+    workdir = open_workdir(config.workdir, config, ignore=("workdir",))
     print(
         f"{config.data.uri}: {split.train_x.shape[1]:,} training and {split.test_x.shape[1]:,} "
         f"test samples per seed, {split.train_t.mean():.1%} positive, {training.num_seeds} seeds"
     )
     with MetricsLog(workdir / "metrics.jsonl") as log:
         log.resume(len(training.batch_sizes))  # drops what a crash cut off
-        done = read_records(log.path)
-        for size in training.batch_sizes[len(done) :]:
+        data = fingerprint(split)
+        done = {record["batch_size"]: record for record in read_records(log.path)}
+        if any(record.get("data", data) != data for record in done.values()):
+            raise ValueError(
+                f"{config.data.uri} has changed since the run in {workdir} began; give another "
+                "--workdir"
+            )
+        for number, size in enumerate(training.batch_sizes, 1):
+            if size in done:
+                continue
             parameters = train_all(learners, split, size, config)
             scores = test_all(parameters, split)
-            done.append({"batch_size": size, "scores": scores})
-            log.write(len(done), done[-1])
+            done[size] = {"batch_size": size, "scores": scores, "data": data}
+            log.write(number, done[size])
             f1 = ", ".join(f"{name} {np.mean(s['f1']):.3f}" for name, s in scores.items())
             print(f"batch size {size}: test F1 {f1}", flush=True)
     key = jax.random.key(training.seed)
     bias = bias_table(config.bias, key, remembered_examples=training.remembered_examples)
-    report(workdir, done, bias)
+    report(workdir, [done[size] for size in training.batch_sizes], bias)
 
 
 def load(config: Config) -> Split:
@@ -98,7 +107,15 @@ def load(config: Config) -> Split:
             test.append(rows[:cut])
         train, test = (generator.permutation(np.concatenate(rows)) for rows in (train, test))
         parts.append((x[train], positive[train], x[test], positive[test]))
-    return Split(*(np.stack(part).astype(np.float32) for part in zip(*parts, strict=True)))
+    split = Split(*(np.stack(part).astype(np.float32) for part in zip(*parts, strict=True)))
+    for name, targets in {"training": split.train_t, "test": split.test_t}.items():
+        if not (targets.size and (targets.any(axis=1) & ~targets.all(axis=1)).all()):
+            raise ValueError(
+                f"data: the {name} samples must hold both classes, got {targets.sum(axis=1, dtype=int)} "
+                f"positives of {targets.shape[1]}; change data.positive_share, test_share or "
+                "max_examples"
+            )
+    return split
 
 
 def build(config: Config, split: Split | None = None) -> dict[str, Learner]:

@@ -11,7 +11,10 @@ Article: https://kexue.fm/archives/6583: ResNet-20 on CIFAR-10, Adam at a consta
 
 import dataclasses
 
-from experiments.command_line import LoopConfig, RunConfig, at_least
+import numpy as np
+
+from experiments.command_line import LoopConfig, RunConfig, all_different, at_least
+from zoo.averaging.power import power_law_exponent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +65,12 @@ class AveragingConfig:
     """The one of them made for each of the last ten evaluations."""
 
     def __post_init__(self) -> None:
-        if not self.decays or not all(0 <= decay < 1 for decay in self.decays):
+        all_different(self, "decays", "stored_stds", "post_hoc_stds")
+        if not all(0 <= decay < 1 for decay in self.decays):
             raise ValueError(f"averaging.decays must be some in [0, 1), got {self.decays}")
-        if not self.stored_stds:
-            raise ValueError("averaging.stored_stds must not be empty")
+        for name in ("stored_stds", "post_hoc_stds", "post_hoc_checked"):
+            for std in np.atleast_1d(getattr(self, name)):
+                power_law_exponent(std)  # checks its range
 
 
 @dataclasses.dataclass(frozen=True)

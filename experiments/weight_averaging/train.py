@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from experiments.weight_averaging import dirac_gan
 from experiments.weight_averaging.config import AveragingConfig, Config, DataConfig
 from experiments.weight_averaging.figures import draw_accuracy, draw_orbit, draw_widths
 from experiments.weight_averaging.resnet import ResNet
+from zoo._files import replace_file
 from zoo.averaging import averaged_parameters, parameter_ema, post_hoc_average, power_law_ema
 from zoo.averaging.statistics import recompute_statistics
 from zoo.data import Pipeline
@@ -78,7 +80,7 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
     training, (images, labels) = config.training, data.test
 
     def make_network(rngs: nnx.Rngs) -> ResNet:
-        sizes = images.shape[-1], 1 + int(labels.max())
+        sizes = images.shape[-1], 1 + int(max(labels.max(), data.statistics[1].max()))
         return ResNet(*sizes, **dataclasses.asdict(config.model), rngs=rngs)
 
     init, merge = functional(make_network)
@@ -106,7 +108,11 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
         loss=make_loss(merge, config.data),
         optimizer=make_optimizer(config.averaging, training.learning_rate),
         batches=Pipeline(
-            data.train, batch_size=training.batch_size, seed=training.seed, remainder="drop"
+            data.train,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            remainder="drop",
+            depends_on=data,
         ),
         num_steps=training.steps,
         seed=training.seed,
@@ -216,7 +222,9 @@ def store(folder: pathlib.Path, state: TrainState, averaging: AveragingConfig) -
     folder.mkdir(exist_ok=True)
     names = map(power_name, averaging.stored_stds)
     vectors = {name: ravel_pytree(average_named(name, state))[0] for name in names}
-    np.savez(folder / f"{int(state.step)}.npz", **vectors)
+    archive = io.BytesIO()
+    np.savez(archive, **vectors)
+    replace_file(folder / f"{int(state.step)}.npz", archive.getvalue())
 
 
 def reconstruct(

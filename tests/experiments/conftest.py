@@ -34,14 +34,16 @@ def smoke(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path, capsys):
-    """A function of an experiment, flags, and the message that the run must end with."""
+    """A function of an experiment, flags and a message: the run ends with it, without a folder."""
 
     def check(name, flags, message):
+        workdir = tmp_path / "workdir"
         with pytest.raises(SystemExit) as stopped:
-            main(name, f"--workdir={tmp_path}", *flags.split())
+            main(name, f"--workdir={workdir}", *flags.split())
         assert stopped.value.code == 2
         said = " ".join("".join(capsys.readouterr()).split())  # the parser breaks long lines
         assert message in said
         assert "Traceback" not in said
+        assert not workdir.exists()  # where the corrected command begins
 
     return check
