@@ -170,7 +170,11 @@ def _plays() -> Iterator[Row]:
 
 def _archive(path: pathlib.Path) -> Iterator[Row]:
     """Zip archive of rt-polarity (N.neg, N.pos) or of the Chinese reviews (N.SPLIT.data)."""
-    with zipfile.ZipFile(path) as archive:
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+    with archive:
         for name in sorted(archive.namelist()):
             lines = io.TextIOWrapper(archive.open(name), "utf-8", errors="replace")
             if name.endswith(".data"):

@@ -100,7 +100,7 @@ def build(
     variant = config.variants[0] if variant is None else variant
     training, num_classes = config.training, len(data.classes)
     rows = texts.pack(data.training, data.vocabulary, training.length)
-    batches = Pipeline(rows, batch_size=training.batch_size, seed=training.seed)
+    batches = Pipeline(rows, batch_size=training.batch_size, seed=training.seed, depends_on=data)
     num_steps = max(1, round(training.epochs * batches.batches_per_epoch))
     init, merge = functional(
         lambda rngs: Generator(config, variant, num_classes, data.vocabulary, rngs=rngs)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.energy_model.config import ModelConfig
+from zoo._checks import floating
 from zoo.energy.networks import (
     RESNET,
     RESNET_LARGE,
@@ -54,7 +55,7 @@ class DenseEnergy(nnx.Module):
     def __call__(self, images: jax.Array, labels: jax.Array | None = None) -> jax.Array:
         """Images ``[B, height, width, channels]`` in 0..1, labels ``[B]``, to energies ``[B]``."""
         rows = jnp.zeros(1, int) if labels is None else labels
-        pixels = images.reshape(len(images), -1)
+        pixels = floating("images", images).reshape(len(images), math.prod(images.shape[1:]))
         x = 2 * pixels - 1
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
             x = jax.nn.silu(GAIN * (x @ kernel()) + bias[...][rows])

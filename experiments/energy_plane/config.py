@@ -1,6 +1,6 @@
 """Settings of the energies on the plane.
 
-small   the default: rings and a Gaussian mixture, under two minutes
+small   the default: rings and a Gaussian mixture, five runs of each, five minutes
 smoke   a narrow network and few steps, seconds
 """
 

@@ -1,11 +1,11 @@
 """Pictures with captions: Flickr8k, and digits whose captions are made of templates."""
 
-import gzip
 import io
 import itertools
 import pathlib
 import re
 import zipfile
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from experiments.image_captioning.config import DataConfig
 from experiments.running import is_main_process
 from zoo._files import replace_file
 from zoo.data import Vocabulary, open_source
+from zoo.data.fingerprint import fingerprint
 from zoo.data.images import image_arrays
 from zoo.extras import require
 
@@ -66,12 +67,11 @@ def _digits(split: str) -> Captioned:
 
 def _flickr8k(folder: pathlib.Path) -> dict[str, Captioned]:
     by_name: dict[str, list[list[str]]] = {}
-    with gzip.open(folder / CAPTIONS, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            name, tab, caption = line.rstrip("\n").partition("\t")
-            if not tab:
-                raise ValueError(f"{folder / CAPTIONS}, line {number}: expected NAME#k TAB caption")
-            by_name.setdefault(name.partition("#")[0], []).append(words_of(caption))
+    for number, line in enumerate(open_source(f"file:{folder / CAPTIONS}"), start=1):
+        name, tab, caption = line["text"].partition("\t")
+        if not tab:
+            raise ValueError(f"{folder / CAPTIONS}, line {number}: expected NAME#k TAB caption")
+        by_name.setdefault(name.partition("#")[0], []).append(words_of(caption))
     try:
         with np.load(folder / ARCHIVE, allow_pickle=False) as archive:
             data, offsets, names, splits = (
@@ -118,11 +118,16 @@ def vectors_of(
 def _features(
     data: DataConfig, sets: dict[str, Captioned], store: pathlib.Path | None
 ) -> dict[str, np.ndarray]:
+    pictures = fingerprint({split: part.images for split, part in sets.items()})
     if store is not None and store.exists():
-        with np.load(store, allow_pickle=False) as archive:
-            kept = {split: archive[split] for split in sets}
-        if all(len(kept[split]) == len(sets[split].images) for split in sets):
-            return kept
+        try:
+            with np.load(store, allow_pickle=False) as archive:
+                kept = {split: archive[split] for split in sets}
+                same = str(archive.get("pictures", pictures)) == pictures
+            if same and all(len(kept[split]) == len(sets[split].images) for split in sets):
+                return kept
+        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError):
+            pass  # damaged: they are computed again
     if (channels := sets["train"].images.shape[-1]) != 3:
         raise ValueError(
             f"data.encoder needs pictures in colour, those of {data.uri} have {channels} channel"
@@ -131,7 +136,7 @@ def _features(
     found = {split: encode(model, part.images) for split, part in sets.items()}
     if store is not None and is_main_process():
         file = io.BytesIO()
-        np.savez(file, **found)
+        np.savez(file, pictures=np.array(pictures), **found)
         replace_file(store, file.getvalue())
     return found
 

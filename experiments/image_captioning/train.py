@@ -78,6 +78,11 @@ def run(config: Config) -> None:
     mesh = open_mesh(config)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     data = load(config, workdir / "features.npz")
+    if config.search.beam_size > len(data.vocabulary):
+        raise ValueError(
+            f"search.beam_size must be at most the {len(data.vocabulary)} words there are, got "
+            f"{config.search.beam_size}"
+        )
     experiment = build(config, mesh, data)
     captions = sum(map(len, data.sets["train"].captions))
     pictures = f"{len(data.sets['train'].images):,} pictures with {captions:,} captions"
@@ -115,7 +120,12 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
         )
         for split in ("train", "valid")
     )
-    batches = Pipeline(training_set, batch_size=training.batch_size, seed=training.seed)
+    batches = Pipeline(
+        training_set,
+        batch_size=training.batch_size,
+        seed=training.seed,
+        depends_on=(data.sets, vocabulary),
+    )
     num_steps = training.epochs * batches.batches_per_epoch
     transformer = transformer_config(config, len(vocabulary))
     init, merge = functional(

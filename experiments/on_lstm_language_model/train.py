@@ -18,6 +18,7 @@ from experiments.on_lstm_language_model.windows import RandomWindows
 from experiments.running import (
     Experiment,
     announce,
+    check_rows,
     decaying_adamw,
     finish,
     is_main_process,
@@ -60,6 +61,7 @@ class Data(NamedTuple):
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
     mesh = open_mesh(config)
+    check_rows(mesh, config.training, "evaluation_batch_size")
     data = load(config)
     experiment = build(config, mesh, data)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
@@ -97,6 +99,7 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
         batch_size=training.batch_size,
         num_steps=training.num_steps,
         seed=training.seed,
+        depends_on=(data.vocabulary, data.ids),
     )
     num_steps = training.epochs * batches.batches_per_epoch
     init, merge = functional(
@@ -106,9 +109,10 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
     )
     evaluation_loss = jax.jit(make_loss(merge))
 
-    def evaluate(state: TrainState, split: str = "valid") -> tuple[TrainState, dict[str, float]]:
-        rows = training.evaluation_batch_size
-        held_out = StreamPipeline(
+    rows = training.evaluation_batch_size
+
+    def read_held_out(split: str) -> StreamPipeline:
+        return StreamPipeline(
             data.ids[split],
             batch_size=rows,
             num_steps=training.num_steps,
@@ -116,6 +120,12 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
             num_epochs=1,
             shuffle_offset=False,
         )
+
+    for split in SPLITS[1:]:  # a text that is too short is found out before the training
+        read_held_out(split).close()
+
+    def evaluate(state: TrainState, split: str = "valid") -> tuple[TrainState, dict[str, float]]:
+        held_out = read_held_out(split)
         carry = put_batch(local_carries(merge, init, rows), mesh)
         parameters = parameters_that_count(state, training)
         total = weight = 0.0

@@ -11,9 +11,11 @@ Source: Merity, Keskar, Socher, arXiv 1708.02182, section 4.1.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
+from zoo import _checks as checks
 from zoo.data.iterator import BatchIterator, host_rows
 from zoo.data.permutation import draw
 
@@ -35,14 +37,29 @@ class RandomWindows(BatchIterator):
     ``valid`` is not, at the end of an epoch, the text is read but not counted.
     """
 
-    def __init__(self, ids: np.ndarray, *, batch_size: int, num_steps: int, seed: int):
+    def __init__(
+        self,
+        ids: np.ndarray,
+        *,
+        batch_size: int,
+        num_steps: int,
+        seed: int,
+        depends_on: Any = None,
+    ):
+        seed = checks.count("seed", seed)
         rows = host_rows(batch_size, None, None)
         longest = -(-(len(ids) - 1) // batch_size)
         self.lengths = draw_lengths(longest, num_steps=num_steps, seed=seed)
         batches = _Windows(np.asarray(ids, np.int32), batch_size, rows, self.lengths, seed)
         identity = {"kind": "random windows", "tokens": len(ids), "batch_size": batch_size}
         identity |= {"num_steps": num_steps, "seed": seed}
-        super().__init__(batches, num_epochs=None, num_workers=0, identity=identity)
+        super().__init__(
+            batches,
+            num_epochs=None,
+            num_workers=0,
+            identity=identity,
+            content=(batches.ids, depends_on),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,12 @@ takes as long as training on some thousand pairs: there are at most four.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from experiments.on_lstm_logic.logic import RELATIONS, TOKENS, Pair
+from zoo import _checks as checks
 from zoo.data.iterator import Batch, BatchIterator, host_rows
 
 LONG = 37  # tokens of six binary operators, the longest formulas in training
@@ -24,7 +26,8 @@ class PairBatches(BatchIterator):
 
     A batch has ``longer`` and ``shorter``, int32 [B, width] with lengths [B]; ``swapped``, whether
     the premise is the shorter one; ``relation``, int32 [B]; ``group``, int32 [B], a number that
-    comes with the pair; and ``valid``, false for rows that only fill the batch up.
+    comes with the pair; and ``valid``, false for rows that only fill the batch up. For
+    ``depends_on`` see ``zoo.data.Pipeline``.
     """
 
     def __init__(
@@ -35,10 +38,18 @@ class PairBatches(BatchIterator):
         batch_size: int,
         seed: int = 0,
         num_epochs: int | None = None,
+        depends_on: Any = None,
     ):
+        seed = checks.count("seed", seed)
         batches = _Batches(pairs, groups or [0] * len(pairs), batch_size, seed)
         identity = {"pairs": len(pairs), "batch_size": batch_size, "seed": seed}
-        super().__init__(batches, num_epochs=num_epochs, num_workers=0, identity=identity)
+        super().__init__(
+            batches,
+            num_epochs=num_epochs,
+            num_workers=0,
+            identity=identity,
+            content=(batches.arrays, depends_on),
+        )
 
 
 def encode(formulas: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +88,11 @@ class _Batches:
         self._batch_size, self._seed = batch_size, seed
         self._rows = host_rows(batch_size, None, None)
         self._plan = functools.lru_cache(maxsize=1)(self._plan_epoch)
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """The pairs."""
+        return [self._ids, self._lengths, self._relations, self._groups]
 
     @property
     def batches_per_epoch(self) -> int:

@@ -20,6 +20,7 @@ from experiments.on_lstm_logic.logic import Corpus, Pair, count_operators, gold_
 from experiments.on_lstm_logic.model import Encoder, PairClassifier
 from experiments.running import (
     Experiment,
+    check_rows,
     finish,
     is_main_process,
     number_of_parameters,
@@ -49,6 +50,7 @@ class Result(NamedTuple):
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
     mesh = open_mesh(config)
+    check_rows(mesh, config.training, "evaluation_batch_size")
     corpus = open_corpus(**dataclasses.asdict(config.data))
     formulas = choose_formulas(corpus)
     workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "training.seeds"))
@@ -119,7 +121,9 @@ def build(
 
 def make_batches(config: Config, corpus: Corpus, seed: int) -> PairBatches:
     """The pairs to train on, in an order of the seed's own."""
-    return PairBatches(corpus.train, batch_size=config.training.batch_size, seed=seed)
+    return PairBatches(
+        corpus.train, batch_size=config.training.batch_size, seed=seed, depends_on=corpus
+    )
 
 
 def make_optimizer(training: TrainingConfig, steps_per_epoch: int) -> optax.GradientTransformation:

@@ -39,7 +39,7 @@ class DataConfig:
     workers: int = 0
     """Processes that write them; 0: this one."""
     corrupt: Literal["refuse", "skip"] = "refuse"
-    """What to do with damaged records; skipped ones are counted."""
+    """What to do with damaged records; skip reads the next intact ones in their place."""
 
     def __post_init__(self) -> None:
         for name, bound in {"length": 16, "vocab_size": 100, "shards": 1, "workers": 0}.items():

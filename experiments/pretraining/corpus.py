@@ -1,6 +1,7 @@
 """From a text to a vocabulary and shards of packed rows; an interrupted preparation continues.
 
     DIRECTORY/config.json                          settings
+    DIRECTORY/text.json                            fingerprint of the text
     DIRECTORY/tokenizer.json                       vocabulary of the training split
     DIRECTORY/train-00000-of-00004.array_record    rows; beside each a .json: counts and SHA-256
     DIRECTORY/manifest.json                        everything above, written last
@@ -27,6 +28,7 @@ from experiments.pretraining import records
 from experiments.pretraining.config import Config, DataConfig
 from zoo._files import replace_file
 from zoo.data import Vocabulary, build_vocabulary, open_source
+from zoo.data.sources import fingerprint_of
 from zoo.training import open_workdir
 from zoo.transformer import pack_sentences
 
@@ -59,12 +61,14 @@ def prepare(data: DataConfig, directory: pathlib.Path) -> dict[str, Any]:
     Raises:
         ValueError: if the folder holds a corpus of other settings, or the text is empty.
     """
-    open_workdir(directory, data, ignore=ELSEWHERE)
+    open_workdir(directory, data, ignore=ELSEWHERE, lock=False)
     path = directory / records.MANIFEST
-    if path.exists():
-        manifest = json.loads(path.read_text())
-        if all((directory / shard["file"]).exists() for shard in manifest["shards"]):
-            return manifest
+    manifest = _read(path)
+    shards = manifest.get("shards") if manifest else None
+    complete = bool(shards) and all((directory / shard["file"]).exists() for shard in shards)
+    check_text(data.uri, directory, complete)
+    if complete:
+        return manifest
     vocabulary = make_vocabulary(data, directory)
     shards = [
         Shard(data, directory, split, number, count, vocabulary.digest)
@@ -86,6 +90,39 @@ def prepare(data: DataConfig, directory: pathlib.Path) -> dict[str, Any]:
     }
     replace_file(path, json.dumps(manifest, indent=1))
     return manifest
+
+
+def check_text(uri: str, directory: pathlib.Path, complete: bool) -> None:
+    """A ValueError if a corpus was prepared of another text than the one at its URI.
+
+    Of a complete corpus the text may have been deleted, and earlier versions did not name it.
+    """
+    path = directory / "text.json"
+    there = _read(path)
+    if there is None and complete:
+        return
+    try:
+        here = fingerprint_of(uri)
+    except OSError:
+        if complete:
+            return
+        raise
+    if there is None:
+        replace_file(path, json.dumps({"uri": uri, "fingerprint": here}))
+    elif there.get("fingerprint") != here:
+        raise ValueError(
+            f"{directory} was prepared of another text: {uri} has changed since; give another "
+            "data.directory (or workdir), or delete the prepared corpus"
+        )
+
+
+def _read(path: pathlib.Path) -> Any:
+    """The object in a file of JSON; None if there is none or it is damaged, and made again."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def load_vocabulary(directory: pathlib.Path) -> Vocabulary:
@@ -141,10 +178,12 @@ def write_shard(shard: Shard) -> dict[str, Any]:
     """Writes one shard unless it is complete; returns its entry of the manifest."""
     path = shard.directory / shard.file
     entry_path = path.with_suffix(".json")
-    if entry_path.exists() and path.exists():
-        entry = json.loads(entry_path.read_text())
-        if (entry["vocabulary"], entry["sha256"]) == (shard.vocabulary, _sha256(path)):
-            return entry
+    entry = _read(entry_path) if path.exists() else None
+    if entry and (entry.get("vocabulary"), entry.get("sha256")) == (
+        shard.vocabulary,
+        _sha256(path),
+    ):
+        return entry
     source = open_source(shard.data.uri, split=shard.split)
     start, stop = (len(source) * n // shard.count for n in (shard.number, shard.number + 1))
     pairs = list(documents(source, start, stop))

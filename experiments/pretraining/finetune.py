@@ -163,7 +163,13 @@ def load(config: Config) -> Data:
 
 def batches(config: Config, data: Data, seed: int) -> Pipeline:
     """Batches of training reviews."""
-    return Pipeline(data.train, batch_size=config.batch_size, seed=seed, remainder="drop")
+    return Pipeline(
+        data.train,
+        batch_size=config.batch_size,
+        seed=seed,
+        remainder="drop",
+        depends_on=data.test,
+    )
 
 
 def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:

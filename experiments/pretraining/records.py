@@ -7,6 +7,7 @@ eight records and refuses to read a group that does not fit it.
 import functools
 import json
 import operator
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -32,7 +33,7 @@ def write(path: pathlib.Path, rows: PackedRows) -> None:
     table = np.empty(len(rows.ids), row_dtype(rows.ids.shape[1]))
     for name, column in rows._asdict().items():
         table[name] = column
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     writer = module.ArrayRecordWriter(str(part), "group_size:8")
     for row in table:
         writer.write(row.tobytes())
@@ -47,7 +48,8 @@ class RecordRows:
         directory: the corpus.
         split: ``"train"``, ``"valid"`` or ``"test"``.
         corrupt: ``"refuse"`` raises on the first damaged record; ``"skip"`` reads all of them once
-            and leaves the damaged ones out, ``skipped`` in number.
+            and the next intact one in the place of each that is damaged, ``skipped`` in number: all
+            other rows keep their place, so that a run goes on.
 
     Raises:
         ValueError: if the corpus is incomplete or a record is damaged.
@@ -57,27 +59,46 @@ class RecordRows:
     def __init__(
         self, directory: pathlib.Path, split: str, corrupt: Literal["refuse", "skip"] = "refuse"
     ):
-        manifest = json.loads((directory / MANIFEST).read_text())
-        shards = [shard for shard in manifest["shards"] if shard["split"] == split]
+        path = directory / MANIFEST
+        try:
+            manifest = json.loads(path.read_bytes())
+            shards = [shard for shard in manifest["shards"] if shard["split"] == split]
+            self._dtype = row_dtype(manifest["length"])
+            self._files = [directory / shard["file"] for shard in shards]
+            self._starts = np.cumsum([0, *(shard["rows"] for shard in shards)])
+            self._contents = [[s["split"], s["rows"], s.get("sha256")] for s in manifest["shards"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}: {error}); delete it and prepare the "
+                "corpus again, which keeps the files that are complete"
+            ) from error
         self.uri = f"file:{directory}/{split}"
-        self._dtype = row_dtype(manifest["length"])
-        self._files = [directory / shard["file"] for shard in shards]
-        self._starts = np.cumsum([0, *(shard["rows"] for shard in shards)])
         total = int(self._starts[-1])
+        self.skipped = 0
         self._numbers: Sequence[int] = range(total)
         if corrupt == "skip":
-            self._numbers = [number for number in range(total) if self._read(number) is not None]
+            intact = [number for number in range(total) if self._read(number) is not None]
+            self.skipped = total - len(intact)
+            next_intact = np.searchsorted(intact, range(total)) % max(len(intact), 1)
+            self._numbers = [intact[index] for index in next_intact.tolist()] if intact else []
         else:
             for file, shard in zip(self._files, shards, strict=True):
-                if (found := _reader(file).num_records()) != shard["rows"]:
+                try:
+                    found = _reader(file).num_records()
+                except RuntimeError as error:
+                    raise ValueError(f"{file} is no file of rows ({error}); {REMEDY}") from error
+                if found != shard["rows"]:
                     raise ValueError(
                         f"{file} holds {found} records, the manifest says {shard['rows']}: the "
                         f"file is cut off; {REMEDY}"
                     )
-        self.skipped = total - len(self._numbers)
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+    def fingerprinted(self) -> Any:
+        """What a fingerprint is made of: what the manifest says of all splits."""
+        return self._contents
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Row ``index``: ids, word_starts, document_ids ``[T]`` and its own number."""

@@ -29,6 +29,7 @@ from experiments.running import (
     read_records,
     train,
 )
+from zoo._files import replace_file
 from zoo.averaging import averaged_parameters, lookahead, parameter_ema
 from zoo.data import Pipeline
 from zoo.training import LossOutput, TrainState, functional, open_workdir, results_table
@@ -46,6 +47,8 @@ from zoo.transformer.objectives import PretrainingExample
 from zoo.transformer.optimizers import STACKED, excluding, uncorrected_lamb
 
 PATTERNS = {"masked": "bidirectional", "causal": "causal", "prefix": "prefix"}
+# Where the corpus lies and how it is read; what it holds belongs to the checkpoints' identity.
+CORPUS_MAY_CHANGE = ("data.directory", "data.workers", "data.corrupt")
 BASELINE_ROWS = 20_000  # training rows whose tokens are counted
 
 
@@ -62,7 +65,7 @@ def run(config: Config) -> None:
     transformer_config(config, vocab_size=corpus.MASK + 1)  # refuses sizes before a folder is made
     data = load(config)
     experiment = build(config, mesh, data)
-    workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
+    workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, *CORPUS_MAY_CHANGE))
     skipped = sum(rows.skipped for rows in data.rows.values())
     rows = f"{len(data.rows['train']):,} rows, {skipped:,} damaged ones skipped"
     announce(f"{config.data.uri}: {rows}; {data.vocab_size:,} types", experiment, mesh)
@@ -116,7 +119,11 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
         loss=make_loss(merge, config, data.vocab_size),
         optimizer=make_optimizer(training),
         batches=Pipeline(
-            data.rows["train"], batch_size=training.batch_size, seed=training.seed, remainder="drop"
+            data.rows["train"],
+            batch_size=training.batch_size,
+            seed=training.seed,
+            remainder="drop",
+            depends_on=data,
         ),
         num_steps=training.num_steps,
         seed=training.seed,
@@ -268,8 +275,8 @@ def export(folder: pathlib.Path, model: Transformer, directory: pathlib.Path) ->
         print(f"no {folder}: {error}")
         return
     vocabulary = corpus.load_vocabulary(directory)
-    (folder / "tokenizer.json").write_text(vocabulary.model, "utf-8")
-    (folder / "vocab.txt").write_text("".join(f"{t}\n" for t in vocabulary.tokens), "utf-8")
+    replace_file(folder / "tokenizer.json", vocabulary.model)
+    replace_file(folder / "vocab.txt", "".join(f"{t}\n" for t in vocabulary.tokens))
 
 
 def report(workdir: pathlib.Path, baseline: dict[str, float], results: dict[str, float]) -> None:

@@ -110,8 +110,9 @@ def load(config: Config) -> Split:
     split = Split(*(np.stack(part).astype(np.float32) for part in zip(*parts, strict=True)))
     for name, targets in {"training": split.train_t, "test": split.test_t}.items():
         if not (targets.size and (targets.any(axis=1) & ~targets.all(axis=1)).all()):
+            positives = targets.sum(axis=1, dtype=int)
             raise ValueError(
-                f"data: the {name} samples must hold both classes, got {targets.sum(axis=1, dtype=int)} "
+                f"data: the {name} samples must hold both classes, got {positives} "
                 f"positives of {targets.shape[1]}; change data.positive_share, test_share or "
                 "max_examples"
             )

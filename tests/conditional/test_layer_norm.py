@@ -254,3 +254,21 @@ def test_a_small_spread_around_a_large_mean(mean, spread):
 def test_the_condition_to_drop_has_an_axis_of_samples():
     with pytest.raises(ValueError, match=r"condition must be \[B, ..., E\], got \(3,\)"):
         drop_condition(jax.random.key(0), jnp.ones(3), rate=0.5)
+
+
+def test_masked_entries_do_not_count():
+    x = normal(0, 2, 3, 8)
+    mask = jnp.arange(8) < 5
+    arguments = normal(1, 2, 4), jnp.ones(8), jnp.zeros(8), normal(2, 4, 8), normal(3, 4, 8)
+    short = [a if a.shape == (2, 4) else a[..., :5] for a in arguments]
+    expected = conditional_layer_norm(x[..., :5], *short)
+
+    def found(x):
+        return conditional_layer_norm(x, *arguments, mask=mask)[..., :5]
+
+    np.testing.assert_allclose(found(x), expected, atol=1e-6)
+    hidden = x.at[..., 5:].set(jnp.nan)
+    np.testing.assert_allclose(found(hidden), expected, atol=1e-6)
+    gradient = jax.grad(lambda x: found(x).sum())(hidden)
+    assert not jnp.any(gradient[..., 5:])
+    assert jnp.isfinite(gradient).all()

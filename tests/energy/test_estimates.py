@@ -6,7 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from zoo.energy import annealed_log_normalizer, langevin, run_chain
+from tests.battery import quick_jit
+from zoo.energy import (
+    annealed_log_normalizer,
+    denoising_score_matching_loss,
+    langevin,
+    recovery_energy,
+    run_chain,
+    stochastic_gradient_langevin,
+)
 from zoo.energy.clipped_adam import clipped_adam, scale_by_clipped_rms, second_moment_bound
 from zoo.energy.composition import (
     clamped_energy,
@@ -14,6 +22,8 @@ from zoo.energy.composition import (
     mixture_energy,
     product_energy,
 )
+from zoo.energy.health import chain_health
+from zoo.energy.objectives import sampler_kl_loss
 
 KEY = jax.random.key(0)
 
@@ -99,6 +109,76 @@ def test_composition_refuses():
         clamped_energy(at([0.0]), jnp.zeros((1, 1)), jnp.zeros((1, 1)))
 
 
+SCALAR = {
+    "product": lambda e: product_energy([at([0.0]), e])(jnp.ones((2, 1))),
+    "mixture": lambda e: mixture_energy([at([0.0]), e])(jnp.ones((2, 1))),
+    "labels": lambda e: energies_by_label(lambda x, _: e(x), jnp.ones((2, 1)), num_classes=2),
+    "recovery": lambda e: recovery_energy(e, jnp.ones((2, 1)), noise_scale=1.0)(jnp.ones((2, 1))),
+    "annealed": lambda e: annealed_log_normalizer(KEY, e, (2, 1), num_steps=1, step_size=0.1),
+    "kl": lambda e: sampler_kl_loss(
+        KEY,
+        lambda _, x: e(x),
+        0.0,
+        jnp.ones((2, 1)),
+        make_sampler=lambda e: langevin(e, step_size=0.1),
+        num_steps=1,
+    ),
+    "prior": lambda e: one_step(
+        stochastic_gradient_langevin(
+            e, lambda x, d: x - d[None], jnp.ones(3), minibatch_size=2, step_size=0.1
+        )
+    ),
+    "health": lambda e: chain_health(e, jnp.ones((2, 1)), jnp.ones((2, 1))),
+    "score matching": lambda e: denoising_score_matching_loss(
+        KEY, e, jnp.ones((2, 1)), noise_scale=1.0
+    ),
+}
+
+
+def one_step(sampler):
+    return sampler.step(KEY, sampler.init(jnp.ones((2, 1))))
+
+
+@pytest.mark.parametrize("use", SCALAR.values(), ids=SCALAR)
+def test_an_energy_that_is_no_vector_is_refused_everywhere(use):
+    with pytest.raises(ValueError, match=r"must give one energy per chain: expected shape \(2,\)"):
+        use(lambda x: (x**2).sum())
+    with pytest.raises(ValueError, match=r"expected shape \(2,\), got \(1,\)"):
+        use(lambda x: (x**2).sum(keepdims=True)[0])
+    with pytest.raises(TypeError, match="floating-point energies, got int32"):
+        use(lambda x: jnp.zeros(2, int))
+
+
+def test_wrappers_refuse_what_would_broadcast():
+    x = jnp.ones((2, 1))
+    with pytest.raises(ValueError, match=r"weights: .* shape \(2,\), .* got \(3,\)"):
+        product_energy([at([0.0])], weights=[jnp.ones(3)])(x)
+    with pytest.raises(ValueError, match=r"known and mask must broadcast .* got \(3, 2, 1\)"):
+        clamped_energy(at([0.0]), jnp.ones((3, 2, 1)), jnp.array(True))(x)
+    with pytest.raises(ValueError, match=r"expected the shape of noisy, \(1, 1\), got \(2, 1\)"):
+        recovery_energy(at([0.0]), x[:1], noise_scale=1.0)(x)
+    with pytest.raises(ValueError, match=r"chain and example: expected shape \(2, 2\), got \(2,\)"):
+        one_step(
+            stochastic_gradient_langevin(
+                at([0.0]), lambda x, d: x[:, 0], jnp.ones(3), minibatch_size=2, step_size=0.1
+            )
+        )
+    with pytest.raises(ValueError, match="weights must be one finite number, got"):
+        product_energy([at([0.0])], weights=[np.float32(np.nan)])
+
+
+def test_a_log_normalizer_of_an_impossible_step_is_nan():
+    estimate = quick_jit(
+        lambda h, s: (
+            annealed_log_normalizer(
+                KEY, at([0.0]), (4, 1), num_steps=2, step_size=h, scale=s
+            ).log_normalizer
+        )
+    )
+    assert np.isfinite(estimate(0.1, 1.0))
+    assert np.isnan([estimate(-0.1, 1.0), estimate(0.1, 0.0)]).all()
+
+
 def test_clipped_adam_golden_table():
     """Recorded from the original optimiser's update rule: rate 3e-4, g = 1, -2, 0.05, 3, 0.2."""
     gradients = [1.0, -2.0, 0.05, 3.0, 0.2]
@@ -127,6 +207,23 @@ def test_clipped_adam_state_keeps_its_form_and_low_precision_its_dtype():
     assert describe(after) == describe(state)
     assert describe(update) == describe(parameters)
     assert state[0].rms.nu["a"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])
+def test_clipped_adam_takes_its_numbers_from_the_state(decay):
+    """As ``optax.inject_hyperparams`` hands them, traced."""
+    gradients = {"w": jnp.array([1.0, -2.0])}
+    injected = optax.inject_hyperparams(clipped_adam)(learning_rate=0.1, b2=decay)
+    plain = clipped_adam(0.1, b2=decay)
+    states = injected.init(gradients), plain.init(gradients)
+    for _ in range(2):
+        found, first = jax.jit(injected.update)(gradients, states[0])
+        expected, second = jax.jit(plain.update)(gradients, states[1])
+        states = first, second
+        # 1 - 0.999 in single precision
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found, expected)
+    state = states[0]._replace(hyperparams=states[0].hyperparams | {"b2": jnp.float32(1.5)})
+    assert np.isnan(jax.jit(injected.update)(gradients, state)[0]["w"]).all()
 
 
 def test_clipped_adam_refuses():

@@ -167,6 +167,20 @@ def test_a_kernel_that_starts_at_zero_may_stay_small():
     assert np.isfinite(u).all()
 
 
+@pytest.mark.parametrize(
+    "u", [[0.0, 0.0], [np.nan, 1.0], [1.0, 1.0]], ids=["zeros", "NaN", "mapped to 0"]
+)
+def test_a_lost_vector_is_found_again(u):
+    """After one kernel of zeros, or one that maps u to zero."""
+    kernel = jnp.array([[3.0, -3.0], [1.0, -1.0]])
+    normalize = quick_jit(spectral_normalize)
+    found, after = normalize(kernel, jnp.array(u))
+    assert jnp.linalg.norm(found, ord=2) == pytest.approx(1, rel=1e-6)
+    zeros, kept = normalize(jnp.zeros((2, 2)), after)
+    np.testing.assert_array_equal(zeros, 0)
+    np.testing.assert_array_equal(kept, after)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_size_of_the_kernel_is_irrelevant(scale):
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
@@ -231,6 +245,62 @@ def test_scales_see_the_image_its_half_and_its_quarter():
     )
     expected = (np.sum(x, axis=(1, 2, 3)) + half.max(axis=(1, 2, 3))) / 2
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def small_networks():
+    resnet = without_values(
+        lambda rngs: ResNetEnergy(2, channels=1, blocks=((1, True),), num_classes=300, rngs=rngs)
+    )
+    networks = [without_values(lambda rngs: MnistEnergy(2, stem_features=2, rngs=rngs)), resnet]
+    for network in networks:
+        values = jax.tree.map(lambda leaf: 10 * wave(leaf.shape, 1), nnx.state(network))
+        nnx.update(network, values)
+        network.eval()
+    return networks
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_images_are_those_in_single(small_networks, dtype):
+    network, x = small_networks[0], image(2, 28, 28, 1).astype(dtype)
+    expected = network(x.astype(jnp.float32))
+    for found in (network(x), jax.jit(network.__call__)(x)):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "int32"])
+def test_images_of_bytes_are_refused(small_networks, dtype):
+    labels = jnp.zeros(2, int)
+    parts = MultiscaleEnergy.__call__
+    for call in (
+        small_networks[0],
+        lambda x: small_networks[1](x, labels),
+        lambda x: parts(types.SimpleNamespace(parts=small_networks[1:]), x, labels),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"floating-point, got {dtype}; scale bytes to \[0, 1\]"
+        ):
+            jax.eval_shape(call, jnp.zeros((2, 28, 28, 1), dtype))
+
+
+def test_no_images_have_no_energies(small_networks):
+    mnist, resnet = small_networks
+    assert mnist(jnp.zeros((0, 28, 28, 1))).shape == (0,)
+    assert resnet(jnp.zeros((0, 8, 8, 1)), jnp.zeros(0, int)).shape == (0,)
+
+
+def test_labels_of_any_integers(small_networks):
+    """K = 300 does not fit into a byte; a label that does is what it says."""
+    network, x = small_networks[1], image(2, 8, 8, 1)
+    energy = quick_jit(lambda labels: network(x, labels))
+    expected = energy(jnp.array([200, 3]))
+    np.testing.assert_allclose(energy(jnp.array([200, 3], jnp.uint8)), expected, rtol=1e-6)
+    with pytest.raises(TypeError, match="labels must be an array of integers, got float32"):
+        network(x, jnp.zeros(2))
+    for options in ({"num_classes": 0}, {"channels": 0}, {"features": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least 1, got 0"):
+            ResNetEnergy(**{"features": 2} | options, rngs=nnx.Rngs(0))
 
 
 # Convolutions.

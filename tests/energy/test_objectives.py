@@ -14,7 +14,7 @@ from zoo.energy import (
     langevin,
     recovery_energy,
 )
-from zoo.energy.health import chain_health
+from zoo.energy.health import chain_agreement, chain_health
 from zoo.energy.objectives import (
     classifier_energy,
     nearest_neighbor_entropy,
@@ -153,6 +153,81 @@ def test_nearest_neighbor_entropy_and_its_gradient():
     np.testing.assert_array_equal(same, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("offset", "spread", "size"), [(0.0, 1.0, 1), (100.0, 1e-2, 8), (1e4, 1.0, 3), (0.0, 1e-3, 64)]
+)
+def test_nearest_is_found_among_near_ones(offset, spread, size):
+    """Where the product of matrices loses the digits that tell neighbours apart."""
+    generator = np.random.default_rng(0)
+    points = (offset + spread * generator.normal(size=(300, size))).astype(np.float32)
+    copies = nearest_neighbor_entropy(jnp.array(points[:50]), jnp.array(points))
+    np.testing.assert_allclose(copies, np.log(1e-6), rtol=1e-6)
+    distances = np.linalg.norm(points[:50, None].astype(np.float64) - points[None, 50:], axis=2)
+    expected = np.log(np.maximum(distances.min(axis=1), 1e-6)).mean()
+    found = nearest_neighbor_entropy(jnp.array(points[:50]), jnp.array(points[50:]))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_means_of_nothing():
+    nothing = jnp.zeros((0, 2))
+    assert np.isnan(nearest_neighbor_entropy(nothing, jnp.ones((3, 2))))
+    assert np.isnan(contrastive_loss(jnp.zeros(0), jnp.zeros(0)))
+    with pytest.raises(ValueError, match=r"at least one, got shape \(0, 2\)"):
+        nearest_neighbor_entropy(jnp.ones((3, 2)), nothing)
+    with pytest.raises(ValueError, match=r"\[\.\.\., K\] with K > 0, got \(2, 0\)"):
+        classifier_energy(jnp.zeros((2, 0)))
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        sampler_kl_loss(KEY, None, None, None, make_sampler=None, num_steps=0)
+
+
+def test_a_traced_strength_is_that_of_a_number():
+    loss = jax.jit(lambda l2: contrastive_loss(jnp.array([1e30]), jnp.array([1.0]), l2=l2))
+    assert loss(0.0) == contrastive_loss(jnp.array([1e30]), jnp.array([1.0]), l2=0) == 1e30
+    assert np.isnan(loss(-1.0))
+    with pytest.raises(ValueError, match="l2 must be"):
+        contrastive_loss(jnp.zeros(1), jnp.zeros(1), l2=np.float32(-1))
+
+
+def autoregression(coefficient, samples, chains):
+    noise = np.random.default_rng(0).normal(size=(samples, chains))
+    x = [noise[0] / np.sqrt(1 - coefficient**2)]
+    for row in noise[1:]:
+        x.append(coefficient * x[-1] + row)
+    return np.stack(x).astype(np.float32)
+
+
+@pytest.mark.parametrize("coefficient", [-0.4, 0.0, 0.9])
+def test_effective_samples_of_an_autoregression(coefficient):
+    """S·B·(1 - ρ)/(1 + ρ), wherever the chains are."""
+    x = autoregression(coefficient, 4000, 8)
+    expected = x.size * (1 - coefficient) / (1 + coefficient)
+    agreement = quick_jit(chain_agreement)
+    for offset in (0.0, 100.0):
+        found = agreement(jnp.array(x + np.float32(offset)))
+        assert found.effective_samples == pytest.approx(expected, rel=0.1)
+        assert found.r_hat == pytest.approx(1, abs=0.01)
+
+
+def test_chains_that_stay_or_differ_do_not_agree():
+    x = jnp.array(autoregression(0.0, 200, 4))
+    agreement = quick_jit(chain_agreement)
+    for constant in (0.1, 1e4 / 3):  # no mean of these is exact
+        stuck = jnp.full((200, 4), constant)
+        assert np.isnan(agreement(stuck)).all()
+        apart = stuck + jnp.arange(4.0)[None]
+        one = x.at[:, 0].set(constant)
+        for positions in (apart, one):
+            r_hat, effective = agreement(positions)
+            assert r_hat == np.inf
+            assert np.isnan(effective)
+    assert agreement(x + 3 * jnp.arange(4.0)[None]).r_hat > 2
+    assert np.isnan(agreement(x.at[3, 0].set(jnp.nan))).all()
+    found = jax.eval_shape(chain_agreement, jnp.stack([x, x], axis=2)[1:])
+    assert found.r_hat.shape == (2,)
+    with pytest.raises(ValueError, match=r"\[S, B, \.\.\.\] with S ≥ 4 and B ≥ 1, got \(3, 4\)"):
+        chain_agreement(x[:3])
+
+
 def test_classifier_energies_are_consistent():
     logits = jnp.array([[1.0, 2.0, -1.0], [0.0, 0.5, 3.0]])
     given_class = jnp.stack(
@@ -192,6 +267,8 @@ def test_chain_health_in_closed_form():
     assert health.gradient_norm == pytest.approx(2.5)
     assert health.excess_saturation == 0.5
     assert chain_health(lambda x: x**2 / 2, data, samples).excess_saturation == 0
+    broken = chain_health(lambda x: x**2 / 2, data, samples.at[0].set(jnp.nan), bounds=(-3.0, 3.0))
+    assert np.isnan(broken).all()
     with pytest.raises(ValueError, match=r"bounds must be \(low, high\)"):
         chain_health(lambda x: x**2 / 2, data, samples, bounds=(1.0, 0.0))
 

@@ -93,6 +93,43 @@ def test_chains_written_back_in_place_stay_at_their_rows():
     assert int(after.filled) == 4
 
 
+@pytest.mark.parametrize("policy", ["first_in_first_out", "reservoir"])
+def test_what_is_written_in_place_is_not_appended(policy):
+    """Every row that is in use was written, whatever the policies that followed each other."""
+    buffer = replay_init(jnp.zeros(()), capacity=8)
+    buffer = replay_insert(KEY, buffer, jnp.array([1.0, 2.0]), policy=policy)
+    for _ in range(3):
+        rows = jnp.array([1, 0])
+        buffer = replay_insert(KEY, buffer, jnp.array([3.0, 4.0]), policy="in_place", rows=rows)
+        buffer = replay_insert(KEY, buffer, jnp.array([5.0, 6.0]), policy=policy)
+    assert int(buffer.filled) == int(buffer.inserted) == 8
+    assert buffer.samples.min() >= 3
+    few = replay_insert(KEY, replay_init(jnp.zeros(()), capacity=4), jnp.ones(2))
+    outside = jnp.array([-1, 2])  # not in use
+    after = replay_insert(KEY, few, jnp.full(2, 9.0), policy="in_place", rows=outside)
+    jax.tree.map(np.testing.assert_array_equal, after, few)
+
+
+def test_a_traced_rate_out_of_range_gives_nan():
+    draw = jax.jit(lambda rate: replay_draw(KEY, filled(), jnp.ones((4, 2)), fresh_rate=rate))
+    assert np.isnan(draw(1.5).samples).all()
+    assert np.isfinite(draw(1.0).samples).all()
+
+
+def test_empty_batches():
+    buffer, nothing = filled(), jnp.zeros((0, 2))
+    assert replay_draw(KEY, buffer, nothing).samples.shape == (0, 2)
+    jax.tree.map(np.testing.assert_array_equal, replay_insert(KEY, buffer, nothing), buffer)
+
+
+def test_labels_are_not_cut_off():
+    buffer = replay_init(jnp.zeros(()), capacity=4, labels=jnp.uint8(0))
+    with pytest.raises(TypeError, match="labels of samples: int32 does not fit into the uint8"):
+        replay_insert(KEY, buffer, jnp.zeros(2), jnp.array([300, 1]))
+    with pytest.raises(TypeError, match="labels of fresh: float32 does not fit into the uint8"):
+        replay_draw(KEY, buffer, jnp.zeros(2), jnp.zeros(2))
+
+
 def test_labels_travel_with_their_samples():
     buffer = replay_init(jnp.zeros(()), capacity=8, labels={"class": jnp.int32(0)})
     ids = jnp.arange(8)
@@ -167,6 +204,12 @@ BAD = {
     "rows missing": (
         lambda: replay_insert(KEY, PLAIN, jnp.zeros((1, 2)), policy="in_place"),
         "rows: expected them for policy 'in_place' only",
+    ),
+    "rows of another shape": (
+        lambda: replay_insert(
+            KEY, PLAIN, jnp.zeros((1, 2)), policy="in_place", rows=jnp.zeros(2, int)
+        ),
+        r"rows: expected shape \(1,\), one for each sample, got \(2,\)",
     ),
     "rows not wanted": (
         lambda: replay_insert(KEY, PLAIN, jnp.zeros((1, 2)), rows=jnp.zeros(1, int)),

@@ -144,6 +144,107 @@ def test_one_broken_chain_leaves_the_others_alone():
     assert np.isfinite(x[1]).all()
 
 
+def broken(x):
+    """The energy of the first chain is NaN, its gradient is not."""
+    return quadratic(x) + jax.lax.stop_gradient(jnp.where(x[:, 0] > 2, jnp.nan, 0.0))
+
+
+def endless(x):
+    """A component of its gradient is infinite."""
+    infinite = jnp.where(x[:, :1] > 2, jnp.inf, 0.0) * (x - jax.lax.stop_gradient(x))
+    return quadratic(x) + jnp.where(x[:, 0] > 2, infinite[:, 0], 0.0)
+
+
+@pytest.mark.parametrize("energy", [broken, endless])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda energy: langevin(energy, step_size=0.1, bounds=(-9.0, 9.0)),
+        lambda energy: langevin(energy, step_size=0.1, bounds=(-9.0, 9.0), boundary="reflect"),
+        lambda energy: langevin(energy, step_size=0.1, gradient_clip=0.1, noise_first=True),
+        lambda energy: langevin(energy, step_size=0.1, gradient_norm_clip=0.1),
+        lambda energy: underdamped_langevin(energy, step_size=0.1, friction=1.0),
+        lambda energy: metropolis_langevin(energy, step_size=0.1),
+    ],
+    ids=["clip", "reflect", "component", "norm", "underdamped", "metropolis"],
+)
+def test_what_is_not_finite_makes_its_own_chain_nan(make, energy):
+    x = after_step(make(energy))
+    assert np.isnan(x[0]).all()
+    assert np.isfinite(x[1]).all()
+
+
+def test_a_step_that_is_not_possible_gives_nan_under_jit():
+    """Traced values cannot be refused."""
+
+    def makes(h):
+        def falling(step):
+            return h * (step + 1)
+
+        yield langevin(quadratic, step_size=h)
+        yield langevin(quadratic, step_size=falling)
+        yield langevin(quadratic, step_size=0.1, noise_scale=h)
+        yield langevin(quadratic, step_size=0.1, temperature=h)
+        yield langevin(quadratic, step_size=0.1, gradient_clip=h)
+        yield langevin(quadratic, step_size=0.1, bounds=(0.0, h))
+        yield metropolis_langevin(quadratic, step_size=h)
+        yield metropolis_langevin(quadratic, step_size=0.1, temperature=h)
+        yield underdamped_langevin(quadratic, step_size=h, friction=1.0)
+        yield underdamped_langevin(quadratic, step_size=0.1, friction=h)
+
+    ends = quick_jit(lambda h: [s.step(KEY, s.init(START))[0].position for s in makes(h)])
+    assert all(np.isnan(x).all() for x in ends(-1.0))
+    assert all(np.isfinite(x).all() for x in ends(0.5))
+
+
+def test_a_large_gradient_has_its_norm():
+    sampler = langevin(lambda x: 1e30 * x.sum(axis=1), step_size=1e-30, gradient_norm_clip=1.0)
+    _, info = sampler.step(KEY, sampler.init(START))
+    np.testing.assert_allclose(info.gradient_norm, np.sqrt(2) * 1e30, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [((0.0, np.inf), 0.25), ((-np.inf, -1.0), -1.75), ((-np.inf, np.inf), -0.25)],
+)
+def test_a_wall_at_infinity_reflects_nothing(bounds, expected):
+    sampler = langevin(
+        lambda x: 0.75 * x[:, 0],
+        step_size=1.0,
+        noise_scale=0.0,
+        bounds=bounds,
+        boundary="reflect",
+    )
+    np.testing.assert_allclose(after_step(sampler, jnp.full((1, 1), 0.5)), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_nothing_moves_nothing(shape):
+    for sampler in (
+        langevin(quadratic, step_size=0.1, gradient_norm_clip=1.0),
+        metropolis_langevin(quadratic, step_size=0.1),
+        underdamped_langevin(quadratic, step_size=0.1, friction=1.0),
+    ):
+        x, info = quick_jit(lambda x, s=sampler: s.step(KEY, s.init(x)))(jnp.zeros(shape))
+        assert x.position.shape == shape
+        assert info.energy.shape == shape[:1]
+
+
+def test_data_may_be_numpy_and_is_copied():
+    data = np.arange(4.0, dtype=np.float32)
+    sampler = stochastic_gradient_langevin(
+        quadratic,
+        lambda x, d: (x[:, :1] - d[None]) ** 2,
+        data,
+        minibatch_size=2,
+        step_size=0.01,
+    )
+    expected, _ = run_chain(KEY, sampler, sampler.init(START), 2)
+    data[:] = 1e6
+    found, _ = run_chain(KEY, sampler, sampler.init(START), 2)
+    np.testing.assert_array_equal(found.position, expected.position)
+
+
 def test_infinite_walls_are_never_entered_by_the_adjusted_sampler():
     def half_line(x):
         return jnp.where(x[:, 0] < 0, jnp.inf, x[:, 0])

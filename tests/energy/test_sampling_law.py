@@ -224,3 +224,13 @@ def test_kept_positions_suit_the_diagnostics_of_blackjax():
             for f in (diagnostics.ess_bulk, diagnostics.rhat)
         ]
     assert found == [pytest.approx(expected, rel=0.2), pytest.approx(1, abs=0.01)]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_rounded_once_a_step(dtype):
+    """Steps that are small beside the spacing of the numbers keep their law."""
+    sampler = metropolis_langevin(lambda x: (x**2).sum(axis=-1) / 2, step_size=0.01)
+    start = jax.random.normal(jax.random.key(1), (CHAINS, 2)).astype(dtype)
+    x = ends(sampler, num_steps=300, start=start)
+    x = x + 2.0**-9 * np.random.default_rng(0).uniform(-1, 1, x.shape) * np.abs(x)  # no ties
+    assert_normal(x[:, 0], 1.0)

@@ -223,10 +223,10 @@ def test_a_pretrained_bert_gets_conditional_norms(tmp_path):
             "training.length must be more than data.longest, got 48 and 48",
         ),
         (
-            lambda: Config(variants=("prefix",), model=ModelConfig(pretrained="x")),
+            lambda: Config(variants=("prefix",), model=ModelConfig(pretrained=".")),
             "variants must be norm alone for a pretrained model",
         ),
-        (lambda: Config(variants=()), "variants must name at least one"),
+        (lambda: Config(variants=()), "variants must hold at least one"),
     ],
 )
 def test_mistakes_are_refused(call, message):

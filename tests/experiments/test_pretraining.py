@@ -25,6 +25,7 @@ from experiments.pretraining.config import (
 from experiments.pretraining.train import build, make_example, row_keys, run, warmup_and_decay
 from experiments.running import read_records
 from zoo.data import open_source
+from zoo.data.fingerprint import fingerprint
 from zoo.training import make_mesh
 from zoo.transformer.packing import PackedRows
 
@@ -160,6 +161,17 @@ def test_corpus_is_the_same_however_it_is_made(text, tmp_path):
     assert read.startswith("first citizen:before we proceed any")
     with pytest.raises(ValueError, match="length: 32 there, 64 here"):
         corpus.prepare(config_of(text, length=64), tmp_path)
+    # Side files that are cut off are made again; another text under the same name is refused.
+    for name in ("manifest.json", files[1].with_suffix(".json").name):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
+    assert corpus.prepare(config_of(text), tmp_path) == manifest
+    content = text.read_text()
+    text.write_text("\n".join(reversed(content.splitlines())) + "\n")
+    with pytest.raises(ValueError, match="was prepared of another text"):
+        corpus.prepare(config_of(text), tmp_path)
+    text.unlink()
+    assert corpus.prepare(config_of(text), tmp_path) == manifest
+    text.write_text(content)
 
 
 @pytest.mark.slow
@@ -212,12 +224,18 @@ def test_damaged_records_are_refused_or_skipped(tmp_path):
     with pytest.raises(ValueError, match="record 2 is damaged"):
         refusing[2]
     skipping = opened(corrupt="skip")
-    assert (skipping.skipped, len(skipping), skipping[0]["row"]) == (8, 32, 8)
+    assert (skipping.skipped, len(skipping)) == (8, 40)
+    assert [row["row"] for row in skipping] == [8] * 8 + list(range(8, 40))
+    assert fingerprint(skipping) == fingerprint(refusing)  # a run goes on with it
     # A file that was cut off, and one that is missing.
     path.write_bytes(content[:-30])
     with pytest.raises(ValueError, match="holds 0 records, the manifest says 40"):
         opened()
     assert opened(corrupt="skip").skipped == 40
+    (tmp_path / "manifest.json").write_bytes(b'{"length": 21, "sha\xff')
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        opened()
+    (tmp_path / "manifest.json").write_text(json.dumps({"length": 21, "shards": [shard]}))
     path.unlink()
     with pytest.raises(FileNotFoundError, match="prepare the corpus again"):
         opened()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from zoo.conditional.modules import ConditionalLayerNorm, ConditionalRMSNorm
@@ -32,7 +33,7 @@ def conditionalize(
     ``[..., D]``, as in layers made by ``nnx.vmap``, becomes a stack of conditional norms. Before
     the first step the model computes what it did, whatever the condition: with norms of
     ``zoo.transformer`` to the last bit, with those of Flax, which sum in another order, to
-    rounding.
+    rounding; in the dtype that it did, for any ``mask``.
 
     Args:
         model: any Flax NNX module; it is not changed, but shares its parameters with the result.
@@ -78,6 +79,7 @@ def conditionalize(
             hidden_features=hidden_features,
             activation=activation,
             epsilon=node.epsilon,
+            param_dtype=getattr(node, names[0]).dtype if names else jnp.float32,
         )
 
         def build(key: jax.Array) -> Any:
@@ -88,6 +90,8 @@ def conditionalize(
         conditional = build(jax.random.split(rngs.params(), tuple(stack)))
         for name in names:
             setattr(conditional, name, getattr(node, name))
+        if hasattr(node, "promote_dtype"):
+            conditional.promotion = node.promote_dtype, node.dtype, tuple(names)
         return conditional
 
     converted = nnx.recursive_map(convert, model)

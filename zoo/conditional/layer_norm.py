@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from zoo import _cpu
-from zoo._checks import accumulator, floating, number, shapes
+from zoo._checks import accumulator, floating, number, shapes, typed_key
 
 Condition = jax.Array | Sequence[jax.Array]
 
@@ -46,6 +46,7 @@ def conditional_layer_norm(
     bias_kernel: jax.Array,
     *,
     epsilon: float = 1e-12,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
     """LayerNorm over the last axis whose scale and bias depend on a condition.
 
@@ -54,7 +55,8 @@ def conditional_layer_norm(
     y = bias + c W_bias exactly.
 
     Args:
-        x: ``[..., D]``, |x| ≤ 1e17 in float32 and bfloat16: sums of squares must be finite.
+        x: ``[..., D]``, |x| ≤ 1e17 in float32 and bfloat16: where the sum of squares is not finite,
+            the result is NaN.
         condition: c, ``[B, E]`` for x ``[B, ..., D]``; in general its leading axes are the first
             of x: ``[E]`` is shared by all positions, ``[..., E]`` has one condition per position.
             The effects of a sequence of conditions are added: the kernels hold the rows of the
@@ -65,13 +67,15 @@ def conditional_layer_norm(
         bias_kernel: W_bias ``[E, D]``.
         epsilon: added to the variance. The gradient of constant x is up to 1/√epsilon times that
             of y, which float16 cannot hold for 1e-12.
+        mask: bool, broadcast to x: mean and variance are those of its true entries, and normalise
+            all. A position without one counts as constant. None: all true.
 
     Returns:
         ``[..., D]`` in the dtype of x.
 
     Raises:
-        TypeError: if x or a condition is missing or not floating-point.
-        ValueError: if shapes do not fit.
+        TypeError: if x or a condition is missing or not floating-point, or the mask is not bool.
+        ValueError: if shapes do not fit, or epsilon is not positive.
 
     >>> x, ones = jnp.array([[1.0, 3.0], [2.0, 6.0]]), jnp.ones((1, 2))
     >>> condition = jnp.array([[0.0], [0.5]])
@@ -85,7 +89,7 @@ def conditional_layer_norm(
     c = align_conditions(x, condition, len(scale_kernel))
     gain = affine(scale, scale_kernel, c)  # scale + c W_scale
     shift = affine(bias, bias_kernel, c)  # bias + c W_bias
-    return _modulate(x, gain, shift, epsilon=epsilon, centred=True)  # gain · n + shift
+    return _modulate(x, gain, shift, mask, epsilon=epsilon, centred=True)  # gain · n + shift
 
 
 def conditional_rms_norm(
@@ -95,6 +99,7 @@ def conditional_rms_norm(
     scale_kernel: jax.Array,
     *,
     epsilon: float = 1e-6,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
     """RMSNorm over the last axis whose scale depends on a condition, as in T5.
 
@@ -109,7 +114,8 @@ def conditional_rms_norm(
     """
     shapes(x=(x, "... D"), scale=(scale, "D"), scale_kernel=(scale_kernel, "E D"))
     gain = affine(scale, scale_kernel, align_conditions(x, condition, len(scale_kernel)))
-    return _modulate(x, gain, jnp.zeros_like(gain), epsilon=epsilon, centred=False)  # gain · n
+    shift = jnp.zeros_like(gain)
+    return _modulate(x, gain, shift, mask, epsilon=epsilon, centred=False)  # gain · n
 
 
 def drop_condition(key: jax.Array, condition: jax.Array, *, rate: float) -> jax.Array:
@@ -127,6 +133,7 @@ def drop_condition(key: jax.Array, condition: jax.Array, *, rate: float) -> jax.
         ``[B, ..., E]``: each sample unchanged or 0 (not scaled up as dropout does).
 
     Raises:
+        TypeError: if the key is not a typed key or the condition not floating-point.
         ValueError: if the rate is not in [0, 1], or the condition has no axis of samples.
 
     >>> drop_condition(jax.random.key(0), jnp.ones((2, 3)), rate=1.0)
@@ -134,14 +141,17 @@ def drop_condition(key: jax.Array, condition: jax.Array, *, rate: float) -> jax.
 
     Reference: Jonathan Ho, Tim Salimans, "Classifier-Free Diffusion Guidance", arXiv 2207.12598.
     """
+    typed_key("key", key)
     rate = number("rate", rate, at_least=0, at_most=1)
+    condition = floating("condition", condition)
     if condition.ndim < 2:
         raise ValueError(
             f"condition must be [B, ..., E], got {condition.shape}, of which single features would "
             "be dropped; add the axis of samples, condition[None]"
         )
     kept = jax.random.bernoulli(key, 1 - rate, condition.shape[:1])
-    return jnp.where(kept.reshape(-1, *(1,) * (condition.ndim - 1)), condition, 0)
+    null = 0 * jnp.asarray(rate, condition.dtype)  # NaN for a traced rate out of its range
+    return jnp.where(kept.reshape(-1, *(1,) * (condition.ndim - 1)), condition, null)
 
 
 def align_conditions(x: jax.Array, condition: Condition | None, features: int) -> list[jax.Array]:
@@ -191,15 +201,28 @@ def affine(vector: jax.Array, kernel: jax.Array, conditions: Sequence[jax.Array]
 
 
 def _modulate(
-    x: jax.Array, gain: jax.Array, shift: jax.Array, *, epsilon: float, centred: bool
+    x: jax.Array,
+    gain: jax.Array,
+    shift: jax.Array,
+    mask: jax.Array | None,
+    *,
+    epsilon: float,
+    centred: bool,
 ) -> jax.Array:
     """The result gain · n + shift; leading axes of gain and shift are the first of x."""
+    if mask is not None:
+        if mask.dtype != bool:
+            raise TypeError(f"mask must be bool, True at entries that count, got {mask.dtype}")
+        mask = jnp.broadcast_to(mask, x.shape)
+        counts = mask.any(axis=-1, keepdims=True)
+        x, mask = jnp.where(counts, x, 0), mask | ~counts
     own, shared = x.shape[: gain.ndim - 2], x.shape[gain.ndim - 2 : -1]
     batch, time, units = math.prod(own), math.prod(shared), x.shape[-1]
     gain, shift = gain.reshape(batch, 1, units), shift.reshape(batch, 1, units)
     epsilon = number("epsilon", epsilon, above=0)
-    y = _scale_and_shift(epsilon, centred, x.reshape(batch, time, units), gain, shift)
-    return y.reshape(x.shape)
+    flat = batch, time, units
+    mask = None if mask is None else mask.reshape(flat)
+    return _scale_and_shift(epsilon, centred, x.reshape(flat), gain, shift, mask).reshape(x.shape)
 
 
 # From here on x is [B, T, D], T positions per condition; gain and shift are [B, 1, D].
@@ -208,9 +231,14 @@ Mean = tuple[jax.Array, jax.Array]  # the rounded mean, and the mean of what is 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _scale_and_shift(
-    epsilon: float, centred: bool, x: jax.Array, gain: jax.Array, shift: jax.Array
+    epsilon: float,
+    centred: bool,
+    x: jax.Array,
+    gain: jax.Array,
+    shift: jax.Array,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
-    n = _normalize(x, *_statistics(x, epsilon, centred))
+    n = _normalize(x, *_statistics(x, epsilon, centred, mask))
     return (gain * n + shift).astype(x.dtype)
 
 
@@ -218,44 +246,54 @@ def _scale_and_shift(
 def _scale_and_shift_jvp(
     epsilon: float, centred: bool, primals: tuple, tangents: tuple
 ) -> tuple[jax.Array, jax.Array]:
-    x, gain, shift = primals
-    statistics = _statistics(x, epsilon, centred)
+    x, gain, shift, mask = primals
+    statistics = _statistics(x, epsilon, centred, mask)
     y = (gain * _normalize(x, *statistics) + shift).astype(x.dtype)
-    return y, _tangent(x, gain, statistics, tangents)
+    return y, _tangent(x, gain, mask, statistics, tangents[:3])
 
 
 # Of a checkpoint, the gradient keeps the arguments and nothing that is computed from them.
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def _tangent(x: jax.Array, gain: jax.Array, statistics: tuple, tangents: tuple) -> jax.Array:
+def _tangent(
+    x: jax.Array, gain: jax.Array, mask: jax.Array | None, statistics: tuple, tangents: tuple
+) -> jax.Array:
     """The directional derivative of gain · n + shift; its transposition is the gradient."""
     (mean, rate), (dx, dgain, dshift) = statistics, tangents
     n = _normalize(x, mean, rate)
     dx = dx.astype(n.dtype)
     # Gain and rate multiply one after the other, so the gradient needs the sums of dy and n · dy
     # alone: over positions for the gain, over units for x.
-    along = -jnp.mean(n * dx, axis=-1, keepdims=True) * rate
+    along = -_mean(n * dx, mask) * rate
     dy = rate * (gain * dx) + n * (_cpu.outer(gain, along) + dgain)
     if mean is not None:
-        dy += _cpu.outer(gain, -jnp.mean(dx, axis=-1, keepdims=True) * rate)
+        dy += _cpu.outer(gain, -_mean(dx, mask) * rate)
     return (dy + dshift).astype(x.dtype)
 
 
-def _statistics(x: jax.Array, epsilon: float, centred: bool) -> tuple[Mean | None, jax.Array]:
+def _mean(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    return x.mean(axis=-1, keepdims=True, where=mask)
+
+
+def _statistics(
+    x: jax.Array, epsilon: float, centred: bool, mask: jax.Array | None
+) -> tuple[Mean | None, jax.Array]:
     """Mean (None for a RMSNorm) and r of every position, ``[B, T, 1]`` in at least float32."""
     wide = x.astype(accumulator(x.dtype))
     mean: Mean | None = None
     if centred:
         # The rounded mean of equal numbers may differ from them by more than √epsilon.
         first = wide[..., :1]
-        constant = jnp.all(wide == first, axis=-1, keepdims=True)
-        rounded = jnp.where(constant, first, wide.mean(axis=-1, keepdims=True))
+        constant = jnp.all(wide == first, axis=-1, keepdims=True, where=mask)
+        rounded = jnp.where(constant, first, _mean(wide, mask))
         # Centred before squaring: E[x²] - E[x]² loses all digits when the mean is large.
         wide -= rounded
         # And twice: the rounding of a large mean may be as wide as the spread around it.
-        rest = wide.mean(axis=-1, keepdims=True)
+        rest = _mean(wide, mask)
         wide -= rest
         mean = rounded, rest
-    return mean, lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
+    square = _mean(jnp.square(wide), mask)
+    # An infinite square would make n 0, a number like any other.
+    return mean, jnp.where(square < jnp.inf, lax.rsqrt(square + epsilon), jnp.nan)
 
 
 def _normalize(x: jax.Array, mean: Mean | None, rate: jax.Array) -> jax.Array:

@@ -44,27 +44,40 @@ class _ConditionalNorm(nnx.Module):
         hidden_features: int | None = None,
         activation: str = "swish",
         epsilon: float = 1e-12,
+        param_dtype: Any = float,
         rngs: nnx.Rngs,
     ):
-        sizes = condition_features
-        self.condition_features = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-        count("num_features", num_features, at_least=1)
-        count("condition_features", min(self.condition_features, default=0), at_least=1)
+        num_features = count("num_features", num_features, at_least=1)
+        several = isinstance(condition_features, Sequence)
+        sizes: Any = condition_features if several else (condition_features,)
+        self.condition_features = tuple(
+            count("condition_features", size, at_least=1) for size in sizes or (0,)
+        )
         choice("activation", activation, list(ACTIVATIONS))
         self.activation = activation
         self.epsilon = number("epsilon", epsilon, above=0)
-        self.hidden_features = hidden_features
+        # How a norm of Flax chooses the dtype that it computes in, where this one replaces it.
+        self.promotion: tuple[Callable, Any, tuple[str, ...]] | None = None
         width = sum(self.condition_features)
         if hidden_features is not None:
-            count("hidden_features", hidden_features, at_least=1)
+            hidden_features = count("hidden_features", hidden_features, at_least=1)
             draw = jax.nn.initializers.truncated_normal(HIDDEN_SCALE, lower=-2, upper=2)
-            self.hidden_kernel = nnx.Param(draw(rngs.params(), (width, hidden_features)))
+            kernel = draw(rngs.params(), (width, hidden_features), param_dtype)
+            self.hidden_kernel = nnx.Param(kernel)
             width = hidden_features
-        self.scale = nnx.Param(jnp.ones(num_features))
-        self.scale_kernel = nnx.Param(jnp.zeros((width, num_features)))
+        self.hidden_features = hidden_features
+        self.scale = nnx.Param(jnp.ones(num_features, param_dtype))
+        self.scale_kernel = nnx.Param(jnp.zeros((width, num_features), param_dtype))
         if self.has_bias:
-            self.bias = nnx.Param(jnp.zeros(num_features))
-            self.bias_kernel = nnx.Param(jnp.zeros((width, num_features)))
+            self.bias = nnx.Param(jnp.zeros(num_features, param_dtype))
+            self.bias_kernel = nnx.Param(jnp.zeros((width, num_features), param_dtype))
+
+    def _promoted(self, x: jax.Array) -> jax.Array:
+        """``x`` in the dtype of the result: its own, or what the replaced norm makes of it."""
+        if self.promotion is None:
+            return x
+        promote, dtype, names = self.promotion
+        return promote((x, *(getattr(self, name)[...] for name in names)), dtype=dtype)[0]
 
     def _condition(self, x: jax.Array, condition: Condition | None) -> Any:
         """The condition, or that of :func:`conditioned_on`, through the bottleneck."""
@@ -88,6 +101,7 @@ class ConditionalLayerNorm(_ConditionalNorm):
         hidden_features: width of the bottleneck W_h, drawn from a normal; None: there is none.
         activation: of the bottleneck: ``"swish"``, ``"gelu"``, ``"relu"`` or ``"tanh"``.
         epsilon: added to the variance.
+        param_dtype: dtype of the parameters.
         rngs: Flax's random streams; ``params`` is used.
 
     Raises:
@@ -102,19 +116,26 @@ class ConditionalLayerNorm(_ConditionalNorm):
 
     has_bias = True
 
-    def __call__(self, x: jax.Array, condition: Condition | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        condition: Condition | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
         """``[..., D]`` and ``[B, E]`` (or ``[..., E]``, or a sequence of them) to ``[..., D]``.
 
         Without a condition, that of :func:`conditioned_on` is used.
         """
         return conditional_layer_norm(
-            x,
+            self._promoted(x),
             self._condition(x, condition),
             self.scale[...],
             self.bias[...],
             self.scale_kernel[...],
             self.bias_kernel[...],
             epsilon=self.epsilon,
+            mask=mask,
         )
 
 
@@ -134,10 +155,22 @@ class ConditionalRMSNorm(_ConditionalNorm):
     def __init__(self, *sizes: Any, epsilon: float = 1e-6, **options: Any):
         super().__init__(*sizes, epsilon=epsilon, **options)
 
-    def __call__(self, x: jax.Array, condition: Condition | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        condition: Condition | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
         """As that of :class:`ConditionalLayerNorm`."""
-        h, kernel = self._condition(x, condition), self.scale_kernel[...]
-        return conditional_rms_norm(x, h, self.scale[...], kernel, epsilon=self.epsilon)
+        return conditional_rms_norm(
+            self._promoted(x),
+            self._condition(x, condition),
+            self.scale[...],
+            self.scale_kernel[...],
+            epsilon=self.epsilon,
+            mask=mask,
+        )
 
 
 class ClassCondition(nnx.Module):

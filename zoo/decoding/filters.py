@@ -57,7 +57,7 @@ def filter_logits(
     size = z.shape[-1]
     check_top_k(top_k, size)
     temperature, top_p, min_p = check_filters(temperature, top_p, min_p)
-    z = _divide(z, jnp.asarray(temperature, z.dtype), largest=jnp.finfo(logits.dtype).max)
+    z = _divide(z, jnp.asarray(temperature, z.dtype), largest=float(jnp.finfo(logits.dtype).max))
     # "Not less" instead of "at least": NaN stays NaN.
     if top_k is not None and top_k < size:
         z = jnp.where(z < largest(z, top_k)[..., -1:], -jnp.inf, z)

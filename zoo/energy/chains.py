@@ -197,19 +197,12 @@ def inner_product(a: Any, b: Any) -> jax.Array:
 
 
 def norm(position: Any) -> jax.Array:
-    """``[B]``: the length of a gradient, chain by chain; finite wherever the components are."""
+    """``[B]``: the length of a gradient, chain by chain; not finite if a component is not."""
     small = 2.0**-80  # no square of a component is too large then
-    squared = inner_product(position, position)
     reduced = jax.tree.map(lambda leaf: leaf.astype(accumulator(leaf.dtype)) * small, position)
     large = jnp.sqrt(inner_product(reduced, reduced)) / small
-    return jnp.where(squared == jnp.inf, large, jnp.sqrt(squared))
-
-
-def is_finite(energy: jax.Array, gradient: Any) -> jax.Array:
-    """``[B]`` bool: whether the energy and every component of the gradient are finite."""
-    leaves = jax.tree.leaves(gradient)
-    finite = [jnp.isfinite(g).all(axis=tuple(range(1, g.ndim))) for g in leaves]
-    return functools.reduce(jnp.logical_and, finite, jnp.isfinite(energy))
+    squared = inner_product(position, position)
+    return jnp.where(jnp.isfinite(squared), jnp.sqrt(squared), large)
 
 
 def only_where(valid: jax.Array, position: Any) -> Any:

@@ -147,16 +147,17 @@ def _read_parts(value: Any, seen: set[int]) -> Iterator[Any]:
         yield graph
         kinds = {type(node) for _, node in nnx.iter_graph(value)}
         parts = [*jax.tree.leaves(state), *sorted(kinds, key=lambda kind: kind.__qualname__)]
-    elif isinstance(inner := getattr(value, "__wrapped__", None), Function):
+    elif callable(inner := getattr(value, "__wrapped__", None)):
         yield _Same(value)  # jitted: JAX itself keeps what it closes over
-        parts = [] if _in_library(inner.__module__) else [inner]
-    else:
-        parts, structure = jax.tree.flatten(value, is_leaf=lambda leaf: leaf is None)
+        own = isinstance(inner, Function) and not _in_library(inner.__module__)
+        parts = [inner] if own else []
+    elif not jax.tree_util.all_leaves([value]):
+        parts, structure = jax.tree.flatten(value, is_leaf=lambda leaf: leaf is not value)
         yield structure
-        if len(parts) == 1 and parts[0] is value:
-            if not _is_plain_object(value):
-                raise _UnknownError
-            parts = [vars(value), type(value)]
+    elif _is_plain_object(value):
+        parts = [vars(value), type(value)]
+    else:
+        raise _UnknownError
     for part in parts:
         yield from _read(part, seen)
 

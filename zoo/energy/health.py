@@ -107,7 +107,8 @@ def chain_agreement(positions: jax.Array) -> ChainAgreement:
             is left out.
 
     Returns:
-        A ``ChainAgreement``. Chains that never moved give NaN, or R̂ = ∞ where they are apart.
+        A ``ChainAgreement``. A half that never moved gives R̂ = ∞, or NaN if all of them stayed at
+        one place; then and for NaN the effective sample size is NaN.
 
     Raises:
         ValueError: if there are fewer than 4 samples, or no chain.
@@ -135,8 +136,12 @@ def chain_agreement(positions: jax.Array) -> ChainAgreement:
     pairs = correlation[: n - n % 2].reshape(n // 2, 2, *correlation.shape[1:]).sum(axis=1)
     pairs = jnp.where(jax.lax.cummin(pairs) > 0, jax.lax.cummin(pairs), 0)
     time = jnp.maximum(2 * pairs.sum(axis=0) - 1, 1 / math.log10(chains * n))
-    still = within == 0
-    return ChainAgreement(jnp.sqrt(total / within), jnp.where(still, jnp.nan, chains * n / time))
+    r_hat = jnp.sqrt(total / within)
+    still = (x == x[:1]).all(axis=0).any(axis=0)
+    return ChainAgreement(
+        jnp.where(still & (total > 0), jnp.inf, r_hat),
+        jnp.where(still | jnp.isnan(r_hat), jnp.nan, chains * n / time),
+    )
 
 
 def _share_at_walls(x: jax.Array, bounds: tuple[float, float]) -> jax.Array:

@@ -34,7 +34,6 @@ from zoo.energy.chains import (
     copied,
     energy_and_gradient,
     inner_product,
-    is_finite,
     norm,
     only_where,
     per_chain,
@@ -140,7 +139,8 @@ def langevin(
 
         at = rounded(_add(wide(at), noise), at) if noise_first else at
         energy, gradient = energy_and_gradient(energy_fn, at)
-        finite, length = is_finite(energy, gradient), norm(gradient)
+        length = norm(gradient)
+        finite = jnp.isfinite(energy) & jnp.isfinite(length)
         gradient = _clipped(wide(gradient), gradient_clip, gradient_norm_clip, length)
         x = _add(wide(at), _scaled(gradient, metric, -h))
         x = x if noise_first else _add(x, noise)

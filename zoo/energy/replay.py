@@ -163,7 +163,8 @@ def replay_draw(
         fresh_labels,
         buffer.labels,
     )
-    return ReplayDraw(select(fresh, old), labels, rows, is_new)
+    samples = jnp.where(jnp.isnan(fresh_rate), jnp.nan, select(fresh, old))
+    return ReplayDraw(samples, labels, rows, is_new)
 
 
 def replay_insert(

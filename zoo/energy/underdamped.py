@@ -23,7 +23,6 @@ from zoo.energy.chains import (
     SamplerInfo,
     copied,
     energy_and_gradient,
-    is_finite,
     norm,
     only_where,
     rounded,
@@ -92,8 +91,9 @@ def underdamped_langevin(
         position = rounded(moved(position, velocity, step_size / 2), state.position)
         energy, gradient = energy_and_gradient(energy_fn, position)
         velocity = rounded(moved(velocity, wide(gradient), -step_size / 2), state.velocity)
-        finite = is_finite(energy, gradient)
-        info = SamplerInfo(energy, norm(gradient), jnp.ones_like(energy))
+        length = norm(gradient)
+        finite = jnp.isfinite(energy) & jnp.isfinite(length)
+        info = SamplerInfo(energy, length, jnp.ones_like(energy))
         position, velocity = only_where(finite, (position, velocity))
         return UnderdampedState(position, velocity, gradient), info
 

@@ -58,32 +58,31 @@ def filter_angles(
     matrix = matrix / jnp.where(directed, largest, 1)
     squares = jnp.sum(matrix**2, axis=-2, keepdims=True)
     unit = matrix / jnp.sqrt(jnp.where(directed, squares, 1))
-    products = gram(unit)
-    filters = matrix.shape[-1]
-    first, second = np.triu_indices(filters, 1)
-    pairs = (first * filters + second).astype(np.int32)
-
-    cosines = products.reshape(*products.shape[:-2], filters**2)[..., pairs]
-    if not pairs.size:
+    exist = jnp.swapaxes(directed, -1, -2) & directed
+    products = jnp.where(exist, gram(unit), jnp.nan)
+    cosines = _of_pairs(products)
+    if not cosines.size:
         return cosines
     near = jnp.abs(cosines) > NEAR
     angles = 90 - jnp.degrees(jnp.arcsin(jnp.where(near, 0, cosines)))  # most exact around 90°
-    angles = _with_near_angles(angles, near, unit, products, jnp.asarray(pairs))
-    exists = directed[..., 0, first] & directed[..., 0, second]
-    return jnp.where(exists, angles, jnp.nan)
+    return _with_near_angles(angles, near, unit, products)
+
+
+def _of_pairs(square: jax.Array) -> jax.Array:
+    """``[..., K, K]`` -> ``[..., K(K - 1)/2]``, above the diagonal."""
+    filters = square.shape[-1]
+    pairs = np.flatnonzero(np.triu(np.ones((filters, filters), bool), 1)).astype(np.int32)
+    return square.reshape(*square.shape[:-2], filters**2)[..., pairs]
 
 
 @jax.jit  # outside of jit every new conditional would be compiled again
 def _with_near_angles(
-    angles: jax.Array, near: jax.Array, unit: jax.Array, cosines: jax.Array, pairs: jax.Array
+    angles: jax.Array, near: jax.Array, unit: jax.Array, cosines: jax.Array
 ) -> jax.Array:
     """The angles of pairs, those near 0° and 180° once more where there are any."""
 
     def exact(angles: jax.Array) -> jax.Array:
-        square = _near_angles(unit, cosines)
-        return jnp.where(
-            near, square.reshape(*angles.shape[:-1], square.shape[-1] ** 2)[..., pairs], angles
-        )
+        return jnp.where(near, _of_pairs(_near_angles(unit, cosines)), angles)
 
     return lax.cond(jnp.any(near), exact, lambda angles: angles, angles)
 
@@ -143,11 +142,13 @@ def random_angle_density(degrees: jax.Array, *, dimension: int) -> jax.Array:
     outside = (wide < 0) | (wide > 180)  # NaN is not
     # From the nearer end, as sin 180° would be that of a rounded π, below zero.
     tilt = jnp.abs(jnp.where(outside, 90, wide) - 90)
-    sine = jnp.sin(jnp.radians(90 - tilt))
-    # Around 90° a power would multiply the rounding of sin θ = 1 - 2·sin²((θ - 90°)/2) by n.
-    below_one = jnp.minimum(2 * jnp.sin(jnp.radians(tilt / 2)) ** 2, 0.5)
-    around = jnp.exp((dimension - 2) * jnp.log1p(-below_one))
-    power = jnp.where(tilt < 45, around, sine ** (dimension - 2))
+    if dimension <= 100:
+        power = jnp.sin(jnp.radians(90 - tilt)) ** (dimension - 2)
+    else:
+        # A power would multiply the rounding of sin θ = 1 - 2·sin²((θ - 90°)/2) by n. At the ends
+        # it is 0 in any dtype.
+        below_one = jnp.minimum(2 * jnp.sin(jnp.radians(tilt / 2)) ** 2, 1 - 1e-6)
+        power = jnp.exp((dimension - 2) * jnp.log1p(-below_one))
     # The two gamma functions by their logarithms, in double precision: both leave any range.
     scale = math.lgamma(dimension / 2) - math.lgamma((dimension - 1) / 2)
     density = math.exp(scale) * math.sqrt(math.pi) / 180 * power

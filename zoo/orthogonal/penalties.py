@@ -143,7 +143,7 @@ def orthogonality_penalty(
         case "double_soft":
             return 2 * _identity_distance(matrix) + (matrix.shape[-2] - matrix.shape[-1])
         case "off_diagonal":
-            return pair_sums(matrix)[1]
+            return _off_diagonal(matrix)
         case "mutual_coherence":
             return _mutual_coherence(matrix)
         case "spectral":
@@ -316,32 +316,42 @@ def pair_sums(matrix: jax.Array, axis_name: Any = None) -> tuple[jax.Array, jax.
     With ``axis_name`` the rows of W are those of all devices together.
     """
     rows, columns = matrix.shape[-2:]
-    if columns <= 2 * rows or axis_name is not None:
-        return _pair_sums(matrix, axis_name)
     # From the smaller side the diagonal has to be subtracted. For filters of equal length that is
-    # at most half of the sum where K > 2D; where a few long ones leave less than a hundredth, the
-    # digits are those of the pairs themselves.
-    norms = jnp.sum(matrix**2, axis=-2)
-    smaller = gram(jnp.swapaxes(matrix, -1, -2))
-    everything, diagonal = jnp.sum(smaller**2, axis=(-1, -2)), jnp.sum(norms**2, axis=-1)
-    total = jnp.sum(jnp.sum(matrix, axis=-1) ** 2, axis=-1) - jnp.sum(norms, axis=-1)
-    squares = everything - diagonal
-    keeps = jnp.all(squares >= everything / 100)  # also false for infinities and NaN
-    return _sums_if(keeps, (total, squares), matrix)
-
-
-@jax.jit  # outside of jit every new conditional would be compiled again
-def _sums_if(keeps: jax.Array, sums: tuple[Any, Any], matrix: jax.Array) -> tuple[Any, Any]:
-    from_pairs = jax.checkpoint(lambda sums, matrix: _pair_sums(matrix, None))
-    return lax.cond(keeps, lambda sums, matrix: sums, from_pairs, sums, matrix)
-
-
-def _pair_sums(matrix: jax.Array, axis_name: Any) -> tuple[jax.Array, jax.Array]:
+    # at most half of the sum where K > 2D, so no digits are lost.
+    if columns > 2 * rows and axis_name is None:
+        norms = jnp.sum(matrix**2, axis=-2)
+        smaller = gram(jnp.swapaxes(matrix, -1, -2))
+        total = jnp.sum(jnp.sum(matrix, axis=-1) ** 2, axis=-1) - jnp.sum(norms, axis=-1)
+        return total, jnp.sum(smaller**2, axis=(-1, -2)) - jnp.sum(norms**2, axis=-1)
     full = gram(matrix)
     if axis_name is not None:
         full = lax.psum(full, axis_name)
     pairs = jnp.where(_identity_like(full) == 1, 0, full)
     return jnp.sum(pairs, axis=(-1, -2)), jnp.sum(pairs**2, axis=(-1, -2))
+
+
+def _off_diagonal(matrix: jax.Array) -> jax.Array:
+    """Σ_{i≠j} G_ij² for filters of any lengths, ``[..., D, K]`` -> ``[...]``."""
+    rows, columns = matrix.shape[-2:]
+    squares = pair_sums(matrix)[1]
+    if columns <= 2 * rows:
+        return squares
+    # Where a few long filters leave less than a hundredth of what was subtracted for them, the
+    # pairs themselves are summed; also for infinities.
+    diagonal = jnp.sum(jnp.sum(matrix**2, axis=-2) ** 2, axis=-1)
+    return _squares_if(jnp.all(squares >= diagonal / 100), squares, matrix)
+
+
+@jax.jit  # outside of jit every new conditional would be compiled again
+def _squares_if(keeps: jax.Array, squares: jax.Array, matrix: jax.Array) -> jax.Array:
+    def of_pairs(squares: jax.Array, matrix: jax.Array) -> jax.Array:
+        full = gram(matrix)
+        pairs = jnp.where(_identity_like(full) == 1, 0, full)
+        return jnp.sum(pairs**2, axis=(-1, -2))
+
+    return lax.cond(
+        keeps, lambda squares, matrix: squares, jax.checkpoint(of_pairs), squares, matrix
+    )
 
 
 def _mutual_coherence(matrix: jax.Array) -> jax.Array:

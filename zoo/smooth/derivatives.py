@@ -77,20 +77,23 @@ def with_slopes(
 def clipped_quotient(limit: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """x/τ within ±limit, constant outside: finite with all its derivatives, NaN for NaN only."""
 
-    def is_far(x: jax.Array, temperature: jax.Array) -> jax.Array:
-        return jnp.abs(x) >= limit * temperature
+    def edge(x: jax.Array, temperature: jax.Array) -> jax.Array:
+        return jnp.minimum(limit * temperature, jnp.finfo(x.dtype).max)
 
     def value(x: jax.Array, temperature: jax.Array) -> jax.Array:
-        # Twice, so that plain differentiation is right too: forward over reverse mode through
-        # lax.scan forgets the rules below.
-        far = is_far(x, temperature)
-        return jnp.where(far, jnp.copysign(limit, x), jnp.where(far, 0, x) / temperature)
+        # Clipped first, so that plain differentiation is right too: forward over reverse mode
+        # through lax.scan forgets the rules below.
+        at = edge(x, temperature)
+        return jnp.clip(x, -at, at) / temperature
+
+    def slope(x: jax.Array, temperature: jax.Array, inside: jax.Array) -> jax.Array:
+        return jnp.where(jnp.abs(x) >= edge(x, temperature), 0, inside)
 
     quotient = with_slopes(
         value,
-        in_x=lambda x, t: jnp.where(is_far(x, t), 0, 1 / t),
+        in_x=lambda x, t: slope(x, t, 1 / t),
         # Not -x/τ²: the square of τ may underflow.
-        in_temperature=lambda x, t: jnp.where(is_far(x, t), 0, -quotient(x, t) / t),
+        in_temperature=lambda x, t: slope(x, t, -quotient(x, t) / t),
     )
     return quotient
 

@@ -57,7 +57,8 @@ def smooth_accuracy(
 
     Returns:
         A scalar in the dtype of ``probabilities``, summed in at least float32; 0 without samples.
-        NaN if a label of a sample that counts is out of range, or one of its probabilities is NaN.
+        NaN if a label of a sample that counts is out of range, or its probability NaN; those of the
+        other classes are not read.
 
     Raises:
         TypeError: if ``probabilities`` is not floating or labels of classes are not integers.
@@ -78,7 +79,7 @@ def smooth_accuracy(
     else:
         labels, inside = _classes(labels, p)
         hits = jnp.take_along_axis(p, jnp.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
-        hits = jnp.where(inside & ~jnp.isnan(p).any(-1), hits, jnp.nan)
+        hits = jnp.where(inside, hits, jnp.nan)
     hits, samples = jnp.sum(jnp.where(mask, hits, 0)), jnp.sum(mask, dtype=p.dtype)
     return ratio(*sum_over_devices((hits, samples), axis_name)).astype(probabilities.dtype)
 
@@ -183,7 +184,8 @@ def smooth_auc(
     O(N log N) time for N scores, not one step per pair.
 
     Args:
-        scores: ``[batch]``, any real numbers, such as logits.
+        scores: ``[batch]``, any real numbers, such as logits; ±inf count as the largest and the
+            smallest number.
         labels: ``[batch]``, 0 or 1 (or a share).
         temperature: τ > 0, in the units of the scores.
         where: bool ``[batch]``, which samples count. The others may be anything.

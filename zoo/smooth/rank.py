@@ -46,7 +46,7 @@ def soft_rank(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) -> 
     O(N log N) time and O(N) memory.
 
     Args:
-        x: ``[..., items]``; those that are inf share the best ranks, those that are -inf the last.
+        x: ``[..., items]``; ±inf count as the largest and the smallest number.
         temperature: τ > 0, in the units of ``x``.
         axis: the axis of the items.
 

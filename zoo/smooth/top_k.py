@@ -115,13 +115,14 @@ def _shift_invariant(method: str, k: int, x: jax.Array, temperature: jax.Array) 
 @functools.partial(jax.jit, static_argnums=0)
 def _recursive(k: int, x: jax.Array, temperature: jax.Array) -> jax.Array:
     present = x != -jnp.inf
-    enough = jnp.sum(present, axis=-1, keepdims=True) > k
+    valid = (jnp.sum(present, axis=-1) > k) & (jnp.max(x, axis=-1) < jnp.inf)
+    valid = valid[..., None]
     smallest = jnp.min(x, axis=-1, keepdims=True, where=present, initial=jnp.inf)
-    x = jnp.where(present, x, 0) - smallest
-    x = jnp.where(enough & (x < jnp.inf), x, jnp.nan)
+    x = jnp.where(valid & present, x - smallest, 0)
 
     def add_one(chosen: jax.Array, _: None) -> tuple[jax.Array, None]:
-        open_ = jnp.where(present, (1 - chosen) * x, -jnp.inf)
-        return chosen + soft_one_hot(open_, temperature=temperature), None
+        left = jnp.where(present, (1 - chosen) * x, -jnp.inf)
+        return chosen + soft_one_hot(left, temperature=temperature), None
 
-    return lax.scan(add_one, jnp.zeros_like(x), None, length=k)[0]
+    chosen = lax.scan(add_one, jnp.zeros_like(x), None, length=k)[0]
+    return jnp.where(valid, chosen, jnp.nan)

@@ -65,11 +65,7 @@ def open_workdir(
       seed: 0 there, 1 here
     ...
     """
-    if re.match(r"(?!file:)[A-Za-z][\w+.-]+:/", os.fspath(directory)):
-        raise ValueError(
-            f"workdir must be a folder of this machine's file system, got {os.fspath(directory)!r};"
-            " mount the bucket, or copy the folder there afterwards"
-        )
+    check_local(directory)
     directory, here = pathlib.Path(directory), _plain(config)
     _check_same_everywhere(_flat(here), ignore)
     refusal: Exception | None = None
@@ -85,6 +81,16 @@ def open_workdir(
     if refusal is not None:
         raise refusal
     return directory
+
+
+def check_local(directory: str | pathlib.Path) -> None:
+    """A ValueError if the directory is a bucket or anything else with a scheme, ``gs://…``."""
+    name = os.fspath(directory)
+    if re.match(r"(?!file:)[A-Za-z][\w+.-]+:/", name):
+        raise ValueError(
+            f"workdir must be a folder of this machine's file system, got {name!r}; mount the "
+            "bucket, or copy the folder there afterwards"
+        )
 
 
 def _enter(directory: pathlib.Path, here: Any, ignore: Sequence[str], lock: bool) -> None:
