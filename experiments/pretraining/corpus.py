@@ -61,7 +61,7 @@ def prepare(data: DataConfig, directory: pathlib.Path) -> dict[str, Any]:
     Raises:
         ValueError: if the folder holds a corpus of other settings, or the text is empty.
     """
-    if not (directory / MANIFEST).exists():
+    if not (directory / records.MANIFEST).exists():
         open_source(data.uri, split="train")  # a text that is not there leaves no folder
     open_workdir(directory, data, ignore=ELSEWHERE, lock=False)
     path = directory / records.MANIFEST
