@@ -198,6 +198,7 @@ class _Watched:
         self._batches, self._timeout = batches, timeout
         self._others = set(multiprocessing.active_children())
         self._workers: set[Any] = set()
+        self._lost = False
         self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._made: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True, name="zoo-batches").start()
@@ -213,6 +214,7 @@ class _Watched:
                 self._workers |= set(multiprocessing.active_children()) - self._others
                 if any(worker.exitcode == 0 for worker in self._workers):
                     self._end()
+                    self._lost = True
                     raise RuntimeError(
                         "a worker process has left with exit status 0 before its batches were "
                         "made; does the source or the transform call os._exit?"
@@ -231,7 +233,8 @@ class _Watched:
 
     def close(self) -> None:
         self._asked.put(False)
-        self._batches.close()
+        if not self._lost:  # grain would join the thread in which it waits for the lost worker
+            self._batches.close()
 
     def _end(self) -> None:
         """Kills the workers, for which grain would wait when it is closed."""
