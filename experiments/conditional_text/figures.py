@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.extras import require
+from experiments.pictures import new_figure, save_figure
 
 COLORS = ("tab:blue", "tab:orange", "tab:green")
 
@@ -15,7 +15,7 @@ def save(
     workdir: pathlib.Path, results: Mapping[str, Any], real: Mapping[str, Any]
 ) -> pathlib.Path:
     """Writes ``classes.png``: perplexity by class and label accuracy of samples."""
-    figure = require("matplotlib.figure", "plot").Figure((10, 3.6), layout="constrained")
+    figure = new_figure(10, 3.6)
     left, right = figure.subplots(1, 2)
     by_class = {name: own["held_out_by_class"] for name, own in results.items()}
     classes = _bars(left, by_class, "wrong / right", bottom=1)
@@ -33,9 +33,7 @@ def save(
     right.set_ylabel("label accuracy")
     right.set_ylim(0, 1)
     right.set_title("Samples, by an independent classifier", fontsize=10)
-    path = workdir / "classes.png"
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(workdir / "classes.png", figure)
 
 
 def _bars(

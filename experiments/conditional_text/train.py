@@ -27,6 +27,7 @@ from experiments.running import (
     open_mesh,
     train,
 )
+from zoo._files import replace_file
 from zoo.data import Pipeline, Vocabulary
 from zoo.decoding import guide, prefill, sample
 from zoo.training import LossOutput, functional, open_workdir, results_table
@@ -250,14 +251,15 @@ def make_describer(data: Data) -> Callable[[Pieces], dict[str, Any]]:
 
 def save_samples(path: pathlib.Path, samples: dict[str, Pieces], data: Data) -> None:
     """Writes all samples, one JSON object per line, and prints the first."""
-    with path.open("w", encoding="utf-8") as file:
-        for scale, pieces in samples.items():
-            for ids, label in zip(pieces.ids, pieces.labels, strict=True):
-                text = data.vocabulary.decode(ids)
-                row = {"guidance": float(scale), "label": data.classes[label], "text": text}
-                print(json.dumps(row, ensure_ascii=False), file=file)
-            for label, text in zip(pieces.labels[:SHOWN], pieces.ids, strict=False):
-                print(f"{data.classes[label]}: {data.vocabulary.decode(text)}")
+    rows = []
+    for scale, pieces in samples.items():
+        for ids, label in zip(pieces.ids, pieces.labels, strict=True):
+            text = data.vocabulary.decode(ids)
+            row = {"guidance": float(scale), "label": data.classes[label], "text": text}
+            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+        for label, text in zip(pieces.labels[:SHOWN], pieces.ids, strict=False):
+            print(f"{data.classes[label]}: {data.vocabulary.decode(text)}")
+    replace_file(path, "".join(rows))
 
 
 def report(workdir: pathlib.Path, results: dict[str, Any], variants: Sequence[str]) -> None:

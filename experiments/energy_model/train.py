@@ -1,6 +1,7 @@
 """Trains the energy; looks at its chains along the way and at samples from noise at the end."""
 
 import functools
+import io
 import math
 import pathlib
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from experiments.energy_model.model import make_network
 from experiments.image_sets import head, open_splits
 from experiments.pictures import save_figures
 from experiments.running import Experiment, announce, finish, is_main_process, open_mesh, train
+from zoo._files import replace_file
 from zoo.data import Pipeline
 from zoo.data.images import image_arrays
 from zoo.energy import (
@@ -88,7 +90,9 @@ def run(config: Config) -> None:
             watched = generate(state, jax.random.key(1), count=config.evaluation.watched)
             if is_main_process():
                 (workdir / "watched").mkdir(exist_ok=True)
-                np.save(workdir / f"watched/{int(state.step)}.npy", np.asarray(watched))
+                array = io.BytesIO()
+                np.save(array, np.asarray(watched))
+                replace_file(workdir / f"watched/{int(state.step)}.npy", array.getvalue())
             state, values = experiment.evaluate(state)
             return rollback(state, values), values
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zoo.extras import require
+from experiments.pictures import new_figure, save_figure
 
 COLUMNS = 6
 
@@ -19,10 +19,9 @@ def save(
     scores: np.ndarray,
 ) -> pathlib.Path:
     """Writes ``captions.png``: the best and the worst captions, with a reference below each."""
-    figure_module = require("matplotlib.figure", "plot")
     order = np.argsort(-scores, kind="stable")
     rows = (("best", order[:COLUMNS]), ("worst", order[-COLUMNS:]))
-    figure = figure_module.Figure(figsize=(2.1 * COLUMNS, 6.6), layout="constrained")
+    figure = new_figure(2.1 * COLUMNS, 6.6)
     parts = figure.subfigures(len(rows), 1)
     for part, (name, chosen) in zip(parts, rows, strict=True):
         part.suptitle(f"The {name} {len(chosen)} of {len(captions)} captions", fontsize=11)
@@ -34,9 +33,7 @@ def save(
             axes.spines[:].set_visible(False)
             axes.set_title(_wrapped(captions[index]), fontsize=8.5, fontweight="bold")
             axes.set_xlabel(_wrapped(references[index][0]), fontsize=7.5, color="0.35")
-    path = workdir / "captions.png"
-    figure.savefig(path, dpi=80)
-    return path
+    return save_figure(workdir / "captions.png", figure, dpi=80)
 
 
 def _wrapped(words: Sequence[str]) -> str:

@@ -34,6 +34,7 @@ from experiments.running import (
     open_mesh,
     train,
 )
+from zoo._files import replace_file
 from zoo.data import Pipeline, Vocabulary, build_vocabulary
 from zoo.decoding import beam_search, prefill, sample
 from zoo.training import (
@@ -263,9 +264,7 @@ def report(workdir: pathlib.Path, data: Data, results: Results) -> None:
         print(f"  {' '.join(words)}   ({' '.join(own[0])})")
     if results.digits_named is not None:
         print(f"{results.digits_named:.1%} of the captions name the digit that is there.")
-    (workdir / "captions.txt").write_text(
-        "".join(" ".join(own) + "\n" for own in captions), "utf-8"
-    )
+    replace_file(workdir / "captions.txt", "".join(" ".join(own) + "\n" for own in captions))
     shown = (captions[:SHOWN], test.captions[:SHOWN])
     picture = figures.save(workdir, test.images[:SHOWN], *shown, scores.each_bleu(*shown))
     summary = {

@@ -11,6 +11,7 @@ from experiments.command_line import MAY_CHANGE, local_path
 from experiments.jose import figures
 from experiments.jose.config import Config
 from experiments.jose.documents import Documents, read_documents
+from experiments.pictures import save_figure
 from experiments.running import finish, on_devices, open_mesh
 from zoo import spherical
 from zoo.spherical import JoseEmbeddings, JoseTrainer
@@ -214,5 +215,4 @@ def save(
     if figure is None:
         print(f"no map: fewer than {figures.LEAST} points")
         return [model, words]
-    figure.savefig(picture, dpi=100)
-    return [model, words, picture]
+    return [model, words, save_figure(picture, figure, dpi=100)]

@@ -124,7 +124,11 @@ def _has_results(directory: pathlib.Path) -> bool:
         if inside != directory and "config.json" in files:  # a folder of its own
             folders.clear()
             continue
-        own = (inside / file for file in files if file not in ("config.json", NAME))
+        own = (
+            inside / file
+            for file in files  # a part is what a killed process was about to put in place
+            if file not in ("config.json", NAME) and not file.endswith(".part")
+        )
         if any(file.stat().st_size for file in own):
             return True
     return False
