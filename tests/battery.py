@@ -5,7 +5,10 @@ through). Sizes are tiny, because compile time dominates; the compiled function 
 by all checks. Formulas and reference numbers do not belong here: the battery proves that a function
 is well behaved under the transformations of JAX, not that it is right.
 
-To add a function, add a `Row` to ``ROWS`` in ``tests/<package>/rows.py``.
+To add a function, add a `Row` to ``ROWS`` in ``tests/<package>/rows.py``. Three further tables
+there are of what takes more than arrays: ``TRANSFORMATIONS`` of Optax, each a `functools.partial`
+of what makes one with its numbers; ``TREES``, name -> function of a tree of parameters;
+``CLOSURES``, name -> function of a list with one array that returns a call which reads the list.
 """
 
 import collections
@@ -21,8 +24,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
+from flax.core import freeze
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from zoo._paths import path_name
 
 COPIES = 3  # how many argument sets a loop, a vmap or a scan runs over
 DEVICES = 8
@@ -435,6 +443,84 @@ CHECKS = (
     state_keeps_structure,
     refuses_bad_input,
 )
+
+
+# Checks of Optax transformations, of functions of a tree, and of what closes over an array.
+
+
+def parameters() -> dict[str, Any]:
+    """A tree of parameters; every row of a kernel is a direction, as spheres want it."""
+    generator = np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        x = generator.normal(size=shape)
+        return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), jnp.float32)
+
+    layers = {str(i): {"kernel": draw(2, 3), "bias": draw(3)} for i in range(2)}
+    return {"embedding": draw(2, 3), "layers": layers, "norm": {"scale": draw(3)}}
+
+
+def _listed(make: Callable[[list], Any]) -> Callable[[dict], dict]:
+    return lambda tree: tree | {"layers": make(list(tree["layers"].values()))}
+
+
+CONTAINERS: dict[str, Callable[[dict], Any]] = {  # the paths of the leaves are the same in each
+    "dict": dict,
+    "lists": _listed(list),
+    "tuples": _listed(tuple),
+    "FrozenDict": freeze,
+    "nnx.State": lambda tree: nnx.State(jax.tree.map(nnx.Param, tree)),
+}
+
+
+def two_steps(
+    transformation: optax.GradientTransformation, tree: Any, wrap: Callable = lambda f: f
+) -> tuple[Any, Any]:
+    """The parameters and the optimiser's state after two updates."""
+    state, update = transformation.init(tree), wrap(transformation.update)
+    for _ in range(2):
+        updates, state = update(jax.tree.map(lambda x: 0.3 - x**2, tree), state, tree)
+        tree = optax.apply_updates(tree, updates)
+    return tree, state
+
+
+def takes_any_container(function: Callable[[Any], Any]) -> None:
+    """The numbers depend on the paths of the parameters, never on what holds them.
+
+    Of a transformation (a partial of what makes it): the numbers after two updates.
+    """
+    made = isinstance(function, functools.partial)
+    run = functools.partial(two_steps, function()) if made else function
+    found = {}
+    for name, convert in CONTAINERS.items():
+        leaves = jax.tree.leaves_with_path(run(convert(parameters())))
+        found[name] = {path_name(path): leaf for path, leaf in leaves}
+        assert_close(found[name], found["dict"], TOLERANCE["float32"])
+
+
+def injects_numbers(make: functools.partial) -> None:
+    """Under ``optax.inject_hyperparams`` and jit every number may be traced, but for sizes."""
+    options = inspect.signature(make.func).parameters.values()
+    sizes = [option.name for option in options if option.annotation is int]
+    injected = optax.inject_hyperparams(make.func, static_args=sizes)(**make.keywords)
+    found, state = two_steps(injected, parameters(), quick_jit)
+    expected = two_steps(make(), parameters())
+    assert_close((found, state.inner_state), expected, 10 * TOLERANCE["float32"])
+
+
+def reads_what_it_closes_over(build: Callable[[list], Callable[[], Any]]) -> None:
+    """A second call reads what has changed since the first, whatever is remembered of it."""
+    box = [jnp.float32(1)]
+    call = build(box)
+    before = call()
+    box[0] = jnp.float32(2)
+    after, fresh = call(), build([jnp.float32(2)])()
+    assert_close(after, fresh, TOLERANCE["float32"])
+    with pytest.raises(AssertionError):
+        assert_close(before, after, TOLERANCE["float32"])
+
+
+FURTHER_CHECKS = (takes_any_container, injects_numbers, reads_what_it_closes_over)
 
 
 def checks_of(row: Row) -> list[Callable[[Row], None]]:

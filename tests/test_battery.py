@@ -1,5 +1,6 @@
 """Runs every row of every package through the battery, and proves that each check can fail."""
 
+import functools
 import importlib
 import inspect
 import pathlib
@@ -10,11 +11,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import zoo
 from tests import battery
-from tests.battery import CHECKS, BadInput, Row, checks_of
+from tests.battery import CHECKS, FURTHER_CHECKS, BadInput, Row, checks_of
 from zoo import _checks
 
 # Packages whose functions act on the host (files, meshes, loops) and are no array functions.
@@ -83,6 +85,48 @@ def test_row(row, check):
     if check.__name__ in row.skip:
         pytest.skip(row.skip[check.__name__])
     check(row)
+
+
+def further(table):
+    """name -> entry of one of the further tables, of all packages."""
+    found = {}
+    for package in sorted({row.name.split(".")[1] for row in ROWS}):
+        entries = getattr(rows_module(package), table, {})
+        if not isinstance(entries, dict):
+            entries = {f"{make.func.__module__}.{make.func.__name__}": make for make in entries}
+        found |= entries
+    return found
+
+
+TRANSFORMATIONS = further("TRANSFORMATIONS")
+FURTHER = [
+    pytest.param(entry, check, id=f"{name}-{check.__name__}")
+    for check, tables in zip(
+        FURTHER_CHECKS,
+        (TRANSFORMATIONS | further("TREES"), TRANSFORMATIONS, further("CLOSURES")),
+        strict=True,
+    )
+    for name, entry in tables.items()
+]
+
+
+@pytest.mark.parametrize(("entry", "check"), FURTHER)
+def test_further(entry, check):
+    check(entry)
+
+
+def test_every_transformation_is_checked():
+    """Whatever says that it returns one, public or in its module."""
+    there = set()
+    for package in {row.name.split(".")[1] for row in ROWS}:
+        path = importlib.import_module(f"zoo.{package}").__path__
+        for info in pkgutil.iter_modules(path, f"zoo.{package}."):
+            for name, value in vars(importlib.import_module(info.name)).items():
+                made = str(getattr(value, "__annotations__", {}).get("return", ""))
+                own = getattr(value, "__module__", "") == info.name and name[0] != "_"
+                if own and "GradientTransformation" in made:
+                    there.add(f"{info.name}.{name}")
+    assert there == {*TRANSFORMATIONS, "zoo.averaging.exponential.average_of_parameters"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -279,6 +323,20 @@ def fresh_loop(x):
     return jax.lax.scan(lambda total, entry: (total + entry, None), x[0], x)[0]
 
 
+def decay_by_path(rate, tables=2):
+    """Sees the containers in its paths, and takes a number for one that is known."""
+
+    def update(updates, state, parameters=None):
+        def leaf(path, update):
+            return update * rate if "value" in str(path[-1]) else update
+
+        return jax.tree.map_with_path(leaf, updates), state
+
+    if rate < 0:
+        raise ValueError(f"rate must be positive, got {rate}")
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
 BROKEN = {  # label: (row, what the failure says)
     "jit_equals_eager": (row(by_concreteness(jnp.sin, jnp.cos)), "Not equal to tolerance"),
     "vmap_equals_loop": (row(wrong_batching), "Not equal to tolerance"),
@@ -344,6 +402,10 @@ BROKEN = {  # label: (row, what the failure says)
         ),
         "DID NOT RAISE",
     ),
+    "takes_any_container": (functools.partial(decay_by_path, rate=0.5), "Not equal to tolerance"),
+    "takes_any_container: lists": (lambda tree: tree["layers"]["0"], "list indices must be"),
+    "injects_numbers": (functools.partial(decay_by_path, rate=0.5), "boolean conversion"),
+    "reads_what_it_closes_over": (lambda box: jax.jit(lambda: box[0]), "Not equal to tolerance"),
     "refuses_bad_input: message": (
         row(
             only,
@@ -364,4 +426,16 @@ def test_broken_row_fails(label):
 
 
 def test_every_check_is_proved():
-    assert {label.partition(":")[0] for label in BROKEN} == {check.__name__ for check in CHECKS}
+    proved = {label.partition(":")[0] for label in BROKEN}
+    assert proved == {check.__name__ for check in (*CHECKS, *FURTHER_CHECKS)}
+
+
+def test_numbers_of_a_few_bits_are_widened():
+    """JAX promotes them to nothing."""
+    for dtype in ("float8_e4m3fn", "float8_e5m2", "bfloat16", "float16", "float32"):
+        x, wide = _checks.widened("x", jnp.ones(2, dtype))
+        assert (x.dtype, wide.dtype) == (dtype, jnp.float32)
+    for dtype in ("int4", "uint4", "int8", "uint16", "int32"):
+        ids = _checks.integers("ids", jnp.asarray([0, 7], dtype))
+        assert ids.dtype == jnp.int32
+        assert ids.tolist() == [0, 7]

@@ -28,7 +28,9 @@ def floating(name: str, x: ArrayLike) -> jax.Array:
 
 def accumulator(dtype: DTypeLike) -> Any:
     """The dtype that sums of this one are kept in: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    # Floats of 8 bits and less are promoted to nothing by JAX.
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16
+    return jnp.promote_types(jnp.float32 if narrow else dtype, jnp.float32)
 
 
 def widened(name: str, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -45,7 +47,9 @@ def integers(name: str, x: ArrayLike) -> jax.Array:
             f"{name} must be an array of integers, got {x.dtype}; "
             "convert it first, for example x.astype(jnp.int32)"
         )
-    return x.astype(jnp.promote_types(x.dtype, jnp.int32))
+    # Integers of 4 bits and less are promoted to nothing by JAX.
+    narrow = jnp.iinfo(x.dtype).bits < 8
+    return x.astype(jnp.promote_types(jnp.int32 if narrow else x.dtype, jnp.int32))
 
 
 def typed_key(name: str, key: Any) -> jax.Array:

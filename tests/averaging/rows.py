@@ -2,12 +2,14 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from tests.battery import Row
+from tests.battery import Row, parameters
 from zoo import averaging
 from zoo.averaging.exponential import AverageState
+from zoo.averaging.statistics import recompute_statistics
 
 SHAPES = {"kernel": (3, 2), "bias": (2,)}
 STATE = AverageState(steps=None, weight=None, average=0)
@@ -91,3 +93,42 @@ ROWS = [
     ),
 ]
 EXEMPT: dict[str, str] = {}
+
+TRANSFORMATIONS = [
+    functools.partial(averaging.parameter_ema, decay=0.9, start_step=1, every=2),
+    functools.partial(averaging.power_law_ema, relative_std=0.1),
+    functools.partial(averaging.stochastic_weight_average, start_step=1),
+    functools.partial(averaging.lookahead, sync_period=2, slow_step_size=0.25),
+]
+
+
+def statistics(tree):
+    """Of two batches, where the tree of one has another place for each number."""
+    return recompute_statistics(lambda b: jax.tree.map(lambda x: b[0] * x, tree), [ONES, 3 * ONES])
+
+
+def average_of(tree):
+    return averaging.average_update(averaging.average_init(tree, debias=False), tree, decay=0.9)
+
+
+ONES = jnp.ones(2)
+TREES = {
+    "zoo.averaging.average_update": average_of,
+    "zoo.averaging.averaged_parameters": lambda tree: averaging.averaged_parameters(
+        average_of(parameters()), tree
+    ),
+    "zoo.averaging.post_hoc_average": lambda tree: averaging.post_hoc_average(
+        [tree, parameters()], [100, 200], [0.1, 0.05], relative_std=0.07
+    ),
+    "zoo.averaging.statistics.recompute_statistics": statistics,
+}
+CLOSURES = {
+    "zoo.averaging.average_update": lambda box: (
+        lambda: averaging.average_update(
+            averaging.average_init(ONES, debias=False), 3 * ONES, decay=lambda terms: 0.2 * box[0]
+        )
+    ),
+    "zoo.averaging.statistics.recompute_statistics": lambda box: (
+        lambda: recompute_statistics(lambda batch: {"mean": box[0] * batch.mean()}, [ONES, ONES])
+    ),
+}

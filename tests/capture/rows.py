@@ -58,3 +58,22 @@ ROWS = [
 ]
 
 EXEMPT: dict[str, str] = {}
+
+
+def read(box):
+    return lambda: capture.capture(lambda x: jax.jit(lambda x: capture.tap(box[0] * x, "h"))(x))(
+        jnp.ones(2)
+    )
+
+
+def changed(box):
+    """By a function and by an array, inside of a jitted program that does not change."""
+    squashed = functools.partial(capture.inject, squash)
+    by_function = squashed({"hidden": lambda h: box[0] * h})
+    return lambda: (
+        by_function(jnp.ones(2)),
+        squashed({"hidden": jnp.full(2, box[0])})(jnp.ones(2)),
+    )
+
+
+CLOSURES = {"zoo.capture.capture": read, "zoo.capture.inject": changed}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from tests.battery import Row
 from zoo import energy
 from zoo.energy.chains import SamplerInfo
+from zoo.energy.clipped_adam import clipped_adam, scale_by_clipped_rms
 from zoo.energy.langevin import LangevinState, MetropolisState
 from zoo.energy.objectives import classifier_energy, nearest_neighbor_entropy
 from zoo.energy.spectral import spectral_normalize
@@ -191,3 +192,17 @@ EXEMPT = {
     "zoo.energy.sample_chain": "takes a sampler and its state; the state's step has a row",
     "zoo.energy.stochastic_gradient_langevin": FACTORY,
 }
+
+TRANSFORMATIONS = [
+    functools.partial(scale_by_clipped_rms, decay=0.9),
+    functools.partial(clipped_adam, learning_rate=0.1),
+]
+
+
+def log_normalizer(box):
+    return lambda: energy.annealed_log_normalizer(
+        jax.random.key(0), lambda x: box[0] * quadratic(x), (2, 1), num_steps=2, step_size=0.1
+    )
+
+
+CLOSURES = {"zoo.energy.annealed_log_normalizer": log_normalizer}  # chains: test_closures.py

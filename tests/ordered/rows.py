@@ -9,6 +9,7 @@ import numpy as np
 from tests.battery import BadInput, Row
 from zoo import ordered
 from zoo.ordered import OnLstmCarry, OnLstmParams
+from zoo.ordered.nt_asgd import nt_asgd_parameters, observe_validation
 from zoo.ordered.regularization import activation_penalty, dropout
 
 INPUTS, UNITS, CHUNK = 3, 4, 2
@@ -265,3 +266,15 @@ EXEMPT = {
     "zoo.ordered.tree_spans": "takes nested lists of words, on the host",
     "zoo.ordered.bracket_scores": "takes nested lists of words, on the host",
 }
+
+
+def averaged_since_trigger(tree):
+    optimizer = ordered.nt_asgd(patience=1)
+    state = optimizer.init(tree)
+    for loss in (1.0, 2.0, 3.0):
+        state = observe_validation(state, loss)
+    return nt_asgd_parameters(optimizer.update(tree, state, tree)[1], tree)
+
+
+TRANSFORMATIONS = [functools.partial(ordered.nt_asgd, patience=2)]
+TREES = {"zoo.ordered.nt_asgd.nt_asgd_parameters": averaged_since_trigger}

@@ -229,3 +229,5 @@ ROWS = [
 ]
 
 EXEMPT = {}
+
+TRANSFORMATIONS = [functools.partial(orthogonal.add_orthogonality_penalty, strength=0.1)]

@@ -10,7 +10,7 @@ import optax
 from tests.battery import BadInput, Row
 from zoo import spherical
 from zoo.spherical.objective import two_hinges_loss
-from zoo.spherical.optimizers import RiemannianSgdState
+from zoo.spherical.optimizers import RiemannianSgdState, riemannian_adam, riemannian_momentum
 from zoo.spherical.von_mises_fisher import random_von_mises_fisher, von_mises_fisher_log_density
 
 SIZE = 4
@@ -167,3 +167,8 @@ EXEMPT = {
     "zoo.spherical.train_jose": "a complete training; see test_trainer.py",
     "zoo.spherical.embed_documents": "a complete training; see test_trainer.py",
 }
+
+TRANSFORMATIONS = [
+    functools.partial(make, learning_rate=0.1)
+    for make in (spherical.riemannian_sgd, riemannian_momentum, riemannian_adam)
+]

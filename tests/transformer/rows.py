@@ -1,11 +1,15 @@
 """Battery rows of `zoo.transformer`."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from tests.battery import BadInput, Row
 from zoo import transformer
+from zoo.transformer import optimizers
 
 VOCAB, TIME = 6, 5
 MASKING = {"vocab_size": VOCAB, "mask_id": 4, "special_ids": (0,)}
@@ -160,3 +164,15 @@ EXEMPT = {
     "zoo.transformer.placement_rules": "takes a config and gives rules, no array",
 }
 NO_EXAMPLE = {"zoo.transformer.save_bert": FILES}
+
+TRANSFORMATIONS = [
+    functools.partial(optimizers.scale_by_uncorrected_adam, b1=0.8),
+    functools.partial(optimizers.scale_by_layer_trust_ratio),
+    functools.partial(optimizers.uncorrected_lamb, learning_rate=0.1, weight_decay=0.5),
+    functools.partial(optimizers.lazy_rows, optimizer=optax.adamw(0.1, weight_decay=0.5)),
+]
+TREES = {
+    "zoo.transformer.optimizers.excluding": lambda tree: jax.tree.map(
+        jnp.asarray, optimizers.excluding()(tree)
+    )
+}

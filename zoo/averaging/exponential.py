@@ -68,7 +68,7 @@ def average_init(values: Any, *, debias: bool = True) -> AverageState:
 
     def copy(leaf: ArrayLike) -> jax.Array:
         leaf = jnp.array(leaf, copy=True)
-        return leaf.astype(wide_dtype(leaf.dtype)) if _is_inexact(leaf) else leaf
+        return leaf.astype(_checks.accumulator(leaf.dtype)) if _is_inexact(leaf) else leaf
 
     average = jax.tree.map(copy, values)
     floats = [leaf.dtype for leaf in jax.tree.leaves(average) if _is_inexact(leaf)]
@@ -346,11 +346,6 @@ def _checked_steps(start_step: Steps, every: Steps) -> tuple[Any, Any]:
     if not isinstance(every, jax.core.Tracer):
         every = _checks.count("every", every, at_least=1)
     return start_step, every
-
-
-def wide_dtype(dtype: Any) -> Any:
-    """At least float32, also for floats of 8 bits, which JAX promotes to nothing."""
-    return jnp.float32 if jnp.finfo(dtype).bits < 16 else _checks.accumulator(dtype)
 
 
 def _is_inexact(leaf: Any) -> bool:

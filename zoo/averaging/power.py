@@ -34,7 +34,7 @@ from jax.typing import ArrayLike
 
 from zoo import _checks
 from zoo._paths import spread
-from zoo.averaging.exponential import Mask, Steps, average_of_parameters, running_update, wide_dtype
+from zoo.averaging.exponential import Mask, Steps, average_of_parameters, running_update
 
 # Of all γ > -1 the relative standard deviation is largest where (γ + 1)² + (γ + 1) = 1.
 WIDEST = (math.sqrt(5) - 1) / 2 - 1
@@ -186,7 +186,7 @@ def post_hoc_average(
         first = jnp.asarray(leaves[0])
         if not jnp.issubdtype(first.dtype, jnp.inexact):  # a counter or a key
             return jnp.asarray(leaves[int(np.argmax(np.asarray(steps)))])
-        total = jnp.zeros(first.shape, wide_dtype(first.dtype))
+        total = jnp.zeros(first.shape, _checks.accumulator(first.dtype))
         for weight, leaf in zip(weights, leaves, strict=True):
             total += jnp.asarray(weight, total.dtype) * jnp.asarray(leaf).astype(total.dtype)
         return total.astype(first.dtype)

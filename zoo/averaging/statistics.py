@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from zoo import _checks
 from zoo._paths import path_name, spread
-from zoo.averaging.exponential import wide_dtype
 
 
 def recompute_statistics(batch_statistics: Callable[[Any], Any], batches: Iterable[Any]) -> Any:
@@ -78,7 +78,7 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 
 def _widen(x: jax.Array) -> jax.Array:
-    return x.astype(wide_dtype(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+    return x.astype(_checks.accumulator(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
 
 @jax.jit
