@@ -54,7 +54,7 @@ def message(call):
         call()
     except ImportError as error:
         print(error)
-message(lambda: zoo.ordered.read_treebank("nowhere"))
+message(lambda: zoo.spherical.load_embeddings("nowhere"))
 message(lambda: zoo.data.open_source("builtin:digits"))
 message(lambda: next(zoo.data.Pipeline([{"x": 1}], batch_size=1, seed=0)))
 message(lambda: zoo.training.Checkpointer("nowhere"))

@@ -132,7 +132,8 @@ def make_optimizer(training: TrainingConfig, steps_per_epoch: int) -> optax.Grad
     rate: Any = training.learning_rate
     slower = optax.identity()
     if training.schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(0.0, rate, max(1, num_steps // 20), num_steps)
+        # A twentieth of the run; none if it is shorter, as the first step of a warm-up has rate 0.
+        rate = optax.warmup_cosine_decay_schedule(0.0, rate, num_steps // 20, num_steps)
     else:
         slower = optax.contrib.reduce_on_plateau(
             factor=0.5, patience=2, accumulation_size=steps_per_epoch

@@ -25,8 +25,8 @@ def cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Array:
     cumax(x)_k = Σ_{j ≤ k} e^{x_j} / Σ_j e^{x_j}, or the sum over j ≥ k with ``reverse``.
 
     Args:
-        x: logits of the split point, ``[..., levels]``; -inf excludes a level. If all are -inf the
-            result is NaN; an empty axis gives an empty result.
+        x: logits of the split point, ``[..., levels]``; -inf excludes a level. If all are -inf, or
+            one is +inf, the result is NaN; an empty axis gives an empty result.
         axis: the axis of the levels.
         reverse: sum from the last level to the first.
 
@@ -78,11 +78,19 @@ def log_cumax(x: jax.Array, *, axis: int = -1, reverse: bool = False) -> jax.Arr
     """
     x, wide = _checks.widened("log_cumax: x", x)
     axis = _checks.axis("log_cumax: axis", axis, x)
-    if not x.shape[axis]:
+    if not (levels := x.shape[axis]):
         return x
-    sums = _cpu.running("logsumexp", wide, axis=axis, reverse=reverse)
-    total = lax.index_in_dim(sums, 0 if reverse else -1, axis)
-    return (sums - total).astype(x.dtype)
+    excluded = wide == -jnp.inf
+    # In their place the least number, so that -inf reaches no derivative.
+    filled = jnp.where(excluded, jnp.finfo(wide.dtype).min, wide)
+    sums = _cpu.running("logsumexp", filled, axis=axis, reverse=reverse)
+    logs = sums - lax.index_in_dim(sums, 0 if reverse else -1, axis)
+    # From either end: the place of each level, and how many are excluded before the first other.
+    place = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    place = levels - 1 - place if reverse else place
+    first = jnp.min(jnp.where(excluded, levels, place), axis=axis, keepdims=True)
+    nothing = jnp.where(first < levels, -jnp.inf, jnp.nan).astype(wide.dtype)
+    return jnp.where(place < first, nothing, logs).astype(x.dtype)
 
 
 # A derivative rule, because what makes the end exactly 1 would make its derivative 0.
