@@ -1,5 +1,7 @@
 """A model gets conditional norms: the same model at first, and one that can learn from there."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,20 @@ def make(rngs):
 init, merge = functional(make)
 
 
+@functools.cache
+def start():
+    return quick_jit(init)(jax.random.key(0))
+
+
+def drawn_transformer():
+    """Drawn with NumPy, which compiles nothing."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(CONFIG, rngs=nnx.Rngs(0))))
+    draws = np.random.default_rng(2)
+    return nnx.merge(
+        graph, jax.tree.map(lambda x: 0.1 * draws.normal(size=x.shape).astype("f"), state)
+    )
+
+
 @quick_jit
 def gradients_and_logits(parameters, condition):
     def loss(parameters, condition):
@@ -40,7 +56,7 @@ def gradients_and_logits(parameters, condition):
 
 
 def test_step_0_is_the_pretrained_model_to_the_last_bit():
-    plain = Transformer(CONFIG, rngs=nnx.Rngs(7))
+    plain = drawn_transformer()
     model = conditionalize(plain, FEATURES, hidden_features=4, rngs=nnx.Rngs(8))
     assert isinstance(model.layers.attention_norm, ConditionalLayerNorm)
     expected = nnx.jit(lambda m, ids: m(ids))(plain, IDS)
@@ -61,19 +77,18 @@ def test_the_condition_learns_from_the_second_step_on():
         found = [[float(jnp.abs(g).max()) for n, g in flat.items() if s in n] for s in groups]
         return gradient, [float(jnp.abs(to_condition).max()), *found[0]], found[1] + found[2]
 
-    start = init(jax.random.key(0))
-    gradient, condition_and_hidden, kernels = norms(start, CONDITION)
+    gradient, condition_and_hidden, kernels = norms(start(), CONDITION)
     assert len(kernels) == 2 * 4  # embedding, two stacks of layers, head
     assert max(condition_and_hidden) == 0
     assert min(kernels) > 0
-    after = jax.tree.map(lambda p, g: p - 0.1 * g, start, gradient)
+    after = jax.tree.map(lambda p, g: p - 0.1 * g, start(), gradient)
     assert min(norms(after, CONDITION)[1]) > 0
 
 
 def test_no_sample_sees_the_condition_of_another():
     noise = np.random.default_rng(1)
     moved = jax.tree.map(
-        lambda leaf: leaf + 0.1 * noise.normal(size=leaf.shape).astype("f"), init(jax.random.key(0))
+        lambda leaf: leaf + 0.1 * noise.normal(size=leaf.shape).astype("f"), start()
     )
     _, before = gradients_and_logits(moved, CONDITION)
     _, after = gradients_and_logits(moved, CONDITION.at[1].add(1.0))

@@ -263,12 +263,6 @@ def test_masked_entries_do_not_count():
     short = [a if a.shape == (2, 4) else a[..., :5] for a in arguments]
     expected = conditional_layer_norm(x[..., :5], *short)
 
-    def found(x):
-        return conditional_layer_norm(x, *arguments, mask=mask)[..., :5]
-
-    np.testing.assert_allclose(found(x), expected, atol=1e-6)
-    hidden = x.at[..., 5:].set(jnp.nan)
-    np.testing.assert_allclose(found(hidden), expected, atol=1e-6)
-    gradient = jax.grad(lambda x: (found(x) ** 2).sum())(x.at[..., 5:].set(1e4))
-    assert not jnp.any(gradient[..., 5:])
-    assert jnp.isfinite(gradient).all()
+    for fill in (1.0, jnp.nan):  # what derivatives see of them: test_properties.py
+        found = conditional_layer_norm(x.at[..., 5:].set(fill), *arguments, mask=mask)
+        np.testing.assert_allclose(found[..., :5], expected, atol=1e-6)

@@ -35,6 +35,7 @@ from zoo import _cpu
 from zoo._checks import accumulator, floating, number, shapes, typed_key
 
 Condition = jax.Array | Sequence[jax.Array]
+LARGEST = 1e17  # whose square, summed over any D, float32 can hold
 
 
 def conditional_layer_norm(
@@ -68,7 +69,9 @@ def conditional_layer_norm(
         epsilon: added to the variance. The gradient of constant x is up to 1/√epsilon times that
             of y, which float16 cannot hold for 1e-12.
         mask: bool, broadcast to x: mean and variance are those of its true entries, and normalise
-            all. A position without one counts as constant. None: all true.
+            all; a false entry that is not finite (or beyond the bound of x) gives NaN, which
+            reaches no other value or gradient. A position without a true one counts as constant.
+            None: all true.
 
     Returns:
         ``[..., D]`` in the dtype of x.
@@ -210,19 +213,22 @@ def _modulate(
     centred: bool,
 ) -> jax.Array:
     """The result gain · n + shift; leading axes of gain and shift are the first of x."""
+    hidden = None
     if mask is not None:
         if mask.dtype != bool:
             raise TypeError(f"mask must be bool, True at entries that count, got {mask.dtype}")
         mask = jnp.broadcast_to(mask, x.shape)
         counts = mask.any(axis=-1, keepdims=True)
-        x, mask = jnp.where(counts, x, 0), mask | ~counts
+        hidden = counts & ~mask & ~(jnp.abs(x.astype(accumulator(x.dtype))) <= LARGEST)
+        x, mask = jnp.where(counts & ~hidden, x, 0), mask | ~counts
     own, shared = x.shape[: gain.ndim - 2], x.shape[gain.ndim - 2 : -1]
     batch, time, units = math.prod(own), math.prod(shared), x.shape[-1]
     gain, shift = gain.reshape(batch, 1, units), shift.reshape(batch, 1, units)
     epsilon = number("epsilon", epsilon, above=0)
     flat = batch, time, units
     mask = None if mask is None else mask.reshape(flat)
-    return _scale_and_shift(epsilon, centred, x.reshape(flat), gain, shift, mask).reshape(x.shape)
+    y = _scale_and_shift(epsilon, centred, x.reshape(flat), gain, shift, mask).reshape(x.shape)
+    return y if hidden is None else jnp.where(hidden, jnp.nan, y)
 
 
 # From here on x is [B, T, D], T positions per condition; gain and shift are [B, 1, D].
