@@ -33,12 +33,16 @@ def local_path(name: str) -> pathlib.Path:
     """The path of ``PATH`` or ``file:PATH``, with ``$NAME`` and ``~`` filled in.
 
     Raises:
-        ValueError: if an environment variable is not set, and there is no file of that name.
+        ValueError: if an environment variable is not set, and there is no file of that name, or if
+            ``~NAME`` is nobody.
     """
     filled = os.path.expandvars(name.removeprefix("file:"))
     if (unset := re.search(r"\$(\w+|\{\w+\})", filled)) and not os.path.exists(filled):
         raise ValueError(f"{name}: the environment variable {unset[1].strip('{}')} is not set")
-    return pathlib.Path(filled).expanduser()
+    try:
+        return pathlib.Path(filled).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def at_least(bound: float, settings: Any, *names: str) -> None:

@@ -194,11 +194,16 @@ def held_out_means(
     return {name: float(total / max(weight, 1)) for name, (total, weight) in sums.items()}
 
 
-def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_records(path: pathlib.Path, data: str | None = None) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``; none if there is no file.
 
+    Args:
+        path: of the file.
+        data: fingerprint of the data that the records must be made of, kept in a field ``data``.
+
     Raises:
-        ValueError: if a line is cut off or no record, with the file and the line.
+        ValueError: if a line is cut off or no record, with the file and the line, or if the records
+            are made of other data.
     """
     if not path.exists():
         return []
@@ -210,6 +215,11 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
                 raise ValueError("expected a JSON object")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is damaged ({error}); delete it") from error
+    if any(record.get("data", data) != data for record in records if data is not None):
+        raise ValueError(
+            f"{path} has records of other data: they have changed since the run began; give "
+            "another --workdir"
+        )
     return records
 
 

@@ -55,7 +55,7 @@ def run(config: Config) -> None:
     for name, changes in CHANGES.items():
         if name in [row["change"] for row in rows]:
             continue
-        trainer = build(changed(config, changes), mesh, documents.texts)
+        trainer = build(changed(config, changes), mesh, documents)
         begin = time.perf_counter()
         vectors = trainer.fit().documents
         seconds = time.perf_counter() - begin

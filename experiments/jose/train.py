@@ -48,7 +48,7 @@ def run(config: Config) -> None:
     figures.check_installed()
     pairs = read_pairs(config)
     documents = read_documents(config.data.uri)
-    trainer = build(config, mesh, documents.texts)
+    trainer = build(config, mesh, documents)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     corpus = trainer.corpus
     print(
@@ -78,11 +78,12 @@ def run(config: Config) -> None:
     finish(workdir, summary, save(workdir, embeddings, documents, config))
 
 
-def build(config: Config, mesh: Mesh, texts: list[str] | None = None) -> JoseTrainer:
-    """The trainer, which has read the texts; ``texts`` are those of ``data.uri`` if None."""
-    texts = read_documents(config.data.uri).texts if texts is None else texts
+def build(config: Config, mesh: Mesh, documents: Documents | None = None) -> JoseTrainer:
+    """The trainer, which has read the texts; ``documents`` are those of ``data.uri`` if None."""
+    documents = read_documents(config.data.uri) if documents is None else documents
     return JoseTrainer(
-        texts,
+        documents.texts,
+        depends_on=documents[1:],
         min_count=config.data.min_count,
         tokenizer=tokenizer(config),
         mesh=mesh,
@@ -120,7 +121,8 @@ def inductive_vectors(
     """Vectors of all documents from a model that never saw those of the test."""
     seen = [text for text, test in zip(documents.texts, documents.test, strict=True) if not test]
     unseen = [text for text, test in zip(documents.texts, documents.test, strict=True) if test]
-    embeddings = fit(build(config, mesh, seen), config, workdir, "_inductive")
+    trainer = build(config, mesh, documents._replace(texts=seen))
+    embeddings = fit(trainer, config, workdir, "_inductive")
     vectors = np.zeros((len(documents.texts), embeddings.words.shape[1]), np.float32)
     vectors[~documents.test] = embeddings.documents
     vectors[documents.test] = spherical.embed_documents(

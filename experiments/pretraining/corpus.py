@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.command_line import local_path
 from experiments.pretraining import records
 from experiments.pretraining.config import Config, DataConfig
 from zoo._files import replace_file
@@ -218,7 +219,8 @@ def _sha256(path: pathlib.Path) -> str:
 
 def directory_of(config: Config) -> pathlib.Path:
     """Where the corpus of a run lies."""
-    return pathlib.Path(config.data.directory or pathlib.Path(config.workdir) / "corpus")
+    given = config.data.directory
+    return local_path(given) if given else pathlib.Path(config.workdir) / "corpus"
 
 
 def prepare_only(config: Config) -> None:

@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from experiments.command_line import MAY_CHANGE, RunConfig, at_least
+from experiments.command_line import MAY_CHANGE, RunConfig, at_least, local_path
 from experiments.pretraining.config import TrainingConfig
 from experiments.pretraining.corpus import load_vocabulary
 from experiments.pretraining.train import make_optimizer
@@ -33,6 +33,7 @@ from experiments.running import (
     read_records,
 )
 from zoo.data import Pipeline, open_source
+from zoo.data.fingerprint import fingerprint
 from zoo.training import (
     Loop,
     LossOutput,
@@ -110,14 +111,17 @@ def run(config: Config) -> None:
     mesh = open_mesh(config)
     data = load(config)
     experiment = build(config, mesh, data)
-    weights, _ = load_bert(config.pretrained, config=data.encoder)
+    weights, _ = load_bert(local_path(config.pretrained), config=data.encoder)
     starts = {PRETRAINED: nnx.to_pure_dict(nnx.state(weights, nnx.Param)), SCRATCH: None}
     workdir = open_workdir(config.workdir, config, ignore=(*MAY_CHANGE, "seeds"))
     path = workdir / "metrics.jsonl"
-    done = {(line["weights"], line["seed"]): line["accuracy"] for line in read_records(path)}
     shardings = experiment.abstract_state(mesh).shardings
     step = experiment.train_step(shardings)  # compiled once for all arms
     with MetricsLog(path) as log:
+        log.resume(experiment.num_steps)  # drops what a crash cut off
+        identity = fingerprint((data, starts))
+        records = read_records(path, identity)
+        done = {(line["weights"], line["seed"]): line["accuracy"] for line in records}
         for seed, (name, start) in itertools.product(range(config.seeds), starts.items()):
             if (name, seed) in done:
                 continue
@@ -136,7 +140,8 @@ def run(config: Config) -> None:
             )
             values = experiment.evaluate(state)[1]
             done[name, seed] = values["accuracy"]
-            log.write(experiment.num_steps, {"weights": name, "seed": seed, **values})
+            found = {"weights": name, "seed": seed, **values, "data": identity}
+            log.write(experiment.num_steps, found)
             if is_main_process():
                 print(f"{name}, seed {seed}: {values['accuracy']:.1%}")
     arms = {name: [done[name, seed] for seed in range(config.seeds)] for name in starts}
@@ -145,7 +150,7 @@ def run(config: Config) -> None:
 
 def load(config: Config) -> Data:
     """Reads as many reviews as are asked for, half of each label."""
-    folder = pathlib.Path(config.pretrained)
+    folder = local_path(config.pretrained)
     encoder = dataclasses.replace(bert_config(folder), head="none", pooler=False)
     vocabulary = load_vocabulary(folder)
     cls, sep = vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"]

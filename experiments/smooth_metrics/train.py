@@ -61,12 +61,7 @@ def run(config: Config) -> None:
     with MetricsLog(workdir / "metrics.jsonl") as log:
         log.resume(len(training.batch_sizes))  # drops what a crash cut off
         data = fingerprint(split)
-        done = {record["batch_size"]: record for record in read_records(log.path)}
-        if any(record.get("data", data) != data for record in done.values()):
-            raise ValueError(
-                f"{config.data.uri} has changed since the run in {workdir} began; give another "
-                "--workdir"
-            )
+        done = {record["batch_size"]: record for record in read_records(log.path, data)}
         for number, size in enumerate(training.batch_sizes, 1):
             if size in done:
                 continue

@@ -1,7 +1,10 @@
+import errno
+import json
 import os
 import pathlib
 import shutil
 import warnings
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from tests.training import program
 from zoo.training import Checkpointer, init_state, make_mesh
+from zoo.training.checkpoint import read_manifest
 from zoo.training.digest import checksum
 from zoo.training.state import abstract_state
 
@@ -282,3 +286,66 @@ def test_checksum_sees_every_element_and_its_place(dtype):
     mesh = make_mesh(data=2, model=2, devices=jax.devices()[:4])
     place = jax.sharding.NamedSharding(mesh, PartitionSpec("data", "model"))
     assert compiled(jax.device_put(random.astype(dtype), place)) == expected
+
+
+# What the system refuses is no damage
+
+REFUSED = [
+    OSError(errno.EMFILE, "Too many open files"),
+    PermissionError(errno.EACCES, "Permission denied"),
+    ValueError("PERMISSION_DENIED: opening [os_error_code='13'] Permission denied"),  # TensorStore
+    MemoryError(),
+]
+
+
+def refusing(load, place, error):
+    """Orbax's method, which is refused this part of step 6."""
+
+    def refuse(self, step, items):
+        if step == 6 and place in items:
+            raise RuntimeError("Orbax wraps it") from error
+        return load(self, step, items)
+
+    return refuse
+
+
+def test_what_the_system_refuses_ends_the_run_and_leaves_the_checkpoint(folder, state, monkeypatch):
+    with Checkpointer(folder) as checkpointer:
+        orbax, name = type(checkpointer._orbax), "load_checkpointables"
+        for error, place in zip(REFUSED, ["manifest", "parameters"] * 2, strict=True):
+            with monkeypatch.context() as patch:
+                patch.setattr(orbax, name, refusing(getattr(orbax, name), place, error))
+                with pytest.raises(OSError, match=r"cannot be read: .*left as it is") as caught:
+                    checkpointer.restore(abstract_on(1))
+            expected = {ValueError: errno.EACCES, MemoryError: errno.ENOMEM}.get(type(error))
+            assert caught.value.errno == (expected or error.errno)
+        checkpointer.save(at(state, 8), position=None)
+        assert checkpointer.steps() == [4, 6, 8]
+
+
+def test_a_failed_save_names_the_folder(tmp_path, state, monkeypatch):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(at(state, 1), position=1)
+
+        def full(*_, **__):
+            raise RuntimeError("Orbax wraps it") from OSError(errno.ENOSPC, "No space left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(checkpointer._orbax), "save_checkpointables_async", full)
+            with pytest.raises(OSError, match=r"could not be saved \(.*No space left") as caught:
+                checkpointer.save(at(state, 2), position=2)
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+        assert checkpointer.restore(state)[1] == 1
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [None, 3, [], {}, {"content": {}}, {"content": {"leaves": {}}, "crc32": 0}, {"crc32": 1}],
+)
+def test_manifests_of_another_form(manifest):
+    with pytest.raises(ValueError, match="does not match"):
+        read_manifest(manifest)
+    content = {"leaves": {"a": {}}, "position": None}
+    crc = zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    with pytest.raises(ValueError, match="another version"):
+        read_manifest({"content": content, "crc32": crc})

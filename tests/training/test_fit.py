@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import pytest
 
 from tests.training import program
 from zoo.training import Checkpointer, Loop, MetricsLog, fit, make_mesh, make_train_step
+from zoo.training.progress import Progress
 
 MESH = make_mesh(devices=jax.devices()[:2])
 
@@ -149,6 +151,69 @@ def test_ctrl_c_saves_a_second_one_does_not_and_handlers_come_back(tmp_path, tra
         with Checkpointer(tmp_path / folder / "checkpoints") as checkpointer:
             assert checkpointer.steps()[-1] == last
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == previous
+
+
+def raise_at(place, number=signal.SIGTERM):
+    """A source that gets a signal when it draws this batch."""
+    return lambda position: position == place and signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("place", [0, 7, 10])
+def test_the_log_of_a_stopped_run_is_that_of_one_that_was_not(
+    place, tmp_path, tracing, uninterrupted, capsys
+):
+    """Records of two steps, stopped at steps of both kinds: no extra one, no mean over fewer."""
+    run = functools.partial(program.run, tmp_path, mesh=MESH, step=tracing.step)
+    with pytest.raises(SystemExit, match="143"):
+        run(before=raise_at(place))
+    assert f"stopped at step {place + 1} by SIGTERM" in capsys.readouterr().out
+    state = run()
+    assert f"continues from step {place + 1} of 12, saved in" in capsys.readouterr().out
+    assert_same(jax.device_get(state.parameters), uninterrupted[0])
+    assert read_log(tmp_path) == uninterrupted[1]
+
+
+@pytest.mark.parametrize("when", ["evaluation", "save", "wait"])
+def test_a_signal_at_the_very_end_is_not_lost(when, tmp_path, tracing, monkeypatch):
+    """The run is complete and saved; what the program would do next is what is stopped."""
+
+    def evaluate(state):
+        if when == "evaluation":
+            signal.raise_signal(signal.SIGTERM)
+        return state, {"seen": 1.0}
+
+    def signalled(name):
+        method = getattr(Checkpointer, name)
+
+        def wrapper(self, *arguments, **options):
+            signal.raise_signal(signal.SIGTERM)
+            return method(self, *arguments, **options)
+
+        monkeypatch.setattr(Checkpointer, name, wrapper)
+
+    with Checkpointer(tmp_path) as checkpointer, MetricsLog(tmp_path / "metrics.jsonl") as log:
+        run = functools.partial(
+            tracing.fit, checkpointer=checkpointer, log=log, evaluate=evaluate, num_steps=3
+        )
+        with monkeypatch.context() as monkeypatch:
+            if when != "evaluation":
+                signalled(when)
+            with pytest.raises(SystemExit, match="143"):
+                run()
+        assert checkpointer.steps() == [3]
+    assert '"seen": 1.0' in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_the_time_left_is_by_the_whole_run(monkeypatch, capsys):
+    """Nine steps of 1 s and one of 11 s: 2 s a step for the ten that are left."""
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    with Progress(21, 0, "rows") as display:
+        for done in range(1, 12):
+            display.advance(done)
+            now += {10: 11.0, 11: 0.0}.get(done, 1.0)
+        display.report(11, {"loss": 1.0, "nonfinite_steps": 0}, rate=1.0)
+    assert "ETA 0:00:20" in capsys.readouterr().out
 
 
 class Poisoned(program.Batches):

@@ -93,3 +93,37 @@ def test_summary_is_strict_json_of_plain_values(tmp_path):
         "nested": {"path": "x", "flag": True, "none": None},
     }
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_folder_of_a_run_needs_its_config(tmp_path):
+    """Else other settings would be taken for those of the run."""
+    open_workdir(tmp_path, Config())
+    (tmp_path / "config.json").unlink()
+    open_workdir(tmp_path, Config(seed=1))  # nothing is lost yet
+    (tmp_path / "config.json.12.part").write_text("{")  # of a process that was killed
+    open_workdir(tmp_path, Config(seed=2))
+    for file in ("metrics.jsonl", "summary.json", "checkpoints/3/manifest/data.json"):
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        (tmp_path / "config.json").unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=r"config\.json cannot be read.*restore the file"):
+            open_workdir(tmp_path, Config(seed=1))
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", ["gs://bucket/x", "s3:/x", pathlib.Path("gs://bucket/x")])
+def test_buckets_are_no_folders(name):
+    with pytest.raises(ValueError, match="must be a folder of this machine's file system"):
+        open_workdir(name, Config())
+
+
+def test_damaged_lines_of_a_log_are_named_and_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = b'{"step": 1, "loss": 0.5}\n'
+    path.write_bytes(good + b'{"step": 2, "l\xff": 1}\n[3]\n' + b"[" * 100_000 + b'\n{"step": "3"')
+    with MetricsLog(path) as log:
+        with pytest.warns(UserWarning, match=r"metrics\.jsonl: damaged .*: line 2, 3, 4$"):
+            log.resume(9)
+        log.write(10, {})
+    assert path.read_bytes() == good + b'{"step": 10}\n'

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zoo.data.fingerprint import fingerprint
 from zoo.data.generators import SafeGenerator, wrap_generator
 from zoo.spherical.corpus import EncodedCorpus
 from zoo.spherical.options import JoseOptions
@@ -64,6 +65,7 @@ class ChunkSampler:
         counts: of the words, ``[V]``.
         options: of the training.
         tokens: the words, by which a position is known to belong to this text.
+        depends_on: what else must be the same where a position is restored.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class ChunkSampler:
         options: JoseOptions,
         *,
         tokens: Sequence[str] = (),
+        depends_on: Any = None,
     ) -> None:
         self.corpus, self.ids, self.tokens, self.options = corpus, corpus.ids, tokens, options
+        self._depends_on = depends_on
         if counts is None or not len(counts) or np.min(counts) < 1:
             raise ValueError(
                 f"counts must be ≥ 1 for each word: negatives are drawn by them; got {counts!r:.80}"
@@ -127,6 +131,7 @@ class ChunkSampler:
             "text": text.hexdigest(),
             "vocabulary": words.hexdigest(),
             **self.options._asdict(),
+            **({} if self._depends_on is None else {"content": fingerprint(self._depends_on)}),
         }
 
     @property

@@ -43,6 +43,8 @@ class JoseTrainer:
         min_count: rarer words are left out.
         tokenizer: text -> words.
         mesh: the devices, all of them by default; the tables are split over its axis ``fsdp``.
+        depends_on: what else a run that continues must find unchanged, such as the labels that the
+            documents are scored by, see :class:`zoo.data.Pipeline`.
         **options: fields of :class:`zoo.spherical.options.JoseOptions`, such as ``dimension``,
             ``objective``, ``passes``, ``window`` and ``seed``.
 
@@ -64,6 +66,7 @@ class JoseTrainer:
         min_count: int = 5,
         tokenizer: Tokenizer = str.split,
         mesh: Mesh | None = None,
+        depends_on: Any = None,
         **options: Any,
     ) -> None:
         self.mesh = make_mesh() if mesh is None else mesh
@@ -71,7 +74,9 @@ class JoseTrainer:
         self.options = JoseOptions(**options).checked(shards)
         self.vocabulary, self.corpus = read_corpus(corpus, min_count=min_count, tokenizer=tokenizer)
         counts, tokens = self.vocabulary.counts, self.vocabulary.tokens
-        self.chunks = ChunkSampler(self.corpus, counts, self.options, tokens=tokens)
+        self.chunks = ChunkSampler(
+            self.corpus, counts, self.options, tokens=tokens, depends_on=depends_on
+        )
 
     @cached_property
     def state(self) -> TrainState:

@@ -38,11 +38,8 @@ class Progress:
             self._bar = rich.Progress(
                 "step {task.completed}/{task.total}",
                 rich.BarColumn(),
-                "{task.description}",
                 rich.TimeElapsedColumn(),
-                "ETA",
-                rich.TimeRemainingColumn(),
-                speed_estimate_period=3600,  # one evaluation or save does not move the ETA
+                "{task.description}",
             )
             self._task = self._bar.add_task("", total=total, completed=done)
 
@@ -69,10 +66,11 @@ class Progress:
         text = f"loss {record['loss']:.4g}  {rate:,.4g} {self._rate_unit}/s"
         if record["nonfinite_steps"]:
             text += f"  ({record['nonfinite_steps']} steps refused: not finite)"
+        text += f"  ETA {self._left(done)}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
         elif self._shown:
-            say(f"step {done}/{self._total}  {text}  ETA {self._left(done)}")
+            say(f"step {done}/{self._total}  {text}")
 
     def _left(self, done: int) -> str:
         first, began = self._started or (done, 0.0)
