@@ -264,6 +264,7 @@ EXEMPT = {
     "zoo.ordered.depths_to_tree": "returns nested lists of words, on the host",
     "zoo.ordered.read_treebank": "reads files",
     "zoo.ordered.tree_spans": "takes nested lists of words, on the host",
+    "zoo.ordered.evalb_scores": "takes trees of words, on the host",
     "zoo.ordered.bracket_scores": "takes nested lists of words, on the host",
 }
 

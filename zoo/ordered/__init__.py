@@ -1,5 +1,6 @@
 """ON-LSTM and cumax: ordered neurons (https://kexue.fm/archives/6621, arXiv 1810.09536)."""
 
+from zoo.ordered.evalb import evalb_scores
 from zoo.ordered.gates import cumax, log_cumax
 from zoo.ordered.language_model import OnLstmLanguageModel
 from zoo.ordered.nt_asgd import nt_asgd
@@ -24,6 +25,7 @@ __all__ = [
     "bracket_scores",
     "cumax",
     "depths_to_tree",
+    "evalb_scores",
     "log_cumax",
     "nt_asgd",
     "on_lstm",

@@ -71,7 +71,7 @@ def bracket_scores(predicted: Tree | Brackets, gold: Tree | Brackets) -> Bracket
     Reference: arXiv 1810.09536, section 5.2, as its code counts (without its 1e-8 terms).
     """
     ((found, wanted),) = _pairs("bracket_scores", [predicted], [gold])
-    return _from_counts(len(found.spans & wanted.spans), len(found.spans), len(wanted.spans))
+    return from_counts(len(found.spans & wanted.spans), len(found.spans), len(wanted.spans))
 
 
 def corpus_scores(
@@ -103,9 +103,9 @@ def corpus_scores(
     shared, found, wanted = map(sum, zip(*counts, strict=True))
     sentences = sum(gold.num_words > 1 for _, gold in pairs)  # whose own bracket is always found
     return CorpusScores(
-        float(np.mean([_from_counts(*count).f1 for count in counts])),
-        _from_counts(shared, found, wanted).f1,
-        _from_counts(shared + sentences, found + sentences, wanted + sentences).f1,
+        float(np.mean([from_counts(*count).f1 for count in counts])),
+        from_counts(shared, found, wanted).f1,
+        from_counts(shared + sentences, found + sentences, wanted + sentences).f1,
     )
 
 
@@ -203,7 +203,8 @@ def _pairs(name: str, predicted: Sequence[Any], gold: Sequence[Any]) -> list[tup
     return pairs
 
 
-def _from_counts(shared: int, predicted: int, gold: int) -> BracketScores:
+def from_counts(shared: int, predicted: int, gold: int) -> BracketScores:
+    """Precision, recall and F1 of numbers of brackets, see :func:`bracket_scores`."""
     recall = shared / gold if gold else 1.0
     precision = shared / predicted if predicted else float(not gold)
     f1 = 2 * precision * recall / (precision + recall) if shared or not gold else 0.0
