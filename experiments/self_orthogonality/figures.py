@@ -57,7 +57,7 @@ def draw_angles(angles: Mapping[Pair, Mapping[str, np.ndarray]], entries: Mappin
     return figure
 
 
-def draw_curves(curves: Mapping[Pair, np.ndarray], steps: Sequence[int]) -> Any:
+def draw_curves(curves: Mapping[Pair, np.ndarray], steps: Sequence[float]) -> Any:
     """Cross-entropy ``[seeds, steps]`` while training, the mean over the seeds."""
     norms = list(dict.fromkeys(norm for _, norm in curves))
     figure = new_figure(4.5 * len(norms), 3.5)

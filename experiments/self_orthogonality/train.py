@@ -62,7 +62,8 @@ class Network(NamedTuple):
 class Outcome(NamedTuple):
     """What one trained network is judged by."""
 
-    records: list[dict[str, float]]  # of its training; the last one is of the test images
+    values: dict[str, float]  # of the test images
+    curve: np.ndarray  # [2, records], steps and cross-entropies of its training
     angles: dict[str, np.ndarray]  # by layer, degrees
 
 
@@ -81,16 +82,26 @@ def run(config: Config) -> None:
         if network.seed == config.training.seeds[0]:  # all seeds share one compiled step
             step = experiment.train_step(experiment.abstract_state(mesh).shardings)
         state = train(experiment, mesh, workdir / network.name, config.loop, step=step)
+        values = experiment.evaluate(state)[1]
         kernels = on_host({layer: state.parameters[layer]["kernel"] for layer in LAYERS})
         if is_main_process():
             angles = {layer: np.asarray(filter_angles(kernels[layer])) for layer in LAYERS}
-            outcome = Outcome(read_records(workdir / network.name / "metrics.jsonl"), angles)
-            outcomes.setdefault(network[:2], []).append(outcome)
-            print(f"{network.name}: {outcome.records[-1]['accuracy']:.2%} correct", flush=True)
+            curve = read_curve(workdir / network.name / "metrics.jsonl")
+            outcomes.setdefault(network[:2], []).append(Outcome(values, curve, angles))
+            print(f"{network.name}: {values['accuracy']:.2%} correct", flush=True)
     ablated = ablation.run(config.ablation) if config.ablation.num_steps else []
     if is_main_process():
         entries = {layer: k.size // k.shape[-1] for layer, k in kernels.items()}
         report(workdir, config, outcomes, ablated, entries)
+
+
+def read_curve(path: pathlib.Path) -> np.ndarray:
+    """Steps and cross-entropies of a training, [2, records]."""
+    name = "cross_entropy"
+    pairs = [(record["step"], record[name]) for record in read_records(path) if name in record]
+    if not pairs:
+        raise ValueError(f"{path} has no records; remove its folder to train that network again")
+    return np.array(pairs).T
 
 
 def all_networks(config: Config) -> list[Network]:
@@ -253,37 +264,35 @@ def report(
     scores: list[dict[str, str]] = []
     rows = [{"angles": "random filters"} | {k: f"90.0 ± {chance[k]:.1f}" for k in LAYERS}]
     angles, curves, networks = {}, {}, {}
+    # The first one's steps: the others may have been logged more or less often.
+    steps = next(iter(outcomes.values()))[0].curve[0]
     for (method, batch_norm), group in outcomes.items():
         name = f"{figures.TITLES[method]}, {figures.NORMS[batch_norm]}"
-        last = [outcome.records[-1] for outcome in group]
-        accuracies = 100 * np.array([record["accuracy"] for record in last])
+        accuracies = 100 * np.array([outcome.values["accuracy"] for outcome in group])
         spread = accuracies.std(ddof=1) if len(group) > 1 else 0.0
         scores.append(
             {"penalty": name, "accuracy, %": f"{accuracies.mean():.2f} ± {spread:.2f}"}
-            | {f"V, {k}": f"{np.mean([record[k] for record in last]):.3f}" for k in LAYERS}
+            | {f"V, {k}": f"{np.mean([o.values[k] for o in group]):.3f}" for k in LAYERS}
         )
         own = {k: np.concatenate([outcome.angles[k] for outcome in group]) for k in LAYERS}
         rows.append(
             {"angles": name} | {k: f"{v.mean():.1f} ± {v.std():.1f}" for k, v in own.items()}
         )
         angles[method, batch_norm] = own
-        curves[method, batch_norm] = np.array(
-            [[record["cross_entropy"] for record in o.records[:-1]] for o in group]
-        )
+        curves[method, batch_norm] = np.array([np.interp(steps, *o.curve) for o in group])
         for seed, outcome in zip(config.training.seeds, group, strict=True):
             networks[Network(method, batch_norm, seed).name] = {
-                "accuracy": outcome.records[-1]["accuracy"],
+                "accuracy": outcome.values["accuracy"],
                 "angles": {k: ablation.statistics(v) for k, v in outcome.angles.items()},
-                "correlation": {layer: outcome.records[-1][layer] for layer in LAYERS},
+                "correlation": {layer: outcome.values[layer] for layer in LAYERS},
             }
     title = "Test images: accuracy, mean ± std over the seeds; root mean square of V by layer"
     results_table(scores, title=title)
     results_table(rows, title="Angles between filters, degrees: mean ± std over the pairs")
     if ablated:
-        steps = config.ablation.num_steps
-        title = f"The loss alone, {steps} steps: mean / std / largest deviation from 90"
+        count = config.ablation.num_steps
+        title = f"The loss alone, {count} steps: mean / std / largest deviation from 90"
         results_table([ablation.as_text(row) for row in ablated], title=title)
-    steps = [record["step"] for record in group[0].records[:-1]]
     drawn = {
         "angles": figures.draw_angles(angles, entries),
         "curves": figures.draw_curves(curves, steps),

@@ -95,11 +95,15 @@ def test_marks_belong_to_the_letter_before_them(text, words):
     assert [vocabulary.tokens[n] for n in vocabulary.encode(text)] == words
 
 
-@pytest.mark.parametrize("split", ["words", "whitespace", "characters", str.split])
-def test_composed_and_decomposed_text_is_the_same(split):
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize(
+    "split", ["words", "whitespace", "characters", str.split, "bert_characters", "wordpiece"]
+)
+def test_composed_and_decomposed_text_is_the_same(split, lowercase):
     text = "Élan Vĩnh 한국어 naïve"
     forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
-    one, other = (build_vocabulary([form], split=split, lowercase=True) for form in forms)
+    options = {"lowercase": lowercase} | ({"max_size": 99} if split == "wordpiece" else {})
+    one, other = (build_vocabulary([form], split=split, **options) for form in forms)
     assert one.tokens == other.tokens
     assert one.encode(forms[0]).tolist() == one.encode(forms[1]).tolist()
     assert one.unknown not in one.encode(forms[1])

@@ -173,6 +173,18 @@ def test_the_log_of_a_stopped_run_is_that_of_one_that_was_not(
     assert read_log(tmp_path) == uninterrupted[1]
 
 
+def test_a_continued_run_says_what_its_log_has_lost(tmp_path, tracing):
+    run = functools.partial(program.run, tmp_path, mesh=MESH, step=tracing.step)
+    run(num_steps=5)  # records at 2, 4 and 5
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:1]) + lines[1][:9])
+    for num_steps in (7, 9):  # at 6 and 7, then at 8 and 9
+        with pytest.warns(UserWarning, match=rf"lacks 2 of the {num_steps - 4} records up to step"):
+            run(num_steps=num_steps)
+    assert list(read_log(tmp_path)) == [2, 6, 7, 8, 9]
+
+
 @pytest.mark.parametrize("when", ["evaluation", "save", "wait"])
 def test_a_signal_at_the_very_end_is_not_lost(when, tmp_path, tracing, monkeypatch):
     """The run is complete and saved; what the program would do next is what is stopped."""

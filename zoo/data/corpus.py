@@ -42,7 +42,8 @@ def build_vocabulary(
       alone; ``"whitespace"``: what is between blanks, as in text that is tokenised already; or a
       function text -> tokens. The most frequent come first, equally frequent ones in alphabetical
       order. ``<unk>`` in a text is the unknown token. A letter's marks belong to it, and how a
-      text writes it makes no difference: these splits and the characters compose it first (NFC).
+      text writes it makes no difference: all splits but ``"subwords"``, which keeps every byte,
+      compose it first (NFC).
     - ``"characters"``: in the order of their code points.
     - ``"subwords"``: byte-level byte-pair encoding (Sennrich et al. 2016): nothing is unknown.
     - ``"wordpiece"``: BERT's subwords, after BERT's normalisation (no control characters; with
@@ -189,7 +190,10 @@ def _bert_characters(characters: Vocabulary, normalizer: Any) -> Vocabulary:
 
 
 def _normalizer(lowercase: bool) -> Any:
-    return require("tokenizers", "data").normalizers.BertNormalizer(lowercase=lowercase)
+    """BERT's, which takes accents away with capitals; where they stay, it composes them first."""
+    normalizers = require("tokenizers", "data").normalizers
+    bert = normalizers.BertNormalizer(lowercase=lowercase)
+    return bert if lowercase else normalizers.Sequence([normalizers.NFC(), bert])
 
 
 def _texts(lines: Texts) -> Iterator[str]:

@@ -116,11 +116,12 @@ def fit(
             checks.count(name, value, at_least=1)
     positioned = _check_batches(batches, resumable=checkpointer is not None)
     window = _Window(mesh, loop.max_nonfinite_steps)
+    records: int | None = 0
     if checkpointer is not None:
-        state = _restore(checkpointer, state, positioned, window)
+        state, records = _restore(checkpointer, state, positioned, window)
     first = done = logged = evaluated = saved = int(state.step)
     if log is not None:
-        log.resume(first)
+        log.resume(first, records)
     if first and checkpointer is not None and jax.process_index() == 0:
         say(f"continues from step {first} of {num_steps}, saved in {checkpointer.directory}")
     ended, stop = False, 0
@@ -162,6 +163,7 @@ def fit(
                 if checkpointer is not None:
                     with window.paused():
                         position = {"batches": positioned.get_state(), "window": window.get_state()}
+                        position["records"] = None if log is None else log.count
                         checkpointer.save(state, position=position)
             if not ended and (jax.process_count() == 1 or done % loop.log_every == 0):
                 # The last step is done in any case: its record, evaluation and save come first.
@@ -277,9 +279,10 @@ def _check_batches(batches: Any, *, resumable: bool) -> Any:
 
 def _restore(
     checkpointer: Checkpointer, state: TrainState, batches: Any, window: _Window
-) -> TrainState:
+) -> tuple[TrainState, int | None]:
+    """The newest checkpoint, or the state that there is; and the records that its log had."""
     if not checkpointer.steps():
-        return state
+        return state, 0
     like = state.abstract
     for leaf in jax.tree.leaves(state):
         leaf.delete()  # two states at once may not fit in memory
@@ -287,8 +290,10 @@ def _restore(
     if restored is None:
         raise RuntimeError(f"the checkpoints in {checkpointer.directory} vanished meanwhile")
     state, position = restored
-    if isinstance(position, dict) and position.keys() == {"batches", "window"}:
+    records = None
+    if isinstance(position, dict) and position.keys() - {"records"} == {"batches", "window"}:
         window.set_state(position["window"])
+        records = position.get("records")
         position = position["batches"]  # else: of a version that kept nothing but this
     batches.set_state(position)
-    return state
+    return state, records

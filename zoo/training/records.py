@@ -215,6 +215,9 @@ class MetricsLog:
     Args:
         path: the file; created if absent.
 
+    Attributes:
+        count: lines that belong in the file, on every process; None if nobody has counted them.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with MetricsLog(folder + "/metrics.jsonl") as log:
@@ -227,6 +230,7 @@ class MetricsLog:
 
     def __init__(self, path: str | pathlib.Path) -> None:
         self.path = pathlib.Path(path)
+        self.count: int | None = None
         self._writes = jax.process_index() == 0
         if self._writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,6 +244,8 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds a line: the number of steps done, and what JSON, NumPy or JAX scalars can hold."""
+        if self.count is not None:
+            self.count += 1
         if self._writes:
             try:
                 self._file.write(json.dumps({"step": step, **_plain(values)}) + "\n")
@@ -248,12 +254,17 @@ class MetricsLog:
                 error.filename = str(self.path)
                 raise
 
-    def resume(self, step: int) -> None:
+    def resume(self, step: int, count: int | None = None) -> None:
         """Drops what a run that continues from ``step`` writes again, and lines cut off by a crash.
 
         ``fit`` calls it with the restored step, 0 for a new start. Other lines that are no records
-        are dropped too, with a warning.
+        are dropped too, with a warning, as there is for lines that are missing.
+
+        Args:
+            step: the run continues from.
+            count: lines that there were then, if it is known.
         """
+        self.count = count
         if not self._writes:
             return
         kept, bad = [], []
@@ -267,6 +278,9 @@ class MetricsLog:
         if bad:
             text = f"{self.path}: damaged and left out: line {', '.join(bad)}"
             warnings.warn(text[:500], stacklevel=2)
+        if count is not None and len(kept) < count:
+            text = f"{self.path} lacks {count - len(kept)} of the {count} records up to step {step}"
+            warnings.warn(f"{text}: tables and pictures made of it are incomplete", stacklevel=2)
         self._file.close()
         replace_file(self.path, b"".join(kept))
         self._file = self.path.open("a", encoding="utf-8")

@@ -64,7 +64,8 @@ def make_train_step(
             ``shardings`` is the context mesh: ``with_sharding_constraint(x, PartitionSpec(...))``.
             If the state has a ``model_state``, it comes as a further keyword of that name, from one
             micro-batch to the next.
-        optimizer: an Optax transformation; its update also gets the parameters and ``value=loss``.
+        optimizer: an Optax transformation; its update also gets the parameters, ``value=loss`` and
+            the new ``model_state``.
         accumulation_steps: A, number of micro-batches a batch is worked through in; A must divide
             the rows of each device. Memory for activations shrinks by A, the result stays.
         compute_dtype: such as ``jnp.bfloat16``: floating parameters are cast to it for the loss
@@ -146,8 +147,9 @@ def make_train_step(
         loss = _ratio(output.total, output.weight)
         gradients = jax.tree.map(lambda leaf: _ratio(leaf, output.weight), gradients)
         norm = optax.tree.norm(gradients)
+        more = {"value": loss, "model_state": output.model_state}
         updates, optimizer_state = update(
-            gradients, state.optimizer_state, state.parameters, value=loss
+            gradients, state.optimizer_state, state.parameters, **more
         )
         parameters = optax.apply_updates(state.parameters, updates)
 
