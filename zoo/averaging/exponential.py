@@ -20,7 +20,6 @@ Anatoli Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
 """
 
 import functools
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ import optax
 from jax.typing import ArrayLike
 
 from zoo import _checks
-from zoo._paths import for_tree, path_name, spread
+from zoo._paths import for_tree, spread
 
 Decay = ArrayLike | Callable[[jax.Array], ArrayLike]
 Share = Callable[[jax.Array], ArrayLike]  # number of terms, at least 1 -> share of the newest
@@ -50,6 +49,13 @@ class AverageState(NamedTuple):
     steps: jax.Array
     weight: jax.Array
     average: Any
+
+
+class Averaged(NamedTuple):
+    """What is averaged, and its average, where a transformation is given a model state too."""
+
+    parameters: Any
+    model_state: Any
 
 
 def average_init(values: Any, *, debias: bool = True) -> AverageState:
@@ -128,10 +134,15 @@ def average_update(
     warmup: bool = False,
     start_step: Steps = 0,
     every: Steps = 1,
+    mask: Mask = None,
 ) -> AverageState:
     """One step of an exponential average of any tree: parameters, statistics, activations, metrics.
 
     average_n = decay · average_{n-1} + (1 - decay) · values_n, divided by 1 - decay^n if debiased.
+
+    The tree may be the complete state of a model: ``{"params": …, "batch_stats": …}`` of Linen,
+    ``nnx.state(model)`` of NNX. Keys and counters are those of the newest tree, so that one call
+    of the model evaluates the average; :func:`averaged_module` puts it into a module.
 
     Args:
         state: from ``average_init`` or an earlier update.
@@ -140,6 +151,8 @@ def average_update(
         warmup: whether the decay is at most (1 + n) / (10 + n) at the n-th term.
         start_step: steps before the first that is averaged.
         every: only the tree of every so many steps is averaged.
+        mask: which leaves to average; the others are those of the newest tree, as running
+            statistics are sometimes wanted.
 
     Returns:
         The new state, with the same structure, shapes and dtypes.
@@ -160,7 +173,19 @@ def average_update(
         current = 1 - _checks.number("decay", current, at_least=0, at_most=1)
         return jnp.maximum(current, 9 / (10 + terms)) if warmup else current
 
-    return running_update(state, values, share=share, start_step=start_step, every=every)
+    new = running_update(state, values, share=share, start_step=start_step, every=every)
+    if mask is None:
+        return new
+    own = spread(for_tree(mask, state.average), state.average, name="mask")
+    newest = spread(values, state.average, name="values")
+    return new._replace(
+        average=jax.tree.map(
+            lambda keep, average, value: average if keep else jnp.asarray(value, average.dtype),
+            own,
+            new.average,
+            newest,
+        )
+    )
 
 
 def next_parameters(parameters: Any, updates: Any) -> Any:
@@ -187,8 +212,13 @@ def updates_like(parameters: Any, updates: Any) -> Any:
 
 
 def average_of_parameters(
-    step: Callable[..., AverageState], debias: bool, start_step: Steps, every: Steps, mask: Mask
-) -> optax.GradientTransformation:
+    step: Callable[..., AverageState],
+    debias: bool,
+    start_step: Steps,
+    every: Steps,
+    mask: Mask,
+    first_model_state: Any = None,
+) -> optax.GradientTransformationExtraArgs:
     """The Optax transformation that averages the parameters and passes the updates through."""
     _checked_steps(start_step, every)
 
@@ -203,22 +233,33 @@ def average_of_parameters(
 
     def init(parameters: Any) -> Any:
         own = chosen(parameters)
-        leaves = jax.tree.leaves(own, is_leaf=_is_masked)
-        if leaves and all(map(_is_masked, leaves)):
+        leaves = jax.tree.leaves(own, is_leaf=is_masked)
+        if leaves and all(map(is_masked, leaves)):
             raise ValueError(
                 "mask must select at least one parameter, got False for every one; "
                 "optax.inject_hyperparams gives functions the step unless static_args names them"
             )
-        state = average_init(own, debias=debias)
+        state = average_init(with_model_state(own, first_model_state), debias=debias)
         return state if mask is None else optax.MaskedState(state)
 
-    def update(updates: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
-        newest = chosen(next_parameters(parameters, updates))
+    def with_model_state(parameters: Any, model_state: Any) -> Any:
+        return parameters if first_model_state is None else Averaged(parameters, model_state)
+
+    def update(
+        updates: Any, state: Any, parameters: Any = None, *, model_state: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        del extra  # of other transformations in the chain
+        if first_model_state is not None and model_state is None:
+            raise ValueError(
+                "model_state must be given to update(updates, state, params, model_state=...), as "
+                "it was to the transformation, got None"
+            )
+        newest = with_model_state(chosen(next_parameters(parameters, updates)), model_state)
         inner = state if mask is None else state.inner_state
         new = step(inner, newest, start_step=start_step, every=every)
         return updates, new if mask is None else optax.MaskedState(new)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def parameter_ema(
@@ -229,7 +270,8 @@ def parameter_ema(
     start_step: Steps = 0,
     every: Steps = 1,
     mask: Mask = None,
-) -> optax.GradientTransformation:
+    model_state: Any = None,
+) -> optax.GradientTransformationExtraArgs:
     """Keeps an exponential moving average of the parameters; passes the updates through unchanged.
 
     It is :func:`average_update` of the parameters after each step, last in a chain, where it sees
@@ -248,6 +290,9 @@ def parameter_ema(
             ``start_step`` on those after it, where ``debias=False`` makes them a term).
         mask: which leaves to average, as for ``optax.masked``: a tree of truth values, a prefix of
             the parameters' structure, or a function from the parameters to one.
+        model_state: what the model updates itself, such as the running statistics of batch
+            normalisation, as it is before the first step. It is averaged too, its keys and counters
+            carried; every update then needs it, as the keyword ``model_state``.
 
     Returns:
         The transformation. Its state is an ``AverageState`` of the parameters, in at least float32:
@@ -255,7 +300,8 @@ def parameter_ema(
 
     Raises:
         ValueError: if decay is not in [0, 1), start_step is negative or every less than 1; at init,
-            if the mask is False everywhere; at update, if no parameters are given.
+            if the mask is False everywhere; at update, if no parameters (or no model state) are
+            given.
         TypeError: if start_step or every is not an integer.
 
     >>> optimizer = optax.chain(optax.adam(1e-3), parameter_ema(0.999))
@@ -267,70 +313,7 @@ def parameter_ema(
     """
     _check_decay(decay)
     update = functools.partial(average_update, decay=decay, warmup=warmup)
-    return average_of_parameters(update, debias, start_step, every, mask)
-
-
-def averaged_parameters(opt_state: Any, parameters: Any = None, *, path: str | None = None) -> Any:
-    """The average that an optimiser state holds, at any depth: evaluate, save or sample with it.
-
-    The arrays are those of the state, not copies: a step that donates the state deletes them too.
-
-    Args:
-        opt_state: state of an optimiser with one of the averages of this package in it, or any
-            tree that holds one (a ``TrainState``, say).
-        parameters: if given, each leaf of the average has the dtype of its parameter, and leaves
-            that a mask left out are taken from here.
-        path: regular expression to be found in the slash-joined path of the average, where there
-            are several: a name given by ``optax.named_chain``, or an index in a chain.
-
-    Returns:
-        A tree like the parameters, in at least float32 unless ``parameters`` are given.
-
-    Raises:
-        ValueError: if there is no average, or more than one; if a mask was used and ``parameters``
-            are not given, or if they are not those that were averaged.
-
-    >>> optimizer = optax.chain(optax.sgd(1.0), parameter_ema(0.5))
-    >>> parameters = {"kernel": jnp.array([4.0])}
-    >>> state = optimizer.init(parameters)
-    >>> for _ in range(2):
-    ...     updates, state = optimizer.update({"kernel": jnp.array([1.0])}, state, parameters)
-    ...     parameters = optax.apply_updates(parameters, updates)
-    >>> print(parameters["kernel"], averaged_parameters(state)["kernel"])
-    [2.] [2.333]
-    """
-    leaves = jax.tree.leaves_with_path(opt_state, is_leaf=lambda x: isinstance(x, AverageState))
-    found = {path_name(key): leaf for key, leaf in leaves if isinstance(leaf, AverageState)}
-    chosen = [state for name, state in found.items() if re.search(path or "", name)]
-    if len(chosen) != 1:
-        raise ValueError(
-            f"opt_state must hold one average{f' at a path with {path!r}' if path else ''}, got "
-            f"{len(chosen)} of the averages at {sorted(found)}; chain parameter_ema(...) after the "
-            "optimiser, and choose between several with path=, by the names of optax.named_chain"
-        )
-    average = chosen[0].average
-    masked = any(map(_is_masked, jax.tree.leaves(average, is_leaf=_is_masked)))
-    if parameters is None:
-        if masked:
-            raise ValueError("parameters must be given, as the mask left some out; got None")
-        return average
-    # By path, so that dictionaries of Flax and its variables of any type fit each other.
-    averages = {path_name(key): leaf for key, leaf in jax.tree.leaves_with_path(average)}
-    names = {path_name(key) for key, _ in jax.tree.leaves_with_path(parameters)}
-    if wrong := sorted(averages.keys() - names if masked else averages.keys() ^ names):
-        raise ValueError(
-            f"parameters must be those that were averaged; {wrong} are on one side only, got "
-            f"{sorted(names)}"
-        )
-
-    def leaf(key: tuple[Any, ...], parameter: Any) -> Any:
-        average = averages.get(path_name(key))
-        if average is None:
-            return parameter
-        dtype = jnp.result_type(parameter)
-        return average if average.dtype == dtype else average.astype(dtype)
-
-    return jax.tree.map_with_path(leaf, parameters)
+    return average_of_parameters(update, debias, start_step, every, mask, model_state)
 
 
 def _check_decay(decay: Decay) -> None:
@@ -352,5 +335,6 @@ def _is_inexact(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
-def _is_masked(leaf: Any) -> bool:
+def is_masked(leaf: Any) -> bool:
+    """Whether it stands for what a mask left out."""
     return isinstance(leaf, optax.MaskedNode)

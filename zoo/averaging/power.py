@@ -75,8 +75,13 @@ def power_law_exponent(relative_std: float | jax.Array) -> Any:
 
 
 def power_law_ema(
-    relative_std: float | jax.Array, *, start_step: Steps = 0, every: Steps = 1, mask: Mask = None
-) -> optax.GradientTransformation:
+    relative_std: float | jax.Array,
+    *,
+    start_step: Steps = 0,
+    every: Steps = 1,
+    mask: Mask = None,
+    model_state: Any = None,
+) -> optax.GradientTransformationExtraArgs:
     """Keeps a power-law average of the parameters; passes the updates through unchanged.
 
     average_n = β_n · average_{n-1} + (1 - β_n) · θ_n with β_n = (1 - 1 / n)^{γ + 1}. Its memory is
@@ -89,6 +94,7 @@ def power_law_ema(
         start_step: as for :func:`parameter_ema`, and so are the other arguments.
         every: steps from one term to the next.
         mask: which leaves to average.
+        model_state: what else to average.
 
     Returns:
         The transformation; read it with :func:`averaged_parameters`.
@@ -111,7 +117,7 @@ def power_law_ema(
         return -jnp.expm1(order * jnp.log1p(-1 / terms))
 
     update = functools.partial(running_update, share=share)
-    return average_of_parameters(update, True, start_step, every, mask)
+    return average_of_parameters(update, True, start_step, every, mask, model_state)
 
 
 def post_hoc_weights(

@@ -10,6 +10,7 @@ Source: Pavel Izmailov, Dmitrii Podoprikhin, Timur Garipov, Dmitry Vetrov, Andre
 """
 
 import functools
+from typing import Any
 
 import optax
 
@@ -17,8 +18,12 @@ from zoo.averaging.exponential import Mask, Steps, average_of_parameters, runnin
 
 
 def stochastic_weight_average(
-    *, start_step: Steps, every: Steps = 1, mask: Mask = None
-) -> optax.GradientTransformation:
+    *,
+    start_step: Steps,
+    every: Steps = 1,
+    mask: Mask = None,
+    model_state: Any = None,
+) -> optax.GradientTransformationExtraArgs:
     """Keeps the mean of the parameters; passes the updates through unchanged.
 
     average_n = (θ_1 + … + θ_n) / n, over the parameters after steps that ``every`` divides.
@@ -28,6 +33,7 @@ def stochastic_weight_average(
             paper); until then the average is the parameters themselves.
         every: steps from one term to the next, such as an epoch or a cycle of the learning rate.
         mask: which leaves to average, as for :func:`parameter_ema`.
+        model_state: what else to average, as there.
 
     Returns:
         The transformation; read it with :func:`averaged_parameters`. Batch normalisation needs new
@@ -41,4 +47,4 @@ def stochastic_weight_average(
     Reference: arXiv 1803.05407, algorithm 1.
     """
     update = functools.partial(running_update, share=lambda terms: 1 / terms)
-    return average_of_parameters(update, True, start_step, every, mask)
+    return average_of_parameters(update, True, start_step, every, mask, model_state)
