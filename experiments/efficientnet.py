@@ -21,6 +21,7 @@ from flax import nnx
 from jax import lax
 
 from zoo import _cpu
+from zoo.data.arrays import read_npz
 
 # Kernel size, stride, expansion, channels, blocks.
 STAGES = (
@@ -120,11 +121,11 @@ def load_efficientnet(path: str | pathlib.Path) -> EfficientNetLite0:
     """The network with the weights of an ``.npz`` archive of PyTorch's names and layouts.
 
     Raises:
-        ValueError: if names or shapes are not those of EfficientNet-Lite0.
+        ValueError: if names or shapes are not those of EfficientNet-Lite0, or the file is damaged.
         OSError: if there is no such file.
     """
-    with np.load(path, allow_pickle=False) as archive:
-        weights = {name: archive[name].astype(np.float32) for name in archive.files}
+    arrays = read_npz(pathlib.Path(path))
+    weights = {name: array.astype(np.float32) for name, array in arrays.items()}
     model = nnx.eval_shape(lambda: EfficientNetLite0(rngs=nnx.Rngs(0)))
     convolutions = [(model.stem, "_conv_stem", "_bn0"), (model.head, "_conv_head", "_bn1")]
     for i, block in enumerate(model.blocks):

@@ -26,6 +26,7 @@ from experiments.pictures import save_figures
 from experiments.running import Experiment, announce, finish, is_main_process, open_mesh, train
 from zoo._files import replace_file
 from zoo.data import Pipeline
+from zoo.data.arrays import read_npy
 from zoo.data.images import image_arrays
 from zoo.energy import (
     contrastive_loss,
@@ -355,7 +356,7 @@ def report(
         title="Under a classifier of this run",
     )
     steps = sorted(int(path.stem) for path in (workdir / "watched").glob("*.npy"))
-    watched = {f"{step:,}": np.load(workdir / f"watched/{step}.npy") for step in steps}
+    watched = {f"{step:,}": read_npy(workdir / f"watched/{step}.npy") for step in steps}
     drawn = {
         "samples": draw_samples(found["samples"], data.train[0]),
         "training": draw_rows(watched, "training steps"),

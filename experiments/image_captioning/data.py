@@ -1,11 +1,8 @@
 """Pictures with captions: Flickr8k, and digits whose captions are made of templates."""
 
 import io
-import itertools
 import pathlib
 import re
-import zipfile
-import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +13,7 @@ from experiments.image_captioning.config import DataConfig
 from experiments.running import is_main_process
 from zoo._files import replace_file
 from zoo.data import Vocabulary, open_source
+from zoo.data.arrays import read_npz
 from zoo.data.fingerprint import fingerprint
 from zoo.data.images import image_arrays
 from zoo.extras import require
@@ -72,25 +70,24 @@ def _flickr8k(folder: pathlib.Path) -> dict[str, Captioned]:
         if not tab:
             raise ValueError(f"{folder / CAPTIONS}, line {number}: expected NAME#k TAB caption")
         by_name.setdefault(name.partition("#")[0], []).append(words_of(caption))
-    try:
-        with np.load(folder / ARCHIVE, allow_pickle=False) as archive:
-            data, offsets, names, splits = (
-                archive[name] for name in ("jpeg", "offsets", "names", "split")
-            )
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{folder / ARCHIVE} is not the archive of README.md: {error}") from error
+    archive = read_npz(folder / ARCHIVE, ("jpeg", "offsets", "names", "split"))
+    data, offsets, names, splits = archive.values()
     pictures = require("PIL.Image", "plot")
-    images = np.stack(
-        [
-            np.asarray(pictures.open(io.BytesIO(data[start:stop].tobytes())).convert("RGB"))
-            for start, stop in itertools.pairwise(offsets)
-        ]
-    )
+    images = []
+    for name, start, stop in zip(names, offsets[:-1], offsets[1:], strict=True):
+        try:
+            picture = pictures.open(io.BytesIO(data[start:stop].tobytes())).convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            text = f"{folder / ARCHIVE}: {name.decode()} is no picture ({error})"
+            raise ValueError(text) from error
+        images.append(np.asarray(picture))
+    if missing := {name.decode() for name in names} - by_name.keys():
+        raise ValueError(f"{folder / CAPTIONS} has no caption of {min(missing)}")
     captions = [by_name[name.decode()] for name in names]
     found = {}
     for number, split in enumerate(SPLITS):
         own = np.flatnonzero(splits == number)
-        found[split] = Captioned(images[own], [captions[i] for i in own])
+        found[split] = Captioned(np.stack(images)[own], [captions[i] for i in own])
     return found
 
 
@@ -121,12 +118,12 @@ def _features(
     pictures = fingerprint({split: part.images for split, part in sets.items()})
     if store is not None and store.exists():
         try:
-            with np.load(store, allow_pickle=False) as archive:
-                kept = {split: archive[split] for split in sets}
-                same = str(archive.get("pictures", pictures)) == pictures
+            archive = read_npz(store)
+            kept = {split: archive[split] for split in sets}
+            same = str(archive.get("pictures", pictures)) == pictures
             if same and all(len(kept[split]) == len(sets[split].images) for split in sets):
                 return kept
-        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError):
+        except (KeyError, ValueError):
             pass  # damaged: they are computed again
     if (channels := sets["train"].images.shape[-1]) != 3:
         raise ValueError(

@@ -36,6 +36,7 @@ from zoo._files import replace_file
 from zoo.averaging import averaged_parameters, parameter_ema, post_hoc_average, power_law_ema
 from zoo.averaging.statistics import recompute_statistics
 from zoo.data import Pipeline
+from zoo.data.arrays import read_npz
 from zoo.data.images import image_arrays
 from zoo.training import LossOutput, TrainState, functional, open_workdir, results_table
 from zoo.training.state import get_model_state
@@ -233,8 +234,8 @@ def reconstruct(
     """``(step, width) -> average``, made of what was stored until that step."""
     unravel, stored = ravel_pytree(like)[1], {}
     for step in sorted(int(path.stem) for path in folder.glob("*.npz")):
-        with np.load(folder / f"{step}.npz") as arrays:
-            stored |= {(step, std): arrays[power_name(std)] for std in averaging.stored_stds}
+        arrays = read_npz(folder / f"{step}.npz", [*map(power_name, averaging.stored_stds)])
+        stored |= {(step, std): arrays[power_name(std)] for std in averaging.stored_stds}
 
     def average(step: int, relative_std: float) -> Any:
         usable = {pair: vector for pair, vector in stored.items() if pair[0] <= step}
@@ -269,6 +270,8 @@ def read_curves(metrics: pathlib.Path, key: str) -> dict[str, dict[int, float]]:
         for name in record:
             if name.endswith(f" {key}"):
                 curves.setdefault(name.removesuffix(f" {key}"), {})[record["step"]] = record[name]
+    if RAW not in curves:
+        raise ValueError(f"{metrics} has no record of an evaluation; give another --workdir")
     return curves
 
 

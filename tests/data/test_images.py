@@ -129,7 +129,7 @@ def test_arrays_in_every_order_and_bounded_by_their_file(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x_train.npy", header.getvalue())
         archive.writestr("y_train.npy", header.getvalue())
-    with pytest.raises(ValueError, match="x_train has 0 bytes for uint8"):
+    with pytest.raises(ValueError, match="x_train: it has 0 bytes for uint8"):
         open_source(f"file:{path}", split="train")
 
 

@@ -8,19 +8,14 @@ An idx file starts with two zero bytes, a type (8: unsigned bytes), the number o
 of every axis as big-endian 32-bit numbers; the values follow in C order.
 """
 
-import io
-import lzma
 import math
 import operator
 import pathlib
-import struct
-import tokenize
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 
+from zoo.data.arrays import read_npz
 from zoo.data.lines import read_bytes
 
 _IDX_NAMES = {"train": "train", "test": "t10k"}
@@ -75,51 +70,9 @@ def read_images(path: pathlib.Path, split: str) -> Images:
     return Images(images, labels, str(path))
 
 
-# What zipfile and NumPy raise on an archive that is damaged, encrypted or none at all.
-_DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
-    *(SyntaxError, tokenize.TokenError, MemoryError, RecursionError),  # of a header
-    *(ValueError, TypeError, KeyError, RuntimeError, OverflowError, OSError),
-)
-
-
 def _read_archive(path: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    data = io.BytesIO(read_bytes(path))
-    try:
-        archive = zipfile.ZipFile(data)
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-    except _DAMAGED as error:
-        raise ValueError(f"{path} is not a complete .npz archive: {error}") from error
-    if not {f"x_{split}", f"y_{split}"} <= set(names):
-        raise ValueError(f"{path} has no {split=}, it has {', '.join(names)}")
-    images, labels = (_read_array(archive, f"{name}_{split}", path) for name in "xy")
+    images, labels = read_npz(path, [f"{name}_{split}" for name in "xy"]).values()
     return images, labels
-
-
-def _read_array(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> np.ndarray:
-    """One array; memory is taken for the bytes there are, not for those that a header claims."""
-    try:
-        with archive.open(f"{name}.npy") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, columns_first, dtype = read_header(file)
-            data = file.read()
-    except _DAMAGED as error:
-        raise ValueError(
-            f"{path} is not a complete .npz archive: {name}: {type(error).__name__}: {error}"
-        ) from error
-    if dtype.hasobject:
-        raise ValueError(f"{path}: {name} holds Python objects; save numbers (allow_pickle=False)")
-    if min(shape, default=0) < 0 or len(data) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(
-            f"{path} is not a complete .npz archive: {name} has {len(data)} bytes for {dtype} "
-            f"{list(shape)}"
-        )
-    array = np.frombuffer(data, dtype)
-    return array.reshape(shape[::-1]).T if columns_first else array.reshape(shape)
 
 
 def _read_folder(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,79 @@
+"""NumPy's files, ``.npy`` and archives ``.npz`` of them, read so that damage is named.
+
+No Python objects are read, and memory is taken for the bytes there are, not for those that a header
+claims.
+"""
+
+import io
+import lzma
+import math
+import pathlib
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from typing import IO
+
+import numpy as np
+
+from zoo.data.lines import read_bytes
+
+# What zipfile and NumPy raise on a file that is damaged, encrypted or none at all.
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
+    *(SyntaxError, tokenize.TokenError, MemoryError, RecursionError),  # of a header
+    *(ValueError, TypeError, KeyError, RuntimeError, OverflowError, OSError),
+)
+
+
+def read_npy(path: pathlib.Path) -> np.ndarray:
+    """The array in a file ``.npy``; errors as those of :func:`read_npz`."""
+    try:
+        return _array(io.BytesIO(read_bytes(path)))
+    except _DAMAGED as error:
+        raise ValueError(f"{path} is not a complete .npy file: {error}") from error
+
+
+def read_npz(path: pathlib.Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Arrays of an archive ``.npz``, all of them if None are named; they are read-only.
+
+    Raises:
+        ValueError: if the archive or one of these arrays is damaged or missing; names the file.
+        OSError: if the file is missing or cannot be read.
+    """
+    data = io.BytesIO(read_bytes(path))
+    try:
+        archive = zipfile.ZipFile(data)
+        there = [name.removesuffix(".npy") for name in archive.namelist()]
+    except _DAMAGED as error:
+        raise ValueError(f"{path} is not a complete .npz archive: {error}") from error
+    if missing := [name for name in names or () if name not in there]:
+        raise ValueError(f"{path} has no {', '.join(missing)}, it has {', '.join(there)}")
+    arrays = {}
+    for name in there if names is None else names:
+        try:
+            with archive.open(f"{name}.npy") as file:
+                arrays[name] = _array(file)
+        except _DAMAGED as error:
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            raise ValueError(
+                f"{path} is not a complete .npz archive: {name}: {kind}{error}"
+            ) from error
+    return arrays
+
+
+def _array(file: IO[bytes]) -> np.ndarray:
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, columns_first, dtype = read_header(file)
+    data = file.read()
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects; save numbers (allow_pickle=False)")
+    if min(shape, default=0) < 0 or len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"it has {len(data)} bytes for {dtype} {list(shape)}")
+    array = np.frombuffer(data, dtype)
+    return array.reshape(shape[::-1]).T if columns_first else array.reshape(shape)
