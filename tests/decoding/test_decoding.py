@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scipy import stats
 
 from tests.battery import quick_jit
+from tests.transformer.test_model import build
 from zoo.decoding import (
     beam_search,
     filter_logits,
@@ -295,6 +296,207 @@ def test_beams_over_a_model_are_its_likeliest_texts(build):
         np.testing.assert_array_equal(found.tokens[row], every[best])
 
 
+def by_hand(table, start, max_length, *, context=(), endings=(), min_length=0, ngram=None,
+            allowed=lambda text: range(5), width=1, groups=1, diversity=0.0, alpha=0.0, kept=1,
+            greedy=False):  # fmt: skip
+    """Texts, lengths and scores of :func:`beam_search` (or of greedy samples) for one row."""
+
+    def next_tokens(text):
+        before = (*context, *text)
+        now = table[len(text)] if table.ndim == 3 else table
+        z = np.array(now[text[-1] if text else start], np.float64)
+        for token in range(len(z)):
+            grams = [before[i : i + ngram] for i in range(len(before) - ngram + 1)] if ngram else []
+            repeats = (*before, token)[-(ngram or 1) :] in grams
+            early = (token,) in endings and len(text) < min_length
+            if repeats or early or token not in allowed(before):
+                z[token] = -np.inf
+        return z - np.logaddexp.reduce(z)
+
+    live, finished = [[((), 0.0)] for _ in range(groups)], [[] for _ in range(groups)]
+    for _ in range(max_length):
+        taken = np.zeros(5)
+        for group in range(groups):
+            candidates = []
+            for text, total in live[group]:
+                log_p = next_tokens(text)
+                tokens = [log_p.argmax()] if greedy else range(len(log_p))
+                for token in tokens:
+                    longer, s = (*text, int(token)), total + log_p[token]
+                    found = [
+                        len(ending)
+                        for ending in endings
+                        if longer[-len(ending) :] == ending
+                        and len(longer) - len(ending) >= min_length
+                    ]
+                    if found:
+                        score = s / len(longer) ** alpha
+                        finished[group].append((score, longer, len(longer) - max(found)))
+                    else:
+                        candidates.append((s - diversity * taken[token], s, longer))
+            best = sorted(candidates, reverse=True)[:width]
+            live[group] = [(text, s) for steered, s, text in best if s > -np.inf]
+            for text, _ in live[group]:
+                taken[text[-1]] += 1
+    for group in range(groups):
+        finished[group] += [(s / max_length**alpha, text, max_length) for text, s in live[group]]
+        finished[group] = sorted(finished[group], reverse=True)[:kept]
+    return [text for group in finished for text in group]
+
+
+def alternating(tokens, end):
+    """Odd tokens after even ones and the reverse, ``[R, 5]``; anything first."""
+    last = jnp.take(tokens, end - 1, axis=1, mode="clip")
+    return ((jnp.arange(5)[None] + last[:, None]) % 2 == 1) | (end == 0)
+
+
+RULES = {
+    "several ends": (
+        {"end_id": [3, 4], "stop_sequences": [(1, 2), (0, 1, 2), (2, 2)], "min_length": 1},
+        {"endings": ((3,), (4,), (1, 2), (0, 1, 2), (2, 2)), "min_length": 1},
+    ),
+    "no n-gram twice, of prompt and text": (
+        {"no_repeat_ngram": 2, "context": [[-1, 2, 0, 2], [3, 1, 4, -1]], "end_id": 3},
+        {"ngram": 2, "endings": ((3,),)},
+    ),
+    "no token twice": ({"no_repeat_ngram": 1}, {"ngram": 1}),
+    "allowed tokens": (
+        {"allowed_tokens": alternating, "end_id": 3},
+        {
+            "allowed": lambda text: [v for v in range(5) if not text or (text[-1] + v) % 2],
+            "endings": ((3,),),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_by_hand(name):
+    """Beams and greedy samples against plain loops over lists."""
+    options, rules = RULES[name]
+    table, starts = random_table(5, seed=4), [0, 2]
+    contexts = [[t for t in row if t >= 0] for row in options.get("context", [[], []])]
+    beams = beam_search(
+        markov, table, start=starts, state_axes=None, beam_size=3, max_length=5,
+        length_penalty=0.5, **options,
+    )  # fmt: skip
+    drawn = sample(
+        jax.random.key(0), markov, table, start=starts, max_length=5, temperature=0, **options
+    )
+    for row, start in enumerate(starts):
+        search = functools.partial(by_hand, table, start, 5, context=contexts[row], **rules)
+        for beam, (score, text, length) in enumerate(search(width=3, alpha=0.5, kept=3)):
+            assert beams.scores[row, beam] == pytest.approx(score, rel=1e-5)
+            assert beams.tokens[row, beam].tolist() == [*text] + [0] * (5 - len(text))
+            assert beams.lengths[row, beam] == length
+        ((_, text, length),) = search(greedy=True)
+        assert drawn.tokens[row].tolist() == [*text] + [0] * (5 - len(text))
+        assert drawn.lengths[row] == length
+
+
+def clocked(tokens, state):
+    """A table of transitions for every step: no two orders of tokens are equally probable."""
+    tables, step = state
+    return tables[step, tokens], (tables, step + 1)
+
+
+def test_diverse_beams_by_hand():
+    tables, starts = jnp.stack([random_table(5, seed) for seed in range(4)]), [0, 2]
+    found = beam_search(
+        clocked, (tables, 0), start=starts, state_axes=None, beam_size=4, num_groups=2,
+        diversity_penalty=1.5, max_length=4, end_id=END, min_length=2,
+    )  # fmt: skip
+    for row, start in enumerate(starts):
+        expected = by_hand(
+            tables, start, 4, endings=((END,),), min_length=2, width=2, groups=2, diversity=1.5,
+            kept=2,
+        )  # fmt: skip
+        np.testing.assert_allclose(found.scores[row], [s for s, *_ in expected], rtol=1e-5)
+        texts = [[*text] + [0] * (4 - len(text)) for _, text, _ in expected]
+        assert found.tokens[row].tolist() == texts
+        assert found.lengths[row].tolist() == [length for *_, length in expected]
+    assert (found.tokens[:, :2] != found.tokens[:, 2:]).any(axis=(1, 2)).all()
+
+
+def test_several_samples_of_each_row():
+    """One state per row, repeated; the copies of a row are independent and keep the law."""
+    table = jnp.log(jnp.array([P, P[::-1]], jnp.float32))
+    found = sample(
+        jax.random.key(0), lambda tokens, state: (state, state), table, start=[0, 1], max_length=2,
+        num_samples=2048,
+    )  # fmt: skip
+    assert found.tokens.shape == found.log_probabilities.shape == (2, 2048, 2)
+    assert found.lengths.shape == (2, 2048)
+    for row, p in enumerate((P, P[::-1])):
+        pairs = np.zeros((4, 4), int)
+        np.add.at(pairs, tuple(np.asarray(found.tokens[row]).T), 1)
+        assert stats.chisquare(pairs.ravel(), 2048 * np.outer(p, p).ravel()).pvalue > 1e-3
+
+
+PADDED = np.array([[1, 5, 2, 7], [6, 3, 0, 0], [3, 8, 1, 0]])
+GIVEN = np.arange(4) < np.array([[4], [2], [3]])
+UNEQUAL = {
+    "prefix": {"mask": "prefix", "num_segments": 2, "norm_position": "post", "head": "mlm"},
+    "causal": {},
+    "rotary": {"positions": "rotary"},
+    "recurrent": None,
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prefix",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("causal", "rotary", "recurrent")),
+    ],
+)
+def test_prompts_of_unequal_length_are_continued_as_if_alone(name):
+    """Padded on the right, on the left and in between; a prefix as by a call of the model."""
+    changes = UNEQUAL[name]
+    if changes is None:
+        model = OnLstmLanguageModel(9, 8, 8, 2, chunk_size=4, rngs=nnx.Rngs(0))
+    else:
+        options = {"vocab_size": 9, "max_positions": 7, "num_layers": 1} | changes
+        model = build(dataclasses.replace(CONFIG, **options))
+    graph, parameters = nnx.split(model)
+
+    @quick_jit
+    def write(parameters, prompt, mask=None):
+        read = prefill(nnx.merge(graph, parameters), prompt, max_length=3, mask=mask)
+        return sample(
+            jax.random.key(0), read.step_fn, read.state, start=read.start, max_length=3,
+            temperature=0,
+        )  # fmt: skip
+
+    order = np.array([[0, 1, 2, 3], [3, 0, 2, 1], [0, 3, 1, 2]])  # the tokens with holes
+    found = [
+        write(parameters, jnp.asarray(prompt), jnp.asarray(given))
+        for prompt, given in (
+            (PADDED, GIVEN),
+            (
+                np.take_along_axis(PADDED, np.argsort(GIVEN, axis=1, kind="stable"), axis=1),
+                GIVEN[:, ::-1],
+            ),
+            (np.take_along_axis(PADDED, order, axis=1), np.take_along_axis(GIVEN, order, axis=1)),
+        )
+    ]
+    for row in (1,) if name == "prefix" else range(3):
+        prompt = PADDED[row : row + 1, : GIVEN[row].sum()]
+        alone = write(parameters, jnp.asarray(prompt))
+        for each in found:
+            np.testing.assert_array_equal(each.tokens[row], alone.tokens[0])
+            np.testing.assert_allclose(
+                each.log_probabilities[row], alone.log_probabilities[0], atol=1e-5
+            )
+    if name == "prefix":
+        ids = np.concatenate([PADDED, found[0].tokens], axis=1)[:1]
+        segments = np.array([[0] * 4 + [1] * 3])
+        logits = quick_jit(lambda p: nnx.merge(graph, p)(ids, segment_ids=segments))(parameters)
+        np.testing.assert_array_equal(found[0].tokens[0], logits[0, 3:6].argmax(axis=-1))
+    nothing = write(parameters, jnp.asarray(PADDED), jnp.asarray(GIVEN & [[True], [False], [True]]))
+    np.testing.assert_array_equal(nothing.tokens[1], [-1] * 3)  # traced, it cannot be refused
+
+
 def test_guidance():
     np.testing.assert_allclose(
         guide_logits(jnp.array([1.0, -jnp.inf, 2.0]), jnp.array([0.5, 1.0, 3.0]), scale=3.0),
@@ -383,6 +585,24 @@ def test_mistakes_are_named():
 
     mistakes = (
         ("top_k must be at least 1 and at most 4, got 5", lambda: draw(top_k=5)),
+        ("stop_sequences must be sequences of at least one id", lambda: draw(stop_sequences=[3])),
+        ("stop_sequences must be sequences .*got ..", lambda: search(stop_sequences=[[]])),
+        ("stop_sequences must be .*at most 3, got 4", lambda: draw(stop_sequences=[[1, 4]])),
+        ("end_id must be .*at most 3, got 4", lambda: draw(end_id=[1, 4])),
+        ("no_repeat_ngram must be at least 1, got 0", lambda: draw(no_repeat_ngram=0)),
+        ("num_samples must be at least 1, got 0", lambda: draw(num_samples=0)),
+        (r"context must have shape \[B, P\], where B is 1", lambda: draw(context=[[0], [1]])),
+        ("context must be an array of integers", lambda: search(context=[[0.5]])),
+        (
+            r"allowed_tokens must return bool \[1, 4\] for tokens \[1, 3\], got bool \[4\]",
+            lambda: draw(allowed_tokens=lambda tokens, end: jnp.ones(4, bool)),
+        ),
+        ("num_groups must divide .*got 2 for 3 and 3", lambda: search(beam_size=3, num_groups=2)),
+        ("num_groups must be .*at most 2, got 3", lambda: search(num_groups=3)),
+        ("diversity_penalty must be more than 0 for num_groups=2", lambda: search(num_groups=2)),
+        ("diversity_penalty must be .*≥ 0, got -1", lambda: search(diversity_penalty=-1)),
+        ("mask must be bool, .* got int32", lambda: read(mask=prompt)),
+        ("mask must leave every row of prompt a token", lambda: read(mask=prompt > 0)),
         ("top_k must be .*, got 0", lambda: draw(top_k=0, temperature=0)),
         ("top_p must be .*> 0 and ≤ 1, got 0", lambda: draw(top_p=0.0)),
         ("top_p must be .*> 0 and ≤ 1, got 5", lambda: filter_logits(table, top_p=5)),

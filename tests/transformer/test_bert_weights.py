@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from tests.battery import quick_jit
+from tests.transformer.test_model import build
 from zoo.transformer import Transformer, TransformerConfig, load_bert, save_bert
 from zoo.transformer.bert_files import ACTIVATIONS, FIELDS, FIXED, INDEX, PASSED
 from zoo.transformer.bert_weights import bert_config, bert_state_dict
@@ -32,7 +33,7 @@ TINY = TransformerConfig(
 
 @pytest.fixture(scope="module")
 def model():
-    return Transformer(TINY, rngs=nnx.Rngs(5))
+    return build(TINY)
 
 
 def parameters(model):

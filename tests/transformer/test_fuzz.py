@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from zoo.transformer import Transformer, TransformerConfig, bert_files, load_bert, save_bert
+from tests.transformer.test_model import build
+from zoo.transformer import TransformerConfig, bert_files, load_bert, save_bert
 from zoo.transformer.bert_weights import _fill, bert_config, bert_state_dict
 
 COUNT = int(os.environ.get("ZOO_FUZZ", "300"))
@@ -35,7 +36,7 @@ ODD += ["../model.safetensors", "model.safetensors", "config.json"]
 def folder(tmp_path_factory):
     pytest.importorskip("safetensors")
     path = tmp_path_factory.mktemp("bert")
-    save_bert(path, Transformer(TINY, rngs=nnx.Rngs(0)))
+    save_bert(path, build(TINY))
     return path
 
 
@@ -146,14 +147,14 @@ def read_and_fill(directory, shapes):
 
 @functools.cache
 def flat_shapes():
-    model = nnx.eval_shape(lambda: Transformer(TINY, rngs=nnx.Rngs(0)))
+    model = build(TINY)
     return {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
 def test_state_dicts():
     """Names of Hugging Face, of TensorFlow and in between; shapes and dtypes of others."""
     generator = np.random.default_rng(3)
-    tensors = bert_state_dict(Transformer(TINY, rngs=nnx.Rngs(0)))
+    tensors = bert_state_dict(build(TINY))
     shapes = {name: leaf.shape for name, leaf in flat_shapes().items()}
     swaps = [("bert.", ""), (".", "/"), ("weight", "kernel"), ("weight", "gamma"), ("0", "00")]
     swaps += [("LayerNorm", "layernorm"), ("cls.", ""), ("layer.0", "layer_0"), ("bias", "beta")]

@@ -63,6 +63,18 @@ def drawn():
     return jax.device_get(jax.jit(init, compiler_options=RUNS_ONCE)(jax.random.key(0)))
 
 
+def start(config, mesh, optimizer):
+    """The first state, placed by the rules."""
+    parameters = drawn()
+    return init_state(
+        lambda key: jax.tree.map(jnp.asarray, parameters),
+        optimizer,
+        key=jax.random.key(0),
+        mesh=mesh,
+        rules=placement_rules(config),
+    )
+
+
 @functools.cache
 def train(*, accumulation_steps=1, dropout=True, model_options=(), **mesh_sizes):
     """Losses of some steps and the last state, from the same parameters."""
@@ -78,14 +90,8 @@ def train(*, accumulation_steps=1, dropout=True, model_options=(), **mesh_sizes)
         return LossOutput(*cross_entropy_sums(logits, example.targets, example.weights))
 
     # With BERT's epsilon, 1e-6, a gradient that is nothing but rounding becomes a whole step.
-    optimizer, parameters = uncorrected_lamb(0.05, eps=1e-3), drawn()
-    state = init_state(
-        lambda key: jax.tree.map(jnp.asarray, parameters),
-        optimizer,
-        key=jax.random.key(0),
-        mesh=mesh,
-        rules=placement_rules(config),
-    )
+    optimizer = uncorrected_lamb(0.05, eps=1e-3)
+    state = start(config, mesh, optimizer)
     step = make_train_step(
         loss_fn, optimizer, accumulation_steps=accumulation_steps, shardings=state.shardings
     )
@@ -126,7 +132,8 @@ def test_same_losses_and_parameters_on_every_mesh(name):
 
 
 def test_parameters_and_moments_lie_where_the_rules_say():
-    _, state = train(**VARIANTS["data 2 x fsdp 2 x model 2"])
+    sizes = VARIANTS["data 2 x fsdp 2 x model 2"]
+    state = start(TransformerConfig(**CONFIG), make_mesh(**sizes), uncorrected_lamb(0.05))
     replicated = []
     for part in (state.parameters, state.optimizer_state[0].mu):
         for path, leaf in jax.tree.leaves_with_path(part):

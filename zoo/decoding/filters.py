@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from zoo._checks import count, integers, number, widened
 from zoo._cpu import largest
@@ -95,17 +96,46 @@ def penalize_repetition(
     tokens = integers("tokens", tokens)
     logits, z = widened("logits", logits)
     factor = jnp.asarray(number("penalty", penalty, above=0), z.dtype)
-    size = logits.shape[-1]
-
-    @functools.partial(jnp.vectorize, signature="(t)->(v)")
-    def occurs(tokens: jax.Array) -> jax.Array:
-        known = jnp.where(tokens < 0, size, tokens)  # negative ids would count from the end
-        return jnp.zeros(size, bool).at[known].set(True, mode="drop")
-
     finite = jnp.where(jnp.isneginf(z), 0, z)
     penalized = jnp.where(z > 0, finite / factor, finite * factor)
     penalized = jnp.where(jnp.isneginf(z), z, penalized)
-    return jnp.where(occurs(tokens), penalized.astype(logits.dtype), logits)
+    occurs = mark_tokens(tokens, logits.shape[-1])
+    return jnp.where(occurs, penalized.astype(logits.dtype), logits)
+
+
+def mark_tokens(tokens: jax.Array, size: int) -> jax.Array:
+    """Which ids occur among tokens ``[..., T]``: ``[..., V]`` bool; others than 0..V-1 are none."""
+
+    @functools.partial(jnp.vectorize, signature="(t)->(v)")
+    def mark(tokens: jax.Array) -> jax.Array:
+        known = jnp.where(tokens < 0, size, tokens)  # negative ids would count from the end
+        return jnp.zeros(size, bool).at[known].set(True, mode="drop")
+
+    return mark(tokens)
+
+
+def ngram_completions(tokens: jax.Array, end: ArrayLike, n: int, size: int) -> jax.Array:
+    """Which ids would complete n tokens that stand in a row somewhere before.
+
+    Args:
+        tokens: ``[R, T]`` int; negative ones are none and complete nothing.
+        end: the number of places that are filled; those from it on must be negative.
+        n: length of what must not be repeated.
+        size: V.
+
+    Returns:
+        ``[R, V]`` bool.
+
+    >>> ngram_completions(jnp.array([[1, 2, 0, 1, 2, -1]]), 5, 3, 4)
+    Array([[ True, False, False, False]], dtype=bool)
+    """
+    last = tokens[:, n - 1 :]  # of every n tokens
+    tail = lax.dynamic_slice_in_dim(tokens, end - (n - 1), min(n - 1, tokens.shape[1]), axis=1)
+    same = jnp.broadcast_to((tail >= 0).all(axis=1, keepdims=True), last.shape)
+    for place in range(n - 1):
+        before = tokens[:, place : place + last.shape[1]]
+        same &= before == tail[:, place : place + 1]
+    return mark_tokens(jnp.where(same, last, -1), size)
 
 
 def check_filters(temperature: Any, top_p: Any, min_p: Any) -> tuple[Any, Any, Any]:

@@ -2,7 +2,7 @@
 
     w_t ~ softmax(filter(z_t)),   z_t, state = step(w_{t-1}, state)
 
-The loop ends when every row has its end token.
+The loop ends when every row has ended: by an end token, or by a stop sequence of several.
 
 Source: https://kexue.fm/archives/7124; see `zoo.decoding.filters`.
 """
@@ -19,14 +19,19 @@ from jax.typing import ArrayLike
 from zoo._checks import accumulator, count, typed_key
 from zoo.decoding.filters import check_filters, check_top_k, filter_logits, is_zero
 from zoo.decoding.steps import (
+    AllowedTokens,
     Rules,
     StepFunction,
     apply_rules,
+    check_context,
     check_penalty,
     check_start,
     check_step,
+    flatten_axes,
     make_rules,
     read_start,
+    repeat_rows,
+    tail_matches,
 )
 
 
@@ -34,8 +39,9 @@ class Samples(NamedTuple):
     """The result of :func:`sample`."""
 
     tokens: jax.Array  # [B, T] int32; after the end token pad_id, -1 where no token was possible
-    lengths: jax.Array  # [B] int32, tokens before the end token
+    lengths: jax.Array  # [B] int32, tokens before the end token or stop sequence
     log_probabilities: jax.Array  # [B, T], of each token by the model, before any filter; then 0
+    # With num_samples N: [B, N, T], [B, N], [B, N, T].
 
 
 def sample(
@@ -50,12 +56,18 @@ def sample(
     top_p: float | jax.Array | None = None,
     min_p: float | jax.Array | None = None,
     repetition_penalty: float | jax.Array = 1.0,
+    context: ArrayLike | None = None,
+    no_repeat_ngram: int | None = None,
     min_length: int = 0,
     banned: Sequence[int] = (),
-    end_id: int | None = None,
+    allowed_tokens: AllowedTokens | None = None,
+    end_id: int | Sequence[int] | None = None,
+    stop_sequences: Sequence[Sequence[int]] = (),
     pad_id: int = 0,
+    num_samples: int | None = None,
+    state_axes: Any = 0,
 ) -> Samples:
-    """Draws one continuation per row, see the module docstring.
+    """Draws continuations of every row, see the module docstring.
 
     Args:
         key: typed key, consumed.
@@ -68,11 +80,21 @@ def sample(
         top_k: see :func:`filter_logits`.
         top_p: see :func:`filter_logits`.
         min_p: see :func:`filter_logits`.
-        repetition_penalty: see :func:`penalize_repetition`; of drawn tokens, not of ``start``.
-        min_length: fewest tokens before the end token.
+        repetition_penalty: see :func:`penalize_repetition`; of drawn tokens and of ``context``.
+        context: ``[B, P]`` int, earlier tokens such as the prompt, negative at padding, for what
+            looks back: ``repetition_penalty``, ``no_repeat_ngram``, ``allowed_tokens``.
+        no_repeat_ngram: n; no n tokens of context and text in a row occur twice. None: they may.
+        min_length: fewest tokens before the end token; a stop sequence before ends nothing.
         banned: tokens that are never drawn.
-        end_id: the token that ends a row; None: none does.
-        pad_id: what follows it.
+        allowed_tokens: a function ``(tokens, end) -> allowed`` from the context and the text
+            ``tokens[:, :end]`` of ``[B, P + T]`` int32, negative where there is none, to
+            ``[B, V]`` bool. The same object compiles once.
+        end_id: the token, or tokens, that end a row; None: none does.
+        stop_sequences: of tokens, each of which ends a row when the text ends with it.
+        pad_id: what follows the end.
+        num_samples: N, continuations of each row; the prompt is read once. None: one, without axis.
+        state_axes: batch axis of each leaf of the state, a tree prefix as for ``jax.vmap``; None is
+            shared by all rows. Read with ``num_samples`` only.
 
     Returns:
         ``Samples``. If the logits of a row are NaN (a cache that is too short, say) or all -inf,
@@ -93,7 +115,14 @@ def sample(
     max_length = count("max_length", max_length, at_least=1)
     top_k = None if top_k is None else count("top_k", top_k, at_least=1)
     rules = make_rules(
-        end_id=end_id, pad_id=pad_id, min_length=min_length, banned=banned, max_length=max_length
+        end_id=end_id,
+        stop_sequences=stop_sequences,
+        pad_id=pad_id,
+        min_length=min_length,
+        banned=banned,
+        max_length=max_length,
+        no_repeat_ngram=no_repeat_ngram,
+        allowed_tokens=allowed_tokens,
     )
     penalty = check_penalty(repetition_penalty)
     temperature, top_p, min_p = check_filters(temperature, top_p, min_p)
@@ -101,20 +130,40 @@ def sample(
     if not is_zero(temperature):
         filters = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
     start = check_start(start)
-    return _sample(key, state, start, filters, penalty, step_fn, max_length, top_k, rules)
+    copies = 1 if num_samples is None else count("num_samples", num_samples, at_least=1)
+    found = _sample(
+        key,
+        state,
+        start,
+        check_context(context, start),
+        filters,
+        penalty,
+        step_fn,
+        max_length,
+        top_k,
+        rules,
+        copies,
+        flatten_axes(state_axes if copies > 1 else None),
+    )
+    if num_samples is None:
+        return found
+    return jax.tree.map(lambda x: x.reshape(len(start), copies, *x.shape[1:]), found)
 
 
-@functools.partial(jax.jit, static_argnames=("step_fn", "max_length", "top_k", "rules"))
+@functools.partial(jax.jit, static_argnums=range(6, 12))
 def _sample(
     key: jax.Array,
     state: Any,
     start: jax.Array,
+    context: jax.Array | None,
     filters: dict[str, Any] | None,
     penalty: Any,
     step_fn: StepFunction,
     max_length: int,
     top_k: int | None,
     rules: Rules,
+    copies: int,
+    flat_axes: Any,
 ) -> Samples:
     """:func:`sample`; without filters it is greedy."""
     logits = check_step(step_fn, state, start, rules)
@@ -128,7 +177,7 @@ def _sample(
     def draw(carry: Any) -> Any:
         step, finished, last, state, out = carry
         logits, state = step_fn(last, state)
-        z = apply_rules(logits, out.tokens, step, rules, penalty)
+        z = apply_rules(logits, context, out.tokens, step, rules, penalty)
         if filters is None:
             token = jnp.argmax(z, axis=-1)
         else:
@@ -141,16 +190,20 @@ def _sample(
         log_probability = _pick(wide, token) - jax.nn.logsumexp(wide, axis=-1)
         column = jnp.where(finished, 0, jnp.where(possible, log_probability, jnp.nan))
         finished |= ~possible
-        if rules.end_id is not None:
-            finished |= token == rules.end_id
-        out = Samples(
-            out.tokens.at[:, step].set(token),
-            out.lengths + ~finished,
-            out.log_probabilities.at[:, step].set(column),
-        )
+        tokens = out.tokens.at[:, step].set(token)
+        lengths = jnp.where(finished, out.lengths, step + 1)
+        for ending in rules.endings:
+            ends = ~finished & tail_matches(tokens, step + 1, ending, rules.min_length)
+            lengths = jnp.where(ends, step + 1 - len(ending), lengths)
+            finished |= ends
+        out = Samples(tokens, lengths, out.log_probabilities.at[:, step].set(column))
         return step + 1, finished, token, state, out
 
     state, last = read_start(step_fn, state, start)
+    if copies > 1:
+        state = repeat_rows(state, jax.tree.unflatten(flat_axes[1], flat_axes[0]), copies)
+        last = jnp.repeat(last, copies)
+        context = None if context is None else jnp.repeat(context, copies, axis=0)
     # Made from `last`, so that under shard_map they vary over devices as it does.
     zeros = jnp.zeros_like(last)
     room = jnp.broadcast_to(zeros[:, None], (len(last), max_length))

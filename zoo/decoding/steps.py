@@ -18,15 +18,18 @@ language models Guillaume Sanchez et al., "Stay on topic with Classifier-Free Gu
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from zoo._checks import accumulator, count, floating, integers, number, shapes
-from zoo.decoding.filters import penalize_repetition
+from zoo.decoding.filters import ngram_completions, penalize_repetition
+
+AllowedTokens = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class StepFunction(Protocol):
@@ -51,6 +54,7 @@ class ModelState(NamedTuple):
     model: Any  # parameters
     memory: Any  # keys and values, or carries
     condition: Any  # [B, E], or None
+    segments: Any = None  # [B] int32 of the next token, for the prefix mask
 
 
 class GuidedState(NamedTuple):
@@ -62,27 +66,39 @@ class GuidedState(NamedTuple):
 
 
 def prefill(
-    model: Any, prompt: jax.Array, *, max_length: int, condition: jax.Array | None = None
+    model: Any,
+    prompt: jax.Array,
+    *,
+    max_length: int,
+    mask: jax.Array | None = None,
+    condition: jax.Array | None = None,
 ) -> Prefilled:
     """Reads a prompt in one call, so that its continuation can be sampled or searched for.
+
+    With the prefix mask the prompt is the prefix: its tokens attend to each other, the last one
+    included, and what is written is segment 1.
 
     Args:
         model: with a key/value cache (``init_cache(batch, length)`` and ``decode(ids, cache,
             condition=…) -> logits, cache``, such as ``zoo.transformer.Transformer`` with
-            ``mask="causal"``), or recurrent (``initial_carries(batch)`` and ``model(ids, carries)``
-            with ``.logits`` and ``.carries``, such as ``zoo.ordered.OnLstmLanguageModel``).
-        prompt: ``[B, T]`` int, T ≥ 1, rows of one length. To generate without a prompt, give the
-            token that begins or separates texts.
+            ``mask="causal"`` or ``"prefix"``), or recurrent (``initial_carries(batch)`` and
+            ``model(ids, carries)`` with ``.logits`` and ``.carries``, such as
+            ``zoo.ordered.OnLstmLanguageModel``).
+        prompt: ``[B, T]`` int, T ≥ 1. To generate without a prompt, give the token that begins or
+            separates texts.
         max_length: of the continuation.
+        mask: ``[B, T]`` bool for prompts of unequal length, False at padding, wherever it is; every
+            row is continued as if it were alone. ``decode`` and ``init_cache`` of the model are
+            called with ``mask=`` and ``padded=True``. None: there is no padding.
         condition: ``[B, E]``, for a model with conditional norms.
 
     Returns:
         ``Prefilled``: arguments of :func:`sample` and :func:`beam_search`.
 
     Raises:
-        TypeError: if the prompt does not consist of integers.
-        ValueError: if prompt and continuation are longer than the cache can be, a shape does not
-            fit, or a recurrent model is given a condition.
+        TypeError: if the prompt does not consist of integers, or the mask is not bool.
+        ValueError: if a row of the prompt has no token, prompt and continuation are longer than the
+            cache can be, a shape does not fit, or a recurrent model is given a condition.
 
     >>> from flax import nnx
     >>> from zoo.decoding import sample
@@ -99,6 +115,7 @@ def prefill(
     """
     prompt = as_ids("prompt", prompt)
     given = {} if condition is None else {"condition": (condition, "B E")}
+    given |= {} if mask is None else {"mask": (mask, "B T")}
     sizes = shapes(prompt=(prompt, "B T"), **given)
     rows, time = sizes["B"], count("the number of tokens in prompt", sizes["T"], at_least=1)
     length = time + count("max_length", max_length, at_least=1) - 1  # the last token is not read
@@ -108,8 +125,13 @@ def prefill(
     if hasattr(model, "unstacked"):
         model = model.unstacked()
 
+    if mask is not None:
+        prompt, mask = _padding_first(prompt, mask)
+    prefix = getattr(getattr(model, "config", None), "mask", None) == "prefix"
+    padded: dict[str, Any] = {} if mask is None else {"padded": True}
+
     def empty(rows: int) -> Any:
-        return model.init_cache(rows, length) if cached else model.initial_carries(rows)
+        return model.init_cache(rows, length, **padded) if cached else model.initial_carries(rows)
 
     try:
         memory = empty(rows)
@@ -118,14 +140,57 @@ def prefill(
             f"a prompt of {time} tokens and max_length={max_length} need a cache of {length}: "
             f"{error}"
         ) from error
-    if time > 1 and cached:
-        _, memory = model.decode(prompt[:, :-1], memory, condition=condition)
-    elif time > 1:
-        memory = model(prompt[:, :-1], memory).carries
     one, two = (jax.eval_shape(lambda rows=rows: empty(rows)) for rows in (1, 2))
-    axes = ModelState(None, jax.tree.map(_batch_axis, one, two), 0)
+    axes = jax.tree.map(_batch_axis, one, two)
+    last = prompt[:, -1]
+    read = prompt if prefix else prompt[:, :-1]
+    options: dict[str, Any] = {} if mask is None else {"mask": mask[:, : read.shape[1]]}
+    if prefix:  # the last token is read again by the first step, whose logits are the first
+        options |= {"segment_ids": jnp.zeros_like(read)}
+        _, memory = model.decode(read, memory, condition=condition, **options)
+        memory = model.rewind(memory, 1)
+    elif time > 1 and cached:
+        _, memory = model.decode(read, memory, condition=condition, **options)
+    elif time > 1 and mask is None:
+        memory = model(read, memory).carries
+    elif time > 1:
+        memory = _read_unequal(model, read, memory, axes, **options)
     step_fn = _cached_step if cached else _recurrent_step
-    return Prefilled(step_fn, ModelState(model, memory, condition), prompt[:, -1], axes)
+    segments = jnp.zeros_like(last) if prefix else None
+    state = ModelState(model, memory, condition, segments)
+    return Prefilled(step_fn, state, last, ModelState(None, axes, 0, 0))
+
+
+def _padding_first(prompt: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows that end with their last token; padding becomes -1, which is no token."""
+    if mask.dtype != bool:
+        raise TypeError(f"mask must be bool, True at tokens, got {mask.dtype}; use ids != pad_id")
+    if not isinstance(mask, jax.core.Tracer) and not np.asarray(mask).any(axis=1).all():
+        raise ValueError("mask must leave every row of prompt a token, got a row of padding alone")
+    return align_right(jnp.where(mask, prompt, -1))
+
+
+def align_right(ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The tokens ``[B, T]`` of every row behind its negative ids, which are none; and the mask."""
+    order = jnp.argsort(ids >= 0, axis=1, stable=True)
+    ids = jnp.take_along_axis(ids, order, axis=1)
+    return ids, ids >= 0
+
+
+def _read_unequal(model: Any, ids: jax.Array, carries: Any, axes: Any, *, mask: jax.Array) -> Any:
+    """The carries of a recurrent model after the tokens of every row, without its padding."""
+
+    def step(carries: Any, column: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        tokens, given = column
+        after = model(jnp.where(given, tokens, 0)[:, None], carries).carries
+
+        def choose(axis: int, old: jax.Array, new: jax.Array) -> jax.Array:
+            rows = given.reshape(tuple(-1 if i == axis else 1 for i in range(old.ndim)))
+            return jnp.where(rows, new, old)
+
+        return jax.tree.map(choose, axes, carries, after), None
+
+    return lax.scan(step, carries, (ids.T, mask.T))[0]
 
 
 def _batch_axis(one: Any, two: Any) -> int | None:
@@ -135,9 +200,11 @@ def _batch_axis(one: Any, two: Any) -> int | None:
 
 
 def _cached_step(tokens: jax.Array, state: ModelState) -> tuple[jax.Array, ModelState]:
-    model, cache, condition = state
-    logits, cache = model.decode(tokens[:, None], cache, condition=condition)
-    return logits[:, 0], ModelState(model, cache, condition)
+    model, cache, condition, segments = state
+    options = {} if segments is None else {"segment_ids": segments[:, None]}
+    logits, cache = model.decode(tokens[:, None], cache, condition=condition, **options)
+    after = None if segments is None else jnp.ones_like(segments)
+    return logits[:, 0], ModelState(model, cache, condition, after)
 
 
 def _recurrent_step(tokens: jax.Array, state: ModelState) -> tuple[jax.Array, ModelState]:
@@ -235,22 +302,58 @@ class _GuidedStep:
 class Rules(NamedTuple):
     """Constraints on a continuation that are known before tracing."""
 
-    end_id: int | None
+    endings: tuple[tuple[int, ...], ...]  # end ids and stop sequences, longest first
     pad_id: int
     min_length: int
     banned: tuple[int, ...]
+    no_repeat_ngram: int | None
+    allowed_tokens: AllowedTokens | None
+
+    @property
+    def end_ids(self) -> list[int]:
+        """The endings of one token."""
+        return [ending[0] for ending in self.endings if len(ending) == 1]
 
 
 def make_rules(
-    *, end_id: Any, pad_id: Any, min_length: Any, banned: Sequence[Any], max_length: int
+    *,
+    end_id: Any,
+    stop_sequences: Sequence[Sequence[Any]],
+    pad_id: Any,
+    min_length: Any,
+    banned: Sequence[Any],
+    max_length: int,
+    no_repeat_ngram: Any,
+    allowed_tokens: AllowedTokens | None,
 ) -> Rules:
     """The rules as plain Python numbers, whatever kind of scalar they were given as."""
+    ends = end_id if np.ndim(end_id) else [] if end_id is None else [end_id]
+    endings: set[tuple[int, ...]] = {(count("end_id", token),) for token in ends}
+    for stop in stop_sequences:
+        if not np.ndim(stop) == 1 or not len(stop):
+            raise ValueError(
+                f"stop_sequences must be sequences of at least one id, got {stop!r:.80}; "
+                "end_id takes single ids"
+            )
+        endings.add(tuple(count("stop_sequences", token) for token in stop))
+    n = no_repeat_ngram
     return Rules(
-        None if end_id is None else count("end_id", end_id),
+        tuple(sorted(endings, key=lambda ending: (-len(ending), ending))),
         count("pad_id", pad_id),
         count("min_length", min_length, at_most=max_length),
         tuple(count("banned", token) for token in banned),
+        None if n is None else count("no_repeat_ngram", n, at_least=1),
+        allowed_tokens,
     )
+
+
+def check_context(context: Any, start: jax.Array) -> jax.Array | None:
+    """The earlier tokens ``[B, P]``, behind the negative ids, which are none."""
+    if context is None:
+        return None
+    context = as_ids("context", context)
+    shapes(start=(start, "B T"[: 2 * start.ndim - 1]), context=(context, "B P"))
+    return align_right(context)[0]
 
 
 def check_penalty(repetition_penalty: Any) -> Any:
@@ -296,11 +399,12 @@ def check_step(step_fn: StepFunction, state: Any, start: jax.Array, rules: Rules
                 f"state{leaf}: {given.get(leaf)}, got {got.get(leaf)}"
             )
     size = logits.shape[1]
-    ends = () if rules.end_id is None else (rules.end_id,)
-    for name, ids in (("end_id", ends), ("pad_id", (rules.pad_id,)), ("banned", rules.banned)):
+    stops = [token for ending in rules.endings if len(ending) > 1 for token in ending]
+    named = {"end_id": rules.end_ids, "stop_sequences": stops}
+    for name, ids in {**named, "pad_id": [rules.pad_id], "banned": rules.banned}.items():
         for token in ids:
             count(name, token, at_most=size - 1)
-    if len({*rules.banned, *(ends if rules.min_length else ())}) == size:
+    if len({*rules.banned, *(rules.end_ids if rules.min_length else ())}) == size:
         raise ValueError(
             f"banned must leave one of {size} tokens to write, got all of them"
             + (" (with end_id, until min_length is reached)" if rules.min_length else "")
@@ -309,25 +413,78 @@ def check_step(step_fn: StepFunction, state: Any, start: jax.Array, rules: Rules
 
 
 def apply_rules(
-    logits: jax.Array, written: jax.Array, step: jax.Array, rules: Rules, penalty: Any
+    logits: jax.Array,
+    context: jax.Array | None,
+    written: jax.Array,
+    step: jax.Array,
+    rules: Rules,
+    penalty: Any,
 ) -> jax.Array:
-    """The logits ``[B, V]`` under the rules, in at least float32.
+    """The logits ``[R, V]`` under the rules, in at least float32.
 
-    ``written`` [B, T] holds the tokens so far; places from ``step`` on are ignored. ``penalty`` is
-    that of :func:`check_penalty`.
+    ``written`` [R, T] holds the tokens so far; places from ``step`` on are ignored. ``context``
+    [R, P] is that of :func:`check_context`, ``penalty`` that of :func:`check_penalty`.
     """
     z = logits.astype(accumulator(logits.dtype))
+    place = lax.broadcasted_iota(jnp.int32, written.shape, 1)
+    earlier, end = jnp.where(place < step, written, -1), step
+    if context is not None:
+        earlier, end = jnp.concatenate([context, earlier], axis=1), context.shape[1] + step
     if penalty is not None:
-        place = lax.broadcasted_iota(jnp.int32, written.shape, 1)
-        written = jnp.where(place < step, written, -1)
         # Also before the first token is written, a penalty that is no number shows.
-        z = penalize_repetition(z, written, penalty=penalty) + 0 * jnp.asarray(penalty, z.dtype)
+        z = penalize_repetition(z, earlier, penalty=penalty) + 0 * jnp.asarray(penalty, z.dtype)
+    n = rules.no_repeat_ngram
+    if n is not None and n <= earlier.shape[1]:
+        z = jnp.where(ngram_completions(earlier, end, n, z.shape[1]), -jnp.inf, z)
+    if rules.allowed_tokens is not None:
+        allowed = rules.allowed_tokens(earlier, end)
+        if allowed.shape != z.shape or allowed.dtype != bool:
+            raise ValueError(
+                f"allowed_tokens must return bool {list(z.shape)} for tokens "
+                f"{list(earlier.shape)}, got {allowed.dtype} {list(allowed.shape)}"
+            )
+        z = jnp.where(allowed, z, -jnp.inf)
     if rules.banned:
         z = z.at[:, jnp.array(rules.banned)].set(-jnp.inf)
-    if rules.min_length and rules.end_id is not None:
-        end = jnp.where(step < rules.min_length, -jnp.inf, z[:, rules.end_id])
-        z = z.at[:, rules.end_id].set(end)
+    if rules.min_length and rules.end_ids:
+        ends = jnp.array(rules.end_ids)
+        z = z.at[:, ends].set(jnp.where(step < rules.min_length, -jnp.inf, z[:, ends]))
     return z
+
+
+def tail_matches(
+    written: jax.Array, length: jax.Array, tail: Sequence[int], least: int
+) -> jax.Array:
+    """Whether the first ``length`` tokens of ``[..., T]`` end with ``tail``: ``[...]`` bool.
+
+    False for fewer than ``least`` tokens before it.
+    """
+    size = len(tail)
+    if size > written.shape[-1]:
+        return jnp.zeros(written.shape[:-1], bool)
+    last = lax.dynamic_slice_in_dim(written, length - size, size, axis=written.ndim - 1)
+    same = last == jnp.array(tail, jnp.int32).reshape((1,) * (written.ndim - 1) + (size,))
+    return same.all(axis=-1) & (length - size >= least)
+
+
+def map_state(function: Any, axes: Any, state: Any) -> Any:
+    """``function(leaf, axis)`` for every leaf of a state that has a batch axis."""
+
+    def below(axis: int | None, part: Any) -> Any:
+        return part if axis is None else jax.tree.map(lambda leaf: function(leaf, axis), part)
+
+    return jax.tree.map(below, axes, state, is_leaf=lambda axis: axis is None)
+
+
+def repeat_rows(state: Any, axes: Any, times: int) -> Any:
+    """Every row of a state, ``times`` times in a row."""
+    return map_state(lambda leaf, axis: jnp.repeat(leaf, times, axis=axis), axes, state)
+
+
+def flatten_axes(state_axes: Any) -> tuple[tuple[Any, ...], Any]:
+    """The axes as a hashable constant; ``jax.tree.unflatten(tree, axes)`` gives them back."""
+    axes, tree = jax.tree.flatten(state_axes, is_leaf=lambda axis: axis is None)
+    return tuple(axes), tree
 
 
 def read_start(step_fn: StepFunction, state: Any, start: jax.Array) -> tuple[Any, jax.Array]:

@@ -12,8 +12,12 @@ Three masks, after which models are named:
 each times [j is not padding] and, in packed rows, times [i and j are of one document]. A position
 that would attend to nothing attends to itself: its output is finite, and no other position uses it.
 
+Rotary positions turn the pairs (x_2i, x_2i+1) of queries and keys by the angle t b^(-2i/H) at
+position t, so that their product depends on the distance alone.
+
 Source: Ashish Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762; Li Dong et al.,
-"Unified Language Model Pre-training", 2019, arXiv 1905.03197; https://kexue.fm/archives/7055.
+"Unified Language Model Pre-training", 2019, arXiv 1905.03197; Jianlin Su et al., "RoFormer", 2021,
+arXiv 2104.09864; https://kexue.fm/archives/7055.
 """
 
 import functools
@@ -23,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo._checks import accumulator
+from zoo._checks import accumulator, number
 
 Pattern = Literal["bidirectional", "causal", "prefix"]
 PATTERNS = ("bidirectional", "causal", "prefix")
@@ -135,6 +139,86 @@ def attention(
         cpu=lambda *heads: attend(*(x.astype(jnp.float32) for x in heads)).astype(query.dtype),
         default=attend,
     )
+
+
+def dropped_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    dropout_key: jax.Array,
+    *,
+    rate: float,
+    causal: bool = False,
+) -> jax.Array:
+    """:func:`attention` with dropout of its weights, which fused kernels cannot.
+
+    Args:
+        query: ``[B, T, N, H]``.
+        key: ``[B, S, N, H]``.
+        value: ``[B, S, N, H]``.
+        mask: ``[B or 1, T, S]`` bool, or None.
+        dropout_key: typed key, consumed.
+        rate: share of the weights that become 0, in [0, 1); the others grow by 1 / (1 - rate).
+        causal: [j ≤ i] besides.
+
+    Returns:
+        ``[B, T, N, H]``.
+
+    >>> x = jnp.ones((1, 3, 2, 4))
+    >>> dropped_attention(x, x, x, None, jax.random.key(0), rate=0.0).shape
+    (1, 3, 2, 4)
+    """
+    rate = number("rate", rate, at_least=0, below=1)
+    wide = accumulator(query.dtype)
+    scores = jnp.einsum("btnh,bsnh->bnts", query, key, preferred_element_type=wide)
+    allowed = jnp.ones((1, *scores.shape[2:]), bool) if mask is None else mask
+    if causal:
+        allowed &= jnp.tri(scores.shape[2], scores.shape[3], dtype=bool)[None]
+    scores = jnp.where(allowed[:, None], scores * query.shape[-1] ** -0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1)
+    stays = jax.random.bernoulli(dropout_key, 1 - rate, weights.shape)
+    weights = jnp.where(stays, weights / (1 - rate), 0).astype(query.dtype)
+    return jnp.einsum("bnts,bsnh->btnh", weights, value)
+
+
+def rotary_angles(positions: jax.Array, units: int, *, base: float = 10_000.0) -> jax.Array:
+    """The angles t b^(-2i/H) of the module docstring.
+
+    Args:
+        positions: ``[...]`` int, t.
+        units: H, even.
+        base: b.
+
+    Returns:
+        ``[..., H/2]`` float32, in radians.
+
+    >>> rotary_angles(jnp.array([0, 3]), 4)
+    Array([[0.  , 0.  ],
+           [3.  , 0.03]], dtype=float32)
+    """
+    frequencies = base ** (-jnp.arange(0, units, 2, dtype=jnp.float32) / units)
+    leading = (None,) * positions.ndim
+    return positions[..., None].astype(jnp.float32) * frequencies[leading]
+
+
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """Turns the pairs (x_2i, x_2i+1) of every head.
+
+    Args:
+        x: ``[B, T, N, H]``.
+        angles: ``[B or 1, T, H/2]``, from :func:`rotary_angles`.
+
+    Returns:
+        ``[B, T, N, H]``.
+
+    >>> rotate(jnp.array([[[[1.0, 0.0]]]]), jnp.array([[[jnp.pi / 2]]])).round(3)
+    Array([[[[-0.,  1.]]]], dtype=float32)
+    """
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    even, odd = x[..., ::2].astype(angles.dtype), x[..., 1::2].astype(angles.dtype)
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
 
 
 def cached_attention(

@@ -27,10 +27,17 @@ class TransformerConfig:
         mask: ``"bidirectional"``, ``"causal"`` or ``"prefix"``, see ``zoo.transformer.attention``.
         norm_position: ``"post"`` (BERT) or ``"pre"`` (GPT-2).
         activation: ``"gelu"`` (by the error function), ``"gelu_tanh"`` or ``"relu"``.
+        positions: ``"learned"``, or ``"rotary"`` (RoFormer), see ``zoo.transformer.attention``.
+        rotary_base: b of rotary positions.
+        embedding_features: E, width of the embeddings, projected to D where it differs (ELECTRA);
+            None: D.
         head: ``"mlm"``, ``"tied"``, or ``"none"`` for an encoder without logits.
+        tie_embeddings: whether logits are products with the token embedding, in both heads; False:
+            with a table of their own (an untied decoder).
         pooler: adds BERT's pooler, tanh(W x + b) of the first position.
-        dropout: rate for embeddings and for what attention and feed-forward part add. Attention
-            weights are not dropped: fused kernels cannot.
+        dropout: rate for embeddings and for what attention and feed-forward part add.
+        attention_dropout: rate for attention weights. Fused kernels cannot drop them: with a key
+            they are computed by XLA.
         epsilon: of LayerNorm.
         initial_scale: standard deviation of the truncated normal that kernels start from.
         scan_layers: whether one compiled layer runs in a loop; the numbers are the same as with
@@ -58,9 +65,14 @@ class TransformerConfig:
     mask: Pattern = "bidirectional"
     norm_position: Literal["post", "pre"] = "post"
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    positions: Literal["learned", "rotary"] = "learned"
+    rotary_base: float = 10_000.0
+    embedding_features: int | None = None
     head: Literal["mlm", "tied", "none"] = "mlm"
+    tie_embeddings: bool = True
     pooler: bool = False
     dropout: float = 0.1
+    attention_dropout: float = 0.0
     epsilon: float = 1e-12
     initial_scale: float = 0.02
     scan_layers: bool = True
@@ -80,8 +92,24 @@ class TransformerConfig:
         choice("mask", self.mask, PATTERNS)
         choice("norm_position", self.norm_position, ("post", "pre"))
         choice("activation", self.activation, ("gelu", "gelu_tanh", "relu"))
+        choice("positions", self.positions, ("learned", "rotary"))
+        number("rotary_base", self.rotary_base, above=0)
+        if self.positions == "rotary" and self.features // self.num_heads % 2:
+            raise ValueError(
+                "positions='rotary' needs heads of an even number of units, got "
+                f"{self.features // self.num_heads}"
+            )
+        if self.embedding_features is not None:
+            width = count("embedding_features", self.embedding_features, at_least=1)
+            if width != self.features and self.head == "tied" and self.tie_embeddings:
+                raise ValueError(
+                    "embedding_features must be features for head='tied' with tie_embeddings=True, "
+                    f"got {width} and {self.features}"
+                )
+        choice("tie_embeddings", self.tie_embeddings, (True, False))
         choice("head", self.head, ("mlm", "tied", "none"))
         number("dropout", self.dropout, at_least=0, below=1)
+        number("attention_dropout", self.attention_dropout, at_least=0, below=1)
         number("epsilon", self.epsilon, above=0)
         number("initial_scale", self.initial_scale, above=0)
         if isinstance(self.remat, tuple):
@@ -89,6 +117,11 @@ class TransformerConfig:
                 choice("remat", name, TAGS)
         else:
             choice("remat", self.remat, (None, "full", "dots"))
+
+
+def embedding_width(config: TransformerConfig) -> int:
+    """E, the width of the embeddings."""
+    return config.features if config.embedding_features is None else config.embedding_features
 
 
 def check_inputs(

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from zoo._checks import accumulator
 from zoo.training.mesh import BATCH_AXES
-from zoo.transformer.attention import attention, cached_attention
+from zoo.transformer.attention import attention, cached_attention, dropped_attention, rotate
 from zoo.transformer.config import TransformerConfig
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -81,6 +81,13 @@ class KeyValueCache(NamedTuple):
     length: jax.Array  # [L] int32, number of earlier tokens
 
 
+class PaddedCache(NamedTuple):
+    """A cache for rows some places of which are padding."""
+
+    layers: Any  # a KeyValueCache, or one per layer
+    mask: jax.Array  # [B, S] bool, True at tokens
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with its four projections."""
 
@@ -104,6 +111,8 @@ class Attention(nnx.Module):
         *,
         causal: bool = False,
         cache: KeyValueCache | None = None,
+        angles: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValueCache | None]:
         """``[B, T, D]`` to ``[B, T, D]``, and the cache extended by T tokens."""
         query, key, value = (
@@ -114,8 +123,13 @@ class Attention(nnx.Module):
                 (self.value_kernel, self.value_bias),
             )
         )
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
         implementation = self.config.attention_implementation
-        if cache is None:
+        if cache is None and dropout_key is not None:
+            rate = self.config.attention_dropout
+            y = dropped_attention(query, key, value, mask, dropout_key, rate=rate, causal=causal)
+        elif cache is None:
             y = attention(query, key, value, mask, causal=causal, implementation=implementation)
         else:
             keys, values = (
@@ -167,17 +181,21 @@ class Layer(nnx.Module):
         cache: KeyValueCache | None,
         *,
         causal: bool,
+        angles: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValueCache | None]:
         """``[B, T, D]`` to ``[B, T, D]``, and the cache."""
         pre = self.config.norm_position == "pre"
-        keys = (None, None) if key is None else jax.random.split(key)
+        drops = bool(self.config.attention_dropout)
+        keys = (None,) * 3 if key is None else (*jax.random.split(key, 2 + drops), None)[:3]
 
         def add(x: jax.Array, y: jax.Array, norm: Any, key: jax.Array | None) -> jax.Array:
             y = dropout(y, self.config.dropout, key)
             return x + y if pre else apply_norm(norm, x + y, condition)
 
         before = apply_norm(self.attention_norm, x, condition) if pre else x
-        y, cache = self.attention(before, mask, causal=causal, cache=cache)
+        y, cache = self.attention(
+            before, mask, causal=causal, cache=cache, angles=angles, dropout_key=keys[2]
+        )
         x = add(x, checkpoint_name(y, "attention"), self.attention_norm, keys[0])
         before = apply_norm(self.feedforward_norm, x, condition) if pre else x
         y = checkpoint_name(self.feedforward(before), "feedforward")

@@ -1,10 +1,13 @@
 """The Transformer of BERT, GPT and UniLM: one model, three masks, two places for LayerNorm.
 
-    x_0     = LN(token[id] + segment[s] + position[t])                    (post; pre: without LN)
+    x_0     = LN(token[id] + segment[s] + position[t]) [· P + c]          (post; pre: without LN)
     post    a = LN(x + attention(x));    x' = LN(a + feedforward(a))      BERT
     pre     a = x + attention(LN(x));    x' = a + feedforward(LN(a))      GPT-2, with a last LN
     logits  = LN(gelu(x W + b)) · tokenᵀ + bias                           head "mlm"
     logits  = x · tokenᵀ                                                  head "tied"
+
+The projection P is there for embeddings of another width than the layers, as in ELECTRA; rotary
+positions have no table and turn queries and keys instead.
 
 The parameters of all layers are stacked along a leading axis, whether the layers run in a loop
 (``scan_layers``) or unrolled: one checkpoint fits both.
@@ -25,14 +28,15 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from zoo._checks import accumulator, count, integers, shapes
-from zoo.transformer.attention import attention_mask, document_positions
-from zoo.transformer.config import TransformerConfig, check_inputs
+from zoo.transformer.attention import attention_mask, document_positions, rotary_angles
+from zoo.transformer.config import TransformerConfig, check_inputs, embedding_width
 from zoo.transformer.layers import (
     ACTIVATIONS,
     KeyValueCache,
     Layer,
     LayerNorm,
     MakeNorm,
+    PaddedCache,
     align,
     apply_norm,
     constrain_rows,
@@ -41,7 +45,8 @@ from zoo.transformer.layers import (
     make_initializer,
 )
 
-Cache = KeyValueCache | tuple[KeyValueCache, ...]  # all layers stacked, or one per layer
+# All layers stacked, or one per layer; with a mask for rows of unequal length.
+Cache = KeyValueCache | tuple[KeyValueCache, ...] | PaddedCache
 
 
 class Transformer(nnx.Module):
@@ -67,15 +72,20 @@ class Transformer(nnx.Module):
     ):
         self.config = config
         draw = make_initializer(config, rngs)
-        norm = functools.partial(make_norm, config.features, epsilon=config.epsilon, rngs=rngs)
-        self.token_embedding = nnx.Param(draw(config.vocab_size, config.features))
-        self.position_embedding = nnx.Param(draw(config.max_positions, config.features))
+        norm = functools.partial(make_norm, epsilon=config.epsilon, rngs=rngs)
+        width = embedding_width(config)
+        self.token_embedding = nnx.Param(draw(config.vocab_size, width))
+        if config.positions == "learned":
+            self.position_embedding = nnx.Param(draw(config.max_positions, width))
         if config.num_segments:
-            self.segment_embedding = nnx.Param(draw(config.num_segments, config.features))
+            self.segment_embedding = nnx.Param(draw(config.num_segments, width))
         if config.norm_position == "post":
-            self.embedding_norm = norm()
+            self.embedding_norm = norm(width)
         else:
-            self.final_norm = norm()
+            self.final_norm = norm(config.features)
+        if width != config.features:
+            self.embedding_kernel = nnx.Param(draw(width, config.features))
+            self.embedding_bias = nnx.Param(jnp.zeros(config.features))
 
         @nnx.vmap
         def layers(key: jax.Array) -> Layer:
@@ -83,10 +93,13 @@ class Transformer(nnx.Module):
 
         self.layers: Any = layers(jax.random.split(rngs.params(), config.num_layers))
         if config.head == "mlm":
-            self.head_kernel = nnx.Param(draw(config.features, config.features))
-            self.head_bias = nnx.Param(jnp.zeros(config.features))
-            self.head_norm = norm()
+            self.head_kernel = nnx.Param(draw(config.features, width))
+            self.head_bias = nnx.Param(jnp.zeros(width))
+            self.head_norm = norm(width)
             self.output_bias = nnx.Param(jnp.zeros(config.vocab_size))
+        if config.head != "none" and not config.tie_embeddings:
+            columns = width if config.head == "mlm" else config.features
+            self.output_embedding = nnx.Param(draw(config.vocab_size, columns))
         if config.pooler:
             self.pooler_kernel = nnx.Param(draw(config.features, config.features))
             self.pooler_bias = nnx.Param(jnp.zeros(config.features))
@@ -155,8 +168,19 @@ class Transformer(nnx.Module):
         config = self.config
         check_inputs(config, ids, segment_ids, mask, document_ids)
         keys = None if key is None else jax.random.split(key, config.num_layers + 1)
-        x = self._embed(ids, segment_ids, document_ids, condition, mask=mask)
-        x = dropout(x, config.dropout, None if keys is None else keys[0])
+        if document_ids is None:
+            positions = jnp.arange(ids.shape[1])[None]
+        else:
+            positions = document_positions(document_ids)
+        x = self._embed(
+            ids,
+            segment_ids,
+            condition,
+            positions,
+            mask=mask,
+            in_order=document_ids is None,
+            key=None if keys is None else keys[0],
+        )
         # Fused kernels skip what the flag hides, not what an equal array hides.
         causal = config.mask == "causal" and mask is None and document_ids is None
         attended = attention_mask(
@@ -166,7 +190,7 @@ class Transformer(nnx.Module):
             document_ids=document_ids,
             length=ids.shape[1],
         )
-        x, _ = self._run_layers(x, attended, condition, keys, None, causal=causal)
+        x, _ = self._run_layers(x, attended, condition, positions, keys, None, causal=causal)
         return x if config.norm_position == "post" else apply_norm(self.final_norm, x, condition)
 
     def unstacked(self) -> "Transformer":
@@ -188,12 +212,16 @@ class Transformer(nnx.Module):
         model.layers = nnx.List([nnx.merge(graph, part) for part in parts])
         return model
 
-    def init_cache(self, batch_size: int, length: int | None = None) -> Cache:
+    def init_cache(
+        self, batch_size: int, length: int | None = None, *, padded: bool = False
+    ) -> Cache:
         """An empty cache for ``batch_size`` rows of at most ``length`` tokens.
 
         Args:
             batch_size: B.
             length: S; None: ``max_positions``.
+            padded: whether ``decode`` may be given a mask. The length counts padding too and may
+                then exceed ``max_positions``, as long as the tokens of a row do not.
 
         Returns:
             The cache, in the dtype of the parameters.
@@ -202,8 +230,9 @@ class Transformer(nnx.Module):
             ValueError: if the length is not in 1..max_positions.
         """
         config = self.config
-        most = config.max_positions
-        length = most if length is None else count("length", length, at_least=1, at_most=most)
+        length = config.max_positions if length is None else count("length", length, at_least=1)
+        if not padded:
+            count("length", length, at_least=1, at_most=config.max_positions)
         units = config.features // config.num_heads
         dtype = self.token_embedding[...].dtype
 
@@ -212,9 +241,17 @@ class Transformer(nnx.Module):
             keys, values = (jnp.zeros(rows + s, dtype) for s in ((units, length), (length, units)))
             return KeyValueCache(keys, values, jnp.zeros(layers, jnp.int32))
 
-        if isinstance(self.layers, nnx.List):
-            return tuple(empty() for _ in self.layers)
-        return empty(config.num_layers)
+        unstacked = isinstance(self.layers, nnx.List)
+        layers = tuple(empty() for _ in self.layers) if unstacked else empty(config.num_layers)
+        return PaddedCache(layers, jnp.zeros((batch_size, length), bool)) if padded else layers
+
+    def rewind(self, cache: Cache, count: int) -> Cache:
+        """The cache without its last ``count`` places, to read them again or read others."""
+        if isinstance(cache, PaddedCache):
+            return cache._replace(layers=self.rewind(cache.layers, count))
+        if isinstance(cache, KeyValueCache):
+            return cache._replace(length=cache.length - count)
+        return tuple(layer._replace(length=layer.length - count) for layer in cache)
 
     def decode(
         self,
@@ -222,6 +259,7 @@ class Transformer(nnx.Module):
         cache: Cache,
         *,
         segment_ids: jax.Array | None = None,
+        mask: jax.Array | None = None,
         condition: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Reads more tokens of rows whose beginning is in the cache.
@@ -231,9 +269,11 @@ class Transformer(nnx.Module):
         0 and must be complete in the first call.
 
         Args:
-            ids: ``[B, T]`` int, the next T tokens; all rows are equally long.
+            ids: ``[B, T]`` int, the next T tokens.
             cache: from :meth:`init_cache` or an earlier call.
             segment_ids: ``[B, T]`` int; the prefix mask needs them.
+            mask: ``[B, T]`` bool, False at padding, wherever it is: it has no position and nothing
+                attends to it. Needs a cache that is ``padded``. None: there is none.
             condition: as in a call of the model.
 
         Returns:
@@ -241,9 +281,10 @@ class Transformer(nnx.Module):
             cache; and the cache.
 
         Raises:
-            TypeError: if ids are not integers.
-            ValueError: if a shape does not fit, these tokens alone are more than the cache has room
-                for, it belongs to another model, or the mask is ``"bidirectional"``.
+            TypeError: if ids are not integers or the mask is not bool.
+            ValueError: if a shape does not fit, the cache is not padded, these tokens alone are
+                more than it has room for, it belongs to another model, or the mask is
+                ``"bidirectional"``.
         """
         config = self.config
         if config.mask == "bidirectional":
@@ -251,15 +292,24 @@ class Transformer(nnx.Module):
                 "decode needs mask='causal' or 'prefix', got 'bidirectional': every token would "
                 "change the hidden states of all earlier ones"
             )
-        check_inputs(config, ids, segment_ids, None, None)
+        padded = isinstance(cache, PaddedCache)
+        # A padded row may have more places than the model positions.
+        places = jnp.zeros_like(ids) if padded else None
+        check_inputs(config, ids, segment_ids, mask, places)
+        if mask is not None and not padded:
+            raise ValueError(
+                "mask needs a cache with a place for it: init_cache(batch_size, length, "
+                "padded=True)"
+            )
+        layers: Any = cache.layers if isinstance(cache, PaddedCache) else cache
         unstacked = isinstance(self.layers, nnx.List)
-        if isinstance(cache, KeyValueCache) == unstacked:
+        if isinstance(layers, KeyValueCache) == unstacked:
             kinds = "an unstacked model", "a model with stacked layers"
             ours, other = kinds if unstacked else kinds[::-1]
             raise ValueError(
                 f"cache must come from init_cache of this model, {ours}; got that of {other}"
             )
-        first: Any = cache[0] if unstacked else cache
+        first: Any = layers[0] if unstacked else layers
         shapes(ids=(ids, "B T"), cache=(first.keys, "... B N H S"))
         start = jnp.ravel(first.length)[0]
         length, room = ids.shape[1], first.keys.shape[-1]
@@ -268,38 +318,53 @@ class Transformer(nnx.Module):
                 f"ids have {length} positions, but the cache has room for {room}: "
                 "init_cache(batch_size, length) with a larger length"
             )
-        positions = start + jnp.arange(length)
-        x = self._embed(ids, segment_ids, None, condition, positions)
-        x = jnp.where(start + length <= room, x, jnp.nan)
+        positions = places = start + jnp.arange(length)[None]
         order = jnp.arange(room)[None, None]
-        attended = order <= positions[None, :, None]
+        attended = order <= places[..., None]
         if config.mask == "prefix" and segment_ids is not None and length > 1:
             # c_j ≤ c_i among these tokens; all of them attend to the earlier ones.
-            c = jnp.cumsum(segment_ids, axis=1, dtype=jnp.int32)
+            segments = segment_ids if mask is None else jnp.where(mask, segment_ids, 0)
+            c = jnp.cumsum(segments, axis=1, dtype=jnp.int32)
             within = lax.dynamic_update_slice_in_dim(
                 jnp.zeros((len(c), length, room), bool), c[:, None] <= c[:, :, None], start, axis=2
             )
             attended = within | (order < start)
-        x, cache = self._run_layers(x, attended, condition, None, cache, causal=False)
+        if isinstance(cache, PaddedCache):
+            given = jnp.ones(ids.shape, bool) if mask is None else mask
+            before = jnp.sum(cache.mask & (order[0] < start), axis=1, keepdims=True)
+            positions = before + jnp.cumsum(given, axis=1) - 1
+            known = lax.dynamic_update_slice_in_dim(cache.mask, given, start, axis=1)
+            attended &= known[:, None]
+            # Padding may have nothing before it: its own place keeps it finite.
+            attended |= ~attended.any(axis=-1, keepdims=True) & (order == places[..., None])
+        x = self._embed(ids, segment_ids, condition, positions, mask=mask)
+        x = jnp.where(start + length <= room, x, jnp.nan)
+        x, layers = self._run_layers(x, attended, condition, positions, None, layers, causal=False)
         if config.norm_position == "pre":
             x = apply_norm(self.final_norm, x, condition)
-        return self.logits(x, condition=condition), cache
+        after = PaddedCache(layers, known) if padded else layers
+        return self.logits(x, condition=condition), after
 
     def _run_layers(
         self,
         x: jax.Array,
         mask: jax.Array | None,
         condition: jax.Array | None,
+        positions: jax.Array,
         keys: jax.Array | None,
         cache: Any,
         *,
         causal: bool,
     ) -> tuple[jax.Array, Any]:
-        config = self.config
+        config, angles = self.config, None
+        if config.positions == "rotary":
+            units = config.features // config.num_heads
+            angles = rotary_angles(positions, units, base=config.rotary_base)
         if isinstance(self.layers, nnx.List):
             after = []
             for number, layer in enumerate(self.layers):
-                apply = _checkpointed(functools.partial(layer, causal=causal), config.remat)
+                one = functools.partial(layer, causal=causal, angles=angles)
+                apply = _checkpointed(one, config.remat)
                 key = None if keys is None else keys[1 + number]
                 before = None if cache is None else cache[number]
                 x, extended = apply(x, mask, condition, key, before)
@@ -310,7 +375,7 @@ class Transformer(nnx.Module):
         def run(x: jax.Array, inputs: Any) -> tuple[jax.Array, KeyValueCache | None]:
             parameters, key, cache = inputs
             module = nnx.merge(graph, parameters)
-            return module(x, mask, condition, key, cache, causal=causal)
+            return module(x, mask, condition, key, cache, causal=causal, angles=angles)
 
         run = _checkpointed(run, config.remat)
         inputs = (parameters, None if keys is None else keys[1:], cache)
@@ -335,8 +400,8 @@ class Transformer(nnx.Module):
             x = x @ self.head_kernel[...] + align(self.head_bias, x)
             x = apply_norm(self.head_norm, ACTIVATIONS[config.activation](x), condition)
         wide = accumulator(x.dtype)
-        table = self.token_embedding[...]
-        y = jnp.einsum("...d,vd->...v", x, table, preferred_element_type=wide)
+        table = self.token_embedding if config.tie_embeddings else self.output_embedding
+        y = jnp.einsum("...d,vd->...v", x, table[...], preferred_element_type=wide)
         if config.head == "mlm":
             y += align(self.output_bias, y).astype(wide)
         return checkpoint_name(y, "logits")
@@ -356,29 +421,35 @@ class Transformer(nnx.Module):
         self,
         ids: jax.Array,
         segment_ids: jax.Array | None,
-        document_ids: jax.Array | None,
         condition: jax.Array | None,
-        positions: jax.Array | None = None,
+        positions: jax.Array,
+        *,
         mask: jax.Array | None = None,
+        in_order: bool = False,
+        key: jax.Array | None = None,
     ) -> jax.Array:
+        """``[B, T, D]``; positions are ``[B or 1, T]``, and 0, 1, … if they are in order."""
+
         def given(numbers: Any) -> Any:
             """0 at padding: a NaN there would reach all others, as 0 · NaN."""
             return numbers if mask is None else jnp.where(mask, numbers, 0)
 
         x = look_up(self.token_embedding, given(ids))
-        if positions is not None:
-            x += look_up(self.position_embedding, positions)[None]
-        elif document_ids is None:
-            x += self.position_embedding[: ids.shape[1]][None]
-        else:
-            x += look_up(self.position_embedding, given(document_positions(document_ids)))
+        if self.config.positions == "learned":
+            if in_order:
+                x += self.position_embedding[: ids.shape[1]][None]
+            else:
+                x += look_up(self.position_embedding, given(positions))
         if self.config.num_segments and segment_ids is None:
             x += self.segment_embedding[0][None, None]
         elif self.config.num_segments:
             x += look_up(self.segment_embedding, given(segment_ids))
         if self.config.norm_position == "post":
             x = apply_norm(self.embedding_norm, x, condition)
-        return checkpoint_name(constrain_rows(x), "embeddings")
+        x = dropout(checkpoint_name(constrain_rows(x), "embeddings"), self.config.dropout, key)
+        if embedding_width(self.config) != self.config.features:
+            x = x @ self.embedding_kernel[...] + align(self.embedding_bias, x)
+        return x
 
 
 def _checkpointed(layer: Callable, remat: str | tuple[str, ...] | None) -> Callable:

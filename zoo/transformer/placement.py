@@ -2,7 +2,7 @@
 
 from jax.sharding import PartitionSpec
 
-from zoo.transformer.config import TransformerConfig
+from zoo.transformer.config import TransformerConfig, embedding_width
 
 
 def placement_rules(config: TransformerConfig) -> tuple[tuple[str, PartitionSpec], ...]:
@@ -31,6 +31,12 @@ def placement_rules(config: TransformerConfig) -> tuple[tuple[str, PartitionSpec
         (r"expand_bias$", PartitionSpec(None, "model")),
         (r"contract_kernel$", PartitionSpec(None, "model", "fsdp")),
     ]
+    if config.positions == "rotary":
+        del rules[1]
+    if embedding_width(config) != config.features:
+        rules += [(r"embedding_kernel$", PartitionSpec("fsdp", None))]
+    if not config.tie_embeddings and config.head != "none":
+        rules += [(r"output_embedding$", PartitionSpec("model", "fsdp"))]
     if config.head == "mlm":
         rules += [
             (r"head_kernel$", PartitionSpec("fsdp", None)),
