@@ -9,8 +9,15 @@ from tests.battery import Row
 from zoo import energy
 from zoo.energy.chains import SamplerInfo
 from zoo.energy.clipped_adam import clipped_adam, scale_by_clipped_rms
+from zoo.energy.composition import (
+    clamped_energy,
+    energies_by_label,
+    mixture_energy,
+    product_energy,
+)
+from zoo.energy.health import chain_health
 from zoo.energy.langevin import LangevinState, MetropolisState
-from zoo.energy.objectives import classifier_energy, nearest_neighbor_entropy
+from zoo.energy.objectives import classifier_energy, nearest_neighbor_entropy, sampler_kl_loss
 from zoo.energy.spectral import spectral_normalize
 from zoo.energy.underdamped import UnderdampedState
 
@@ -135,6 +142,13 @@ ROWS = [
         UnderdampedState(0, 0, 0),
         False,
     ),
+    sampler_row(
+        "hamiltonian_monte_carlo",
+        energy.hamiltonian_monte_carlo(quadratic, step_size=0.3, num_leapfrog_steps=2),
+        MetropolisState(0, 0, 0, None),
+        MetropolisState(False, True, False, False),
+        rejects=True,
+    ),
     Row(
         name="zoo.energy.replay_draw",
         function=energy.replay_draw,
@@ -184,12 +198,15 @@ ROWS = [
 ]
 
 FACTORY = "returns functions; its sampler or energy has tests of its own"
+CHAIN = "takes a sampler and its state; the state's step has a row"
 EXEMPT = {
+    "zoo.energy.adapt_step_size": CHAIN,
     "zoo.energy.annealed_log_normalizer": "takes static sizes and an energy, no array argument",
+    "zoo.energy.chain_agreement": "compiled inside, slowly; equal to ArviZ in test_convergence.py",
     "zoo.energy.recovery_energy": FACTORY,
     "zoo.energy.replay_init": "zeros from static sizes",
-    "zoo.energy.run_chain": "takes a sampler and its state; the state's step has a row",
-    "zoo.energy.sample_chain": "takes a sampler and its state; the state's step has a row",
+    "zoo.energy.run_chain": CHAIN,
+    "zoo.energy.sample_chain": CHAIN,
     "zoo.energy.stochastic_gradient_langevin": FACTORY,
 }
 
@@ -199,10 +216,86 @@ TRANSFORMATIONS = [
 ]
 
 
-def log_normalizer(box):
-    return lambda: energy.annealed_log_normalizer(
-        jax.random.key(0), lambda x: box[0] * quadratic(x), (2, 1), num_steps=2, step_size=0.1
+KEY, X = jax.random.key(0), jnp.ones((2, 1))
+
+
+def reading(use):
+    """``use`` of an energy that reads the box at every call."""
+    return lambda box: lambda: use(lambda x, *_: box[0] * quadratic(x))
+
+
+def wrapping(make):
+    """An energy made of one that reads the box, once."""
+
+    def build(box):
+        energy_fn = make(lambda x, *_: box[0] * quadratic(x))
+        return lambda: energy_fn(X)
+
+    return build
+
+
+def moving(make, run=energy.run_chain, **options):
+    """Chains of a sampler that is made once."""
+
+    def build(box):
+        sampler = make(lambda x, *_: box[0] * quadratic(x))
+        return lambda: run(KEY, sampler, sampler.init(X), **options)
+
+    return build
+
+
+def by_minibatches(prior, example):
+    return energy.stochastic_gradient_langevin(
+        prior, example, jnp.ones(3), minibatch_size=2, step_size=0.1
     )
 
 
-CLOSURES = {"zoo.energy.annealed_log_normalizer": log_normalizer}  # chains: test_closures.py
+def adapting(box):
+    def make(step_size):
+        return energy.metropolis_langevin(lambda x: box[0] * quadratic(x), step_size=step_size)
+
+    return lambda: energy.adapt_step_size(KEY, make, X, num_steps=2).state.position
+
+
+def kl_loss(energy_fn):
+    make = functools.partial(energy.langevin, step_size=0.1)
+    return sampler_kl_loss(KEY, lambda _, x: energy_fn(x), (), X, make_sampler=make, num_steps=2)
+
+
+CHAIN_OF = {
+    "langevin": functools.partial(energy.langevin, step_size=0.1),
+    "metropolis_langevin": functools.partial(energy.metropolis_langevin, step_size=0.1),
+    "underdamped_langevin": functools.partial(
+        energy.underdamped_langevin, step_size=0.1, friction=1.0
+    ),
+    "hamiltonian_monte_carlo": functools.partial(
+        energy.hamiltonian_monte_carlo, step_size=0.1, num_leapfrog_steps=1
+    ),
+    "stochastic_gradient_langevin, prior": lambda e: by_minibatches(e, lambda x, d: x - d[None]),
+    "stochastic_gradient_langevin, examples": lambda e: by_minibatches(
+        quadratic, lambda x, d: e(x)[:, None] + d[None]
+    ),
+}
+CLOSURES = {f"zoo.energy.{name}": moving(make, num_steps=1) for name, make in CHAIN_OF.items()} | {
+    "zoo.energy.sample_chain": moving(CHAIN_OF["langevin"], energy.sample_chain, num_samples=1),
+    "zoo.energy.adapt_step_size": adapting,
+    "zoo.energy.annealed_log_normalizer": reading(
+        lambda e: energy.annealed_log_normalizer(KEY, e, (2, 1), num_steps=2, step_size=0.1)
+    ),
+    "zoo.energy.denoising_score_matching_loss": reading(
+        lambda e: energy.denoising_score_matching_loss(KEY, e, X, noise_scale=1.0)
+    ),
+    "zoo.energy.objectives.sampler_kl_loss": reading(kl_loss),
+    "zoo.energy.health.chain_health": reading(lambda e: chain_health(e, X, 2 * X)),
+    "zoo.energy.recovery_energy": wrapping(
+        functools.partial(energy.recovery_energy, noisy=X, noise_scale=1.0)
+    ),
+    "zoo.energy.composition.product_energy": wrapping(lambda e: product_energy([e, quadratic])),
+    "zoo.energy.composition.mixture_energy": wrapping(lambda e: mixture_energy([e, quadratic])),
+    "zoo.energy.composition.clamped_energy": wrapping(
+        lambda e: clamped_energy(e, X, jnp.zeros((1, 1), bool))
+    ),
+    "zoo.energy.composition.energies_by_label": wrapping(
+        lambda e: functools.partial(energies_by_label, e, num_classes=2)
+    ),
+}

@@ -14,7 +14,7 @@ from zoo.energy import (
     langevin,
     recovery_energy,
 )
-from zoo.energy.health import chain_agreement, chain_health
+from zoo.energy.health import chain_health
 from zoo.energy.objectives import (
     classifier_energy,
     nearest_neighbor_entropy,
@@ -186,46 +186,6 @@ def test_a_traced_strength_is_that_of_a_number():
     assert np.isnan(loss(-1.0))
     with pytest.raises(ValueError, match="l2 must be"):
         contrastive_loss(jnp.zeros(1), jnp.zeros(1), l2=np.float32(-1))
-
-
-def autoregression(coefficient, samples, chains):
-    noise = np.random.default_rng(0).normal(size=(samples, chains))
-    x = [noise[0] / np.sqrt(1 - coefficient**2)]
-    for row in noise[1:]:
-        x.append(coefficient * x[-1] + row)
-    return np.stack(x).astype(np.float32)
-
-
-@pytest.mark.parametrize("coefficient", [-0.4, 0.0, 0.9])
-def test_effective_samples_of_an_autoregression(coefficient):
-    """S·B·(1 - ρ)/(1 + ρ), wherever the chains are."""
-    x = autoregression(coefficient, 4000, 8)
-    expected = x.size * (1 - coefficient) / (1 + coefficient)
-    agreement = quick_jit(chain_agreement)
-    for offset in (0.0, 100.0):
-        found = agreement(jnp.array(x + np.float32(offset)))
-        assert found.effective_samples == pytest.approx(expected, rel=0.1)
-        assert found.r_hat == pytest.approx(1, abs=0.01)
-
-
-def test_chains_that_stay_or_differ_do_not_agree():
-    x = jnp.array(autoregression(0.0, 200, 4))
-    agreement = quick_jit(chain_agreement)
-    for constant in (0.1, 1e4 / 3):  # no mean of these is exact
-        stuck = jnp.full((200, 4), constant)
-        assert np.isnan(agreement(stuck)).all()
-        apart = stuck + jnp.arange(4.0)[None]
-        one = x.at[:, 0].set(constant)
-        for positions in (apart, one):
-            r_hat, effective = agreement(positions)
-            assert r_hat == np.inf
-            assert np.isnan(effective)
-    assert agreement(x + 3 * jnp.arange(4.0)[None]).r_hat > 2
-    assert np.isnan(agreement(x.at[3, 0].set(jnp.nan))).all()
-    found = jax.eval_shape(chain_agreement, jnp.stack([x, x], axis=2)[1:])
-    assert found.r_hat.shape == (2,)
-    with pytest.raises(ValueError, match=r"\[S, B, \.\.\.\] with S ≥ 4 and B ≥ 1, got \(3, 4\)"):
-        chain_agreement(x[:3])
 
 
 def test_classifier_energies_are_consistent():

@@ -7,6 +7,7 @@ import pytest
 
 from tests.battery import quick_jit
 from zoo.energy import (
+    hamiltonian_monte_carlo,
     langevin,
     metropolis_langevin,
     run_chain,
@@ -14,7 +15,7 @@ from zoo.energy import (
     stochastic_gradient_langevin,
     underdamped_langevin,
 )
-from zoo.energy.chains import energy_and_gradient
+from zoo.energy.chains import energy_and_gradient, standard_normal
 from zoo.training import make_mesh
 from zoo.training.mesh import batch_sharding
 
@@ -24,6 +25,16 @@ START = jnp.array([[3.0, -4.0], [0.0, 0.5]])
 
 def quadratic(x):
     return (x**2).sum(axis=-1) / 2
+
+
+def hamiltonian(energy, step_size=0.1, num_leapfrog_steps=2, **options):
+    return hamiltonian_monte_carlo(
+        energy, step_size=step_size, num_leapfrog_steps=num_leapfrog_steps, **options
+    )
+
+
+def quartic(x):
+    return (x**4 + x).sum(axis=-1) / 4
 
 
 def after_step(sampler, start=START):
@@ -45,6 +56,32 @@ def test_noise_first_takes_the_gradient_at_the_noised_point():
     assert float(jnp.abs(noise).min()) > 0
     noised_first = after_step(langevin(quadratic, noise_first=True, **common))
     np.testing.assert_allclose(noised_first, 0.7 * (START + noise), rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", [1.0, np.array([0.5, 2.0], np.float32)])
+def test_one_leapfrog_step_is_the_adjusted_langevin_step(metric):
+    """Of h²/2: the same proposal and the same ratio, by another formula."""
+    options = dict(temperature=0.7, preconditioner=metric)
+    one = hamiltonian(quartic, 0.4, 1, **options)
+    other = metropolis_langevin(quartic, step_size=0.4**2 / 2, **options)
+    (state, info), (expected, proposal) = quick_jit(
+        lambda x: [sampler.step(KEY, sampler.init(x)) for sampler in (one, other)]
+    )(jax.random.normal(KEY, (64, 2)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), info, proposal
+    )
+    np.testing.assert_allclose(state.position, expected.position, rtol=1e-5, atol=1e-5)
+    assert info.acceptance_probability.min() < 0.9
+
+
+def test_leapfrog_goes_the_way_of_newton():
+    """Steps are small: the end is that of the differential equation, the energy is kept."""
+    sampler = hamiltonian(quadratic, 0.01, 100)
+    state, info = quick_jit(lambda x: sampler.step(KEY, sampler.init(x)))(START)
+    velocity = standard_normal(jax.random.split(KEY)[0], START)
+    expected = np.cos(1.0) * START + np.sin(1.0) * velocity
+    np.testing.assert_allclose(state.position, expected, atol=1e-4)
+    np.testing.assert_allclose(info.acceptance_probability, 1, atol=1e-3)
 
 
 def test_box_holds_and_info_is_of_the_point_of_the_gradient():
@@ -76,8 +113,9 @@ def test_reflection_folds_as_often_as_needed():
         # These keep the gradient of the start too.
         (lambda energy: metropolis_langevin(energy, step_size=0.1), 6),
         (lambda energy: underdamped_langevin(energy, step_size=0.1, friction=1.0), 6),
+        (lambda energy: hamiltonian(energy, num_leapfrog_steps=3), 16),
     ],
-    ids=["langevin", "metropolis", "underdamped"],
+    ids=["langevin", "metropolis", "underdamped", "hamiltonian"],
 )
 def test_a_step_costs_one_gradient(make, gradients):
     calls = []
@@ -118,6 +156,7 @@ def test_position_may_be_any_tree():
         langevin(energy, step_size=0.1, gradient_norm_clip=1.0),
         metropolis_langevin(energy, step_size=0.1),
         underdamped_langevin(energy, step_size=0.1, friction=1.0),
+        hamiltonian(energy, preconditioner={"a": jnp.ones((2, 2)), "b": 2.0}),
     ):
         state, info = jax.eval_shape(lambda x, s=sampler: s.step(KEY, s.init(x)), position)
         assert jax.tree.map(jnp.shape, state.position) == jax.tree.map(jnp.shape, position)
@@ -165,8 +204,9 @@ def endless(x):
         lambda energy: langevin(energy, step_size=0.1, gradient_norm_clip=0.1),
         lambda energy: underdamped_langevin(energy, step_size=0.1, friction=1.0),
         lambda energy: metropolis_langevin(energy, step_size=0.1),
+        hamiltonian,
     ],
-    ids=["clip", "reflect", "component", "norm", "underdamped", "metropolis"],
+    ids=["clip", "reflect", "component", "norm", "underdamped", "metropolis", "hamiltonian"],
 )
 def test_what_is_not_finite_makes_its_own_chain_nan(make, energy):
     x = after_step(make(energy))
@@ -189,6 +229,8 @@ def test_a_step_that_is_not_possible_gives_nan_under_jit():
         yield langevin(quadratic, step_size=0.1, bounds=(0.0, h))
         yield metropolis_langevin(quadratic, step_size=h)
         yield metropolis_langevin(quadratic, step_size=0.1, temperature=h)
+        yield hamiltonian(quadratic, h)
+        yield hamiltonian(quadratic, temperature=h)
         yield underdamped_langevin(quadratic, step_size=h, friction=1.0)
         yield underdamped_langevin(quadratic, step_size=0.1, friction=h)
 
@@ -224,6 +266,7 @@ def test_nothing_moves_nothing(shape):
         langevin(quadratic, step_size=0.1, gradient_norm_clip=1.0),
         metropolis_langevin(quadratic, step_size=0.1),
         underdamped_langevin(quadratic, step_size=0.1, friction=1.0),
+        hamiltonian(quadratic),
     ):
         x, info = quick_jit(lambda x, s=sampler: s.step(KEY, s.init(x)))(jnp.zeros(shape))
         assert x.position.shape == shape
@@ -245,11 +288,15 @@ def test_data_may_be_numpy_and_is_copied():
     np.testing.assert_array_equal(found.position, expected.position)
 
 
-def test_infinite_walls_are_never_entered_by_the_adjusted_sampler():
+@pytest.mark.parametrize(
+    ("make", "outside"),
+    [(metropolis_langevin, np.inf), (hamiltonian, np.inf), (hamiltonian, np.nan)],
+)
+def test_walls_are_never_entered_by_the_adjusted_samplers(make, outside):
     def half_line(x):
-        return jnp.where(x[:, 0] < 0, jnp.inf, x[:, 0])
+        return jnp.where(x[:, 0] < 0, outside, x[:, 0])
 
-    sampler = metropolis_langevin(half_line, step_size=1.0)
+    sampler = make(half_line, step_size=1.0)
     state, info = run_chain(KEY, sampler, sampler.init(jnp.ones((256, 1))), 50)
     assert state.position.min() >= 0
     assert state.energy.max() < np.inf
@@ -294,6 +341,11 @@ BAD_OPTIONS = {
     "no temperature": (
         lambda: metropolis_langevin(quadratic, step_size=0.1, temperature=0),
         "temperature must be .* > 0, got 0",
+    ),
+    "no time": (lambda: hamiltonian(quadratic, 0), "step_size must be .* > 0, got 0"),
+    "no leapfrog": (
+        lambda: hamiltonian(quadratic, num_leapfrog_steps=0),
+        "num_leapfrog_steps must be at least 1, got 0",
     ),
     "friction": (
         lambda: underdamped_langevin(quadratic, step_size=0.1, friction=0),

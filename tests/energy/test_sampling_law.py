@@ -11,6 +11,8 @@ import pytest
 from scipy import stats
 
 from zoo.energy import (
+    adapt_step_size,
+    hamiltonian_monte_carlo,
     langevin,
     metropolis_langevin,
     run_chain,
@@ -76,9 +78,16 @@ def test_preconditioner_changes_the_pace_and_not_the_law():
         assert_normal(x[:, column], 1 / (stiffness * (1 - 0.2 / 2)))
 
 
-def test_adjusted_langevin_is_exact_at_any_step():
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (metropolis_langevin, {"step_size": 0.4}),
+        (hamiltonian_monte_carlo, {"step_size": 0.6, "num_leapfrog_steps": 3}),
+    ],
+)
+def test_adjusted_samplers_are_exact_at_any_step(make, options):
     metric = jnp.array([0.5, 0.3])
-    sampler = metropolis_langevin(quadratic, step_size=0.4, temperature=0.5, preconditioner=metric)
+    sampler = make(quadratic, temperature=0.5, preconditioner=metric, **options)
     x = ends(sampler, num_steps=60)
     for column, stiffness in enumerate((1.0, 4.0)):
         assert_normal(x[:, column], 0.5 / stiffness)
@@ -101,6 +110,35 @@ def test_adjusted_langevin_on_a_double_well():
     counts = np.bincount(np.searchsorted(edges, x), minlength=10)
     assert stats.chisquare(counts).pvalue > LEAST
     assert 0.5 < distribution[3000] < 0.75  # the left well is heavier: not a symmetric toy
+
+
+def sampler_of_step(name):
+    if name == "metropolis":
+        return lambda h: metropolis_langevin(quadratic, step_size=h), 0.57
+    return lambda h: hamiltonian_monte_carlo(quadratic, step_size=h, num_leapfrog_steps=4), 0.8
+
+
+@pytest.mark.parametrize("name", ["metropolis", "hamiltonian"])
+def test_adapted_steps_are_accepted_as_often_as_wanted(name):
+    """From steps that are 10⁵ times too small or too large; then the law is exact."""
+    make, target = sampler_of_step(name)
+    found = []
+    for first in (1e-5, 1e5):
+        adapted = adapt_step_size(
+            jax.random.key(0),
+            make,
+            jnp.zeros((CHAINS, 2)),
+            num_steps=300,
+            step_size=first,
+            target_acceptance=target,
+        )
+        found.append(float(adapted.step_size))
+        late = np.asarray(adapted.info.acceptance_probability)[200:]
+        assert late.mean() == pytest.approx(target, abs=0.04)
+    assert found[0] == pytest.approx(found[1], rel=0.15)
+    x = ends(make(found[0]), num_steps=30, start=adapted.state.position)
+    for column, stiffness in enumerate((1.0, 4.0)):
+        assert_normal(x[:, column], 1 / stiffness)
 
 
 def test_underdamped_positions_are_exact_on_quadratics_and_velocities_as_stated():

@@ -4,7 +4,10 @@ Further names are in their modules: ``composition`` (products, mixtures, in-pain
 ``clipped_adam``, ``health``, ``networks``, ``objectives``, ``spectral``.
 """
 
+from zoo.energy.adaptation import adapt_step_size
 from zoo.energy.chains import Sampler, run_chain, sample_chain
+from zoo.energy.convergence import chain_agreement
+from zoo.energy.hamiltonian import hamiltonian_monte_carlo
 from zoo.energy.langevin import langevin, metropolis_langevin
 from zoo.energy.likelihood import annealed_log_normalizer
 from zoo.energy.networks import ResNetEnergy
@@ -21,9 +24,12 @@ __all__ = [
     "ReplayBuffer",
     "ResNetEnergy",
     "Sampler",
+    "adapt_step_size",
     "annealed_log_normalizer",
+    "chain_agreement",
     "contrastive_loss",
     "denoising_score_matching_loss",
+    "hamiltonian_monte_carlo",
     "langevin",
     "metropolis_langevin",
     "recovery_energy",

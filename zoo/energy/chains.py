@@ -85,7 +85,7 @@ def sample_chain(
 ) -> tuple[Any, Any, SamplerInfo]:
     """Runs a chain and keeps every ``thinning``-th position, for estimates and diagnostics.
 
-    ``zoo.energy.health.chain_agreement`` gives R̂ and the effective sample size of the positions.
+    ``zoo.energy.chain_agreement`` gives R̂ and the effective sample sizes of the positions.
 
     Args:
         key: ``[]`` typed key; consumed.
@@ -222,6 +222,44 @@ def standard_normal(key: jax.Array, position: Any) -> Any:
         for k, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, draws)
+
+
+def moved(position: Any, by: Any, factor: Any) -> Any:
+    """``position + factor·by``; the factor may be wider, the leaves keep their dtypes."""
+    return jax.tree.map(lambda a, b: a + jnp.asarray(factor).astype(a.dtype) * b, position, by)
+
+
+def diagonal(value: Any, position: Any) -> Any:
+    """A number for every leaf, or a pytree that broadcasts against an example: ``[1, ...]``."""
+
+    def one(v: Any, leaf: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(jnp.asarray(v, leaf.dtype), leaf.shape[1:])[None]
+
+    return jax.tree.map(one, jax.tree.broadcast(value, position), position)
+
+
+def scaled(tree: Any, metric: Any, factor: Any) -> Any:
+    """``factor·metric·tree``; the factor may be wider, the leaves keep their dtypes."""
+    return jax.tree.map(
+        lambda leaf, m: leaf * (m * jnp.asarray(factor).astype(leaf.dtype)), tree, metric
+    )
+
+
+def accepted_or_kept(
+    key: jax.Array, log_ratio: jax.Array, lost: jax.Array, new: Any, old: Any
+) -> tuple[Any, jax.Array]:
+    """Metropolis' choice, chain by chain: the new values with probability ``min(1, e^log_ratio)``.
+
+    A ratio that is NaN counts as 0. Chains that are lost become NaN, and so does their probability.
+    """
+    probability = jnp.exp(jnp.minimum(jnp.nan_to_num(log_ratio, nan=-jnp.inf), 0))
+    accepted = jax.random.uniform(key, probability.shape, probability.dtype) < probability
+
+    def select(new: jax.Array, old: jax.Array) -> jax.Array:
+        kept = jnp.where(per_chain(accepted, new), new, old)
+        return jnp.where(per_chain(lost, new), jnp.nan, kept)
+
+    return jax.tree.map(select, new, old), jnp.where(lost, jnp.nan, probability)
 
 
 def wide(position: Any) -> Any:

@@ -16,6 +16,7 @@ Tweedie, "Exponential convergence of Langevin distributions", 1996; Du, Mordatch
 Generation and Modeling with Energy-Based Models", 2019, arXiv 1903.08689; article 6612.
 """
 
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -28,16 +29,20 @@ from zoo.energy.chains import (
     Sampler,
     SamplerInfo,
     ScalarOrSchedule,
+    accepted_or_kept,
     as_schedule,
     batch_size,
     check_bounds,
     copied,
+    diagonal,
     energy_and_gradient,
     inner_product,
+    moved,
     norm,
     only_where,
     per_chain,
     rounded,
+    scaled,
     standard_normal,
     wide,
 )
@@ -56,7 +61,7 @@ class LangevinState(NamedTuple):
 
 
 class MetropolisState(NamedTuple):
-    """State of the adjusted sampler: the gradient is kept, a rejected step costs no second one.
+    """State of the adjusted samplers: the gradient is kept, a rejected step costs no second one.
 
     Attributes:
         position: pytree of ``[B, ...]``.
@@ -134,16 +139,16 @@ def langevin(
         h = step_size(state.step)
         s = noise_scale(state.step) if noise_scale else jnp.sqrt(2 * h * temperature(state.step))
         at = state.position
-        metric = _like(preconditioner, wide(at))
-        noise = _scaled(standard_normal(key, at), jax.tree.map(jnp.sqrt, metric), s)
+        metric = diagonal(preconditioner, wide(at))
+        noise = scaled(standard_normal(key, at), jax.tree.map(jnp.sqrt, metric), s)
 
-        at = rounded(_add(wide(at), noise), at) if noise_first else at
+        at = rounded(moved(wide(at), noise, 1), at) if noise_first else at
         energy, gradient = energy_and_gradient(energy_fn, at)
         length = norm(gradient)
         finite = jnp.isfinite(energy) & jnp.isfinite(length)
         gradient = _clipped(wide(gradient), gradient_clip, gradient_norm_clip, length)
-        x = _add(wide(at), _scaled(gradient, metric, -h))
-        x = x if noise_first else _add(x, noise)
+        x = moved(wide(at), scaled(gradient, metric, -h), 1)
+        x = x if noise_first else moved(x, noise, 1)
         if bounds is not None:
             x = jax.tree.map(lambda leaf: _contained(leaf, bounds, boundary), x)
         info = SamplerInfo(energy, length, jnp.ones_like(energy))
@@ -191,50 +196,42 @@ def metropolis_langevin(
     step_size = as_schedule("step_size", step_size, above=0)
     temperature = number("temperature", temperature, above=0)
 
-    def init(position: Any) -> MetropolisState:
-        energy, gradient = energy_and_gradient(energy_fn, position)
-        return MetropolisState(copied(position), energy, gradient, jnp.zeros((), jnp.int32))
-
     def step(key: jax.Array, state: MetropolisState) -> tuple[MetropolisState, SamplerInfo]:
         noise_key, accept_key = jax.random.split(key)
         h = step_size(state.step)
         x, energy_x, gradient_x, _ = state
-        metric = _like(preconditioner, wide(x))
+        metric = diagonal(preconditioner, wide(x))
 
         def drifted(position: Any, gradient: Any) -> Any:
-            return _add(wide(position), _scaled(wide(gradient), metric, -h))
+            return moved(wide(position), scaled(wide(gradient), metric, -h), 1)
 
         def log_proposal(to: Any, position: Any, gradient: Any) -> jax.Array:
             gap = jax.tree.map(jnp.subtract, wide(to), drifted(position, gradient))
-            scaled = jax.tree.map(jnp.divide, gap, metric)
-            return -inner_product(gap, scaled) / (4 * h * temperature)
+            whitened = jax.tree.map(jnp.divide, gap, metric)
+            return -inner_product(gap, whitened) / (4 * h * temperature)
 
         noise = standard_normal(noise_key, x)
-        noise = _scaled(noise, jax.tree.map(jnp.sqrt, metric), jnp.sqrt(2 * h * temperature))
-        proposal = rounded(_add(drifted(x, gradient_x), noise), x)
+        noise = scaled(noise, jax.tree.map(jnp.sqrt, metric), jnp.sqrt(2 * h * temperature))
+        proposal = rounded(moved(drifted(x, gradient_x), noise, 1), x)
         energy, gradient = energy_and_gradient(energy_fn, proposal)
         forward = log_proposal(proposal, x, gradient_x)
         log_ratio = (
             (energy_x - energy) / temperature + log_proposal(x, proposal, gradient) - forward
         )
         log_ratio = jnp.where(jnp.isfinite(energy), log_ratio, -jnp.inf)
-        probability = jnp.exp(jnp.minimum(jnp.nan_to_num(log_ratio, nan=-jnp.inf), 0))
         lost = jnp.isnan(energy_x) | ~jnp.isfinite(forward)
-        accepted = jax.random.uniform(accept_key, energy.shape, energy.dtype) < probability
+        new, old = (proposal, energy, gradient), (x, energy_x, gradient_x)
+        kept, probability = accepted_or_kept(accept_key, log_ratio, lost, new, old)
+        info = SamplerInfo(energy, norm(gradient), probability)
+        return MetropolisState(*kept, state.step + 1), info
 
-        def select(new: jax.Array, old: jax.Array) -> jax.Array:
-            kept = jnp.where(per_chain(accepted, new), new, old)
-            return jnp.where(per_chain(lost, new), jnp.nan, kept)
-
-        info = SamplerInfo(energy, norm(gradient), jnp.where(lost, jnp.nan, probability))
-        x, energy, gradient = jax.tree.map(select, (proposal, energy, gradient), state[:3])
-        return MetropolisState(x, energy, gradient, state.step + 1), info
-
-    return Sampler(init, step)
+    return Sampler(functools.partial(metropolis_init, energy_fn), step)
 
 
-def _add(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.add, a, b)
+def metropolis_init(energy_fn: EnergyFunction, position: Any) -> MetropolisState:
+    """The state of chains that start here."""
+    energy, gradient = energy_and_gradient(energy_fn, position)
+    return MetropolisState(copied(position), energy, gradient, jnp.zeros((), jnp.int32))
 
 
 def _contained(x: jax.Array, bounds: tuple[float, float], boundary: str) -> jax.Array:
@@ -259,19 +256,3 @@ def _clipped(
         length = norm(gradient)
     factor = norm_bound / jnp.maximum(length, norm_bound)
     return jax.tree.map(lambda g: g * per_chain(factor, g).astype(g.dtype), gradient)
-
-
-def _like(value: Any, position: Any) -> Any:
-    """A number for every leaf, or a pytree that broadcasts against an example: ``[1, ...]``."""
-
-    def one(v: Any, leaf: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(jnp.asarray(v, leaf.dtype), leaf.shape[1:])[None]
-
-    return jax.tree.map(one, jax.tree.broadcast(value, position), position)
-
-
-def _scaled(tree: Any, metric: Any, factor: Any) -> Any:
-    """factor·metric·tree; the factor may be wider, the leaves keep their dtypes."""
-    return jax.tree.map(
-        lambda leaf, m: leaf * (m * jnp.asarray(factor).astype(leaf.dtype)), tree, metric
-    )

@@ -23,6 +23,7 @@ from zoo.energy.chains import (
     SamplerInfo,
     copied,
     energy_and_gradient,
+    moved,
     norm,
     only_where,
     rounded,
@@ -73,9 +74,6 @@ def underdamped_langevin(
     step_size = number("step_size", step_size, above=0)
     friction = number("friction", friction, above=0)
     temperature = number("temperature", temperature, at_least=0)
-
-    def moved(tree: Any, by: Any, factor: Any) -> Any:
-        return jax.tree.map(lambda a, b: a + jnp.asarray(factor, a.dtype) * b, tree, by)
 
     def init(position: Any) -> UnderdampedState:
         _, gradient = energy_and_gradient(energy_fn, position)
