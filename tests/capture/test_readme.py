@@ -12,7 +12,7 @@ README = pathlib.Path(zoo.capture.__file__).with_name("README.md")
 def test_code_and_links_of_the_readme_work():
     text = README.read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)

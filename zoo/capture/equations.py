@@ -11,10 +11,13 @@ Nothing here runs anything; `zoo.capture.interpreter` does.
 import collections
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import flax
+import jax
 from jax.extend import core
 from jax.extend.core import primitives
 
@@ -30,6 +33,9 @@ PROGRAMS: dict[core.Primitive, tuple[str, ...]] = {
     primitives.while_p: ("cond_jaxpr", "body_jaxpr"),
     primitives.cond_p: ("branches",),
 }
+
+FOLDERS = [os.path.dirname(file) for file in (jax.__file__, flax.__file__, __file__)]
+HIDDEN = (FOLDERS[0], os.path.join(FOLDERS[1], "linen", "module.py"), FOLDERS[2])  # call the rest
 
 Path = tuple[int, ...]  # index of an equation, of a program in it, of an equation in that, …
 
@@ -95,6 +101,7 @@ class Hit(NamedTuple):
         types: one abstract value per output of the equation.
         within: the equations around it, outermost first.
         varying: the mesh axes over which its shards can differ.
+        equation: the equation itself.
     """
 
     path: Path
@@ -106,11 +113,25 @@ class Hit(NamedTuple):
     types: tuple[Any, ...]
     within: tuple[core.JaxprEqn, ...]
     varying: frozenset[Any]
+    equation: core.JaxprEqn
 
     @property
     def recomputed(self) -> bool:
         """Whether it is in the backward pass of a `jax.checkpoint`."""
         return any(equation.params.get("differentiated", False) for equation in self.within)
+
+    @property
+    def source(self) -> str:
+        """File and line of the innermost call that is neither in JAX nor in this package."""
+        for equation in (self.equation, *reversed(self.within)):
+            traceback = equation.source_info.traceback
+            frames: list[Any] = traceback.frames if traceback else []
+            for frame in frames:
+                if not frame.file_name.startswith(HIDDEN):
+                    name = os.path.relpath(frame.file_name)
+                    shorter = min(name, frame.file_name.rpartition("site-packages/")[2], key=len)
+                    return f"{shorter}:{frame.line_num}"
+        return ""
 
     def shape(self, output: int) -> tuple[int, ...]:
         """The shape in which capture returns one of its outputs."""
@@ -165,9 +186,9 @@ def _walk(
             label = equation.params["name"] if tapped else scope
             types = tuple(v.aval for v in equation.outvars)
             differs = varying.union(*map(varying_axes, types))
-            yield Hit(here, label, label, tapped, selected, "", types, within, differs)
+            yield Hit(here, label, label, tapped, selected, "", types, within, differs, equation)
         for label in () if held else _taps_inside(equation):
-            yield Hit(here, label, label, True, False, primitive, (), within, varying)
+            yield Hit(here, label, label, True, False, primitive, (), within, varying, equation)
 
 
 def _taps_inside(equation: core.JaxprEqn) -> Iterator[str]:

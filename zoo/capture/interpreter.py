@@ -12,12 +12,13 @@ program, with one more output per site:
     shard_map       the shards side by side along the value's first axis
 
 A replaced value makes a custom derivative rule wrong: there the rule is dropped and the changed
-program differentiated as it stands. All of it is JAX code again, to be transformed once more.
+program differentiated as it stands. An array that is added to a value, for its gradient, is 0: the
+rule stays. All of it is JAX code again, to be transformed once more.
 """
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ class Conditional(NamedTuple):
 
 
 class Site(NamedTuple):
-    """What to do at one equation: read it, or replace it by a function or by a given array."""
+    """What to do at one equation: read it, replace it by a function or an array, add an array."""
 
     name: str
     varying: frozenset[Any]
@@ -68,7 +69,7 @@ Result = tuple[Sequence[Any], Values]  # outputs, and what was read at the sites
 
 
 class Interpreter:
-    """Evaluates programs under a plan; its sites are either all read or all replaced.
+    """Evaluates programs under a plan; its sites are all read, all replaced, or read and added to.
 
     Loops, branches and jitted programs are compiled once and remembered, so that a second call
     outside `jit` compiles nothing; that memory lives as long as this object. What is remembered is
@@ -76,8 +77,9 @@ class Interpreter:
     functions replace values, the changed program itself, as functions can read what changes.
     """
 
-    def __init__(self, *, replaces: bool):
-        self._replaces = replaces
+    def __init__(self, action: Literal["read", "replace", "add"]):
+        self._reads, self._changes = action != "replace", action != "read"
+        self._adds = action == "add"
         self._compiled = functools.lru_cache(REMEMBERED)(self._compile)
         self._compiled_changed = functools.lru_cache(REMEMBERED)(self._compile_changed)
 
@@ -88,7 +90,8 @@ class Interpreter:
             program: a jaxpr, closed or without constants.
             plan: its sites.
             inputs: one value per input.
-            values: arrays that replace sites, by name, stacked as capture returns them.
+            values: arrays that replace sites, or are added, by name; stacked as capture returns
+                them.
 
         Returns:
             The outputs, and the values read, by name.
@@ -129,18 +132,19 @@ class Interpreter:
         site = dict(plan).get(())
         plans = tuple(_inside(plan, index) for index in range(len(programs_of(equation))))
         read: Values = {}
-        if site is not None and self._replaces and equation.primitive is primitives.name_p:
+        if site is not None and self._changes and equation.primitive is primitives.name_p:
             # The replacement carries the name, so that an outer capture finds it.
-            return _evaluate(equation, _replace(equation, site, operands, values)), {}
+            (output,) = _evaluate(equation, self._changed(equation, site, operands, values))
+            return [output], {site.name: output} if self._reads else {}
         if any(plans):
             names = {site.name for plan in plans for _, site in plan}
             inner_values = {name: value for name, value in values.items() if name in names}
             outputs, read = self._enter(equation, plans, operands, inner_values)
         else:
             outputs = _evaluate(equation, operands)
-        if site is not None and self._replaces:
-            outputs = _replace(equation, site, outputs, values)
-        elif site is not None:
+        if site is not None and self._changes:
+            outputs = self._changed(equation, site, outputs, values)
+        if site is not None and self._reads:
             read |= {site.name: outputs[0] if len(outputs) == 1 else tuple(outputs)}
         return outputs, read
 
@@ -167,8 +171,8 @@ class Interpreter:
             return self._shard_map(params, plans, inputs, values)
         (program,), (plan,) = programs_of(equation), plans
         custom = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
-        if primitive in custom and not self._replaces:
-            return self._keep_rule(equation, program, plan, inputs)
+        if primitive in custom and self._reads:
+            return self._keep_rule(equation, program, plan, inputs, values)
         return self.run(program, plan, inputs, values)
 
     def _rules(self) -> dict[core.Primitive, Callable[..., Result]]:
@@ -226,19 +230,37 @@ class Interpreter:
         return jax.checkpoint(call, **options)(inputs, values)
 
     def _keep_rule(
-        self, equation: core.JaxprEqn, program: Any, plan: Plan, inputs: Inputs
+        self, equation: core.JaxprEqn, program: Any, plan: Plan, inputs: Inputs, values: Values
     ) -> Result:
         @jax.custom_jvp
-        def call(*inputs: Any) -> Result:
-            return self.run(program, plan, inputs, {})
+        def call(values: Values, *inputs: Any) -> Result:
+            return self.run(program, plan, inputs, values)
 
         @call.defjvp
         def rule(primals: tuple, tangents: tuple) -> tuple[Result, Result]:
-            outputs, d_outputs = jax.jvp(lambda *x: _evaluate(equation, x), primals, tangents)
-            read, d_read = jax.jvp(lambda *x: self.run(program, plan, x, {})[1], primals, tangents)
+            (values, *inputs), (d_values, *d_inputs) = primals, tangents
+            outputs, d_outputs = jax.jvp(lambda *x: _evaluate(equation, x), inputs, d_inputs)
+            (_, read), (_, d_read) = jax.jvp(call.fun, primals, tangents)
+            if values:  # what was added inside has its ordinary derivative
+                _, (added, _) = jax.jvp(lambda v: call.fun(v, *inputs), (values,), (d_values,))
+                d_outputs = [
+                    a if a.dtype == jax.dtypes.float0 else a + b
+                    for a, b in zip(d_outputs, added, strict=True)
+                ]
             return (outputs, read), (d_outputs, d_read)
 
-        return call(*inputs)
+        return call(values, *inputs)
+
+    def _changed(
+        self, equation: core.JaxprEqn, site: Site, old: Sequence[Any], values: Values
+    ) -> list[jax.Array]:
+        """The outputs with what is given in place of them, or added."""
+        if not self._adds:
+            return _replace(equation, site, old, values)
+        if site.name not in values:
+            return list(old)
+        added = _replace(equation, site, old, values)
+        return [x + delta for x, delta in zip(old, added, strict=True)]
 
     def _scan(self, params: Params, plans: Plans, inputs: Inputs, values: Values) -> Result:
         constants, carry, xs = _scan_parts(params, inputs)
@@ -291,7 +313,7 @@ class Interpreter:
             return outputs, {name: _conditional(value) for name, value in read.items()}
 
         types: Values = {}
-        for position, plan in enumerate(() if self._replaces else plans):
+        for position, plan in enumerate(plans if self._reads else ()):
             if plan:
                 types |= _types(lambda i=position: taken(i)[1])  # type: ignore[misc]
 
@@ -322,7 +344,7 @@ class Interpreter:
             local,
             mesh=params["mesh"],
             in_specs=(tuple(params["in_specs"]), {name: specs[name] for name in values}),
-            out_specs=(tuple(params["out_specs"]), {} if self._replaces else specs),
+            out_specs=(tuple(params["out_specs"]), specs if self._reads else {}),
             axis_names=params["newly_manual_axes"],
             check_vma=params["check_vma"],
         )
