@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.battery import quick_jit
 from zoo.energy import replay_draw, replay_init, replay_insert
 from zoo.training import make_mesh
 from zoo.training.mesh import batch_sharding
@@ -140,6 +141,38 @@ def test_labels_travel_with_their_samples():
     assert 77 in draw.labels["class"]
 
 
+def test_samples_may_be_any_tree():
+    """Rows of all arrays move together; bytes where they are asked for, with noise of their own."""
+    example = {"image": jnp.zeros(2), "mask": jnp.zeros(2), "latent": jnp.zeros((), jnp.bfloat16)}
+    kinds = {"image": jnp.uint8, "mask": jnp.uint8, "latent": None}
+    buffer = replay_init(example, capacity=8, storage_dtype=kinds)
+    assert jax.tree.map(lambda leaf: leaf.dtype.name, buffer.samples) == {
+        "image": "uint8",
+        "mask": "uint8",
+        "latent": "bfloat16",
+    }
+
+    def batch(numbers):
+        pixels = jnp.repeat(numbers[:, None], 2, axis=1) / 32
+        return {"image": pixels, "mask": pixels, "latent": numbers.astype(jnp.bfloat16)}
+
+    insert = jax.jit(replay_insert, donate_argnums=1, static_argnames="policy")
+    buffer = insert(KEY, buffer, batch(jnp.arange(6.0)))
+    buffer = insert(KEY, buffer, batch(6 + jnp.arange(4.0)), policy="reservoir")
+    draw = quick_jit(replay_draw)(KEY, buffer, batch(jnp.full(40, 16.0)), fresh_rate=0.3)
+    numbers = np.asarray(draw.samples["latent"], np.float32)
+    assert numbers[draw.is_new].min() == 16
+    old = ~np.asarray(draw.is_new)
+    image, mask = (np.asarray(draw.samples[name])[old] for name in ("image", "mask"))
+    np.testing.assert_allclose(image, np.repeat(numbers[old, None], 2, axis=1) / 32, atol=1 / 128)
+    assert (image != mask).all()
+    ends = jax.tree.map(lambda leaf: leaf[:8], draw.samples)
+    after = jax.eval_shape(
+        lambda *a: replay_insert(*a, policy="in_place", rows=draw.rows[:8]), KEY, buffer, ends
+    )
+    assert after == jax.eval_shape(lambda: buffer)
+
+
 def test_buffer_split_over_devices_gives_the_same_draws():
     mesh = make_mesh()
     buffer = filled(capacity=16)
@@ -170,6 +203,7 @@ def test_size_is_named_before_anything_is_allocated():
 
 
 LABELLED = replay_init(jnp.zeros(2), capacity=2, labels=jnp.int32(0))
+TREE = replay_init({"a": jnp.zeros(2), "b": jnp.zeros(())}, capacity=2)
 PLAIN = replay_init(jnp.zeros(2), capacity=2)
 BAD = {
     "no room": (lambda: replay_init(jnp.zeros(2), capacity=0), "capacity must be at least 1"),
@@ -180,6 +214,15 @@ BAD = {
     "rate": (
         lambda: replay_draw(KEY, PLAIN, jnp.zeros((1, 2)), fresh_rate=1.5),
         "fresh_rate must be .* ≥ 0 and ≤ 1, got 1.5",
+    ),
+    "no arrays": (lambda: replay_init({}, capacity=1), "example must hold at least one array"),
+    "another tree": (
+        lambda: replay_draw(KEY, PLAIN, {"x": jnp.zeros((1, 2))}),
+        r"fresh: expected a tree PyTreeDef\(\*\) as in the buffer, got PyTreeDef\({'x': \*}\)",
+    ),
+    "a leaf of another shape": (
+        lambda: replay_insert(KEY, TREE, {"a": jnp.zeros((1, 2)), "b": jnp.zeros(2)}),
+        r"samples\['b'\]: expected shape \[1\] as in the buffer, got \(2,\)",
     ),
     "labels missing": (
         lambda: replay_insert(KEY, LABELLED, jnp.zeros((1, 2))),

@@ -66,7 +66,7 @@ def dual_averaging_init(step_size: float | jax.Array) -> DualAveraging:
 
 
 def dual_averaging_update(
-    state: DualAveraging, acceptance: jax.Array, *, target_acceptance: float
+    state: DualAveraging, acceptance: float | jax.Array, *, target_acceptance: float | jax.Array
 ) -> DualAveraging:
     """The state after a step that was accepted with this probability.
 
@@ -144,7 +144,7 @@ def _adapt(
     constants: list[Any],
     state: Any,
     averaging: DualAveraging,
-    target_acceptance: jax.Array,
+    target_acceptance: float | jax.Array,
     num_steps: int,
 ) -> AdaptedStepSize:
     def step(carry: tuple[Any, DualAveraging], index: jax.Array) -> Any:

@@ -114,7 +114,8 @@ def hamiltonian_monte_carlo(
         proposal = rounded(x, state.position), energy, gradient
         kept, probability = accepted_or_kept(accept_key, log_ratio, lost, proposal, state[:3])
         info = SamplerInfo(energy, norm(gradient), probability)
-        return MetropolisState(*kept, state.step + 1), info
+        x, energy, gradient = kept
+        return MetropolisState(x, energy, gradient, state.step + 1), info
 
     return Sampler(functools.partial(metropolis_init, energy_fn), step)
 

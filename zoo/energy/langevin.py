@@ -223,7 +223,8 @@ def metropolis_langevin(
         new, old = (proposal, energy, gradient), (x, energy_x, gradient_x)
         kept, probability = accepted_or_kept(accept_key, log_ratio, lost, new, old)
         info = SamplerInfo(energy, norm(gradient), probability)
-        return MetropolisState(*kept, state.step + 1), info
+        x, energy, gradient = kept
+        return MetropolisState(x, energy, gradient, state.step + 1), info
 
     return Sampler(functools.partial(metropolis_init, energy_fn), step)
 
