@@ -121,7 +121,8 @@ class SamplingConfig:
     """Scales of classifier-free guidance; 1 is none."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "count", "batch_size", "top_k")
+        at_least(2, self, "count")  # how much samples are like each other is measured
+        at_least(1, self, "batch_size", "top_k")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"sampling.top_p must be in (0, 1], got {self.top_p}")
         if not self.temperature > 0:

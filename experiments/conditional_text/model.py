@@ -23,7 +23,7 @@ from experiments.conditional_text.texts import start_of
 from zoo.conditional import ClassCondition, ConditionalLayerNorm
 from zoo.data import Vocabulary
 from zoo.transformer import Transformer, TransformerConfig, load_bert
-from zoo.transformer.bert_weights import bert_config
+from zoo.transformer.weights import bert_config
 
 SIZES = ("features", "num_layers", "num_heads", "feedforward_features", "dropout")
 
@@ -116,6 +116,7 @@ def transformer_config(
             "head": "mlm",
             "pooler": False,
             "dropout": model.dropout,
+            "attention_dropout": 0.0,
         }
         return dataclasses.replace(found, **causal)
     labels = num_classes + 1

@@ -84,6 +84,11 @@ def load(config: Config) -> Data:
     labelled = texts.read(config.data.uri)
     classes = list(dict.fromkeys(label for _, label in labelled["train"]))
     vocabulary = texts.make_vocabulary(config, labelled["train"])
+    if (config.sampling.top_k or 0) > len(vocabulary):
+        raise ValueError(
+            f"sampling.top_k must be at most the {len(vocabulary)} tokens there are, got "
+            f"{config.sampling.top_k}"
+        )
     training, held_out = (
         texts.cut(labelled[split], classes, vocabulary, config.data.longest) for split in SPLITS
     )

@@ -99,7 +99,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     |μ₁ - μ₂|² + tr C₁ + tr C₂ - 2·tr √(C₁C₂)
     """
     means = [x.mean(axis=0, dtype=np.float64) for x in (first, second)]
-    covariances = [np.cov(x.astype(np.float64), rowvar=False) for x in (first, second)]
+    covariances = [np.atleast_2d(np.cov(x.T, dtype=np.float64)) for x in (first, second)]
     # C₁C₂ is similar to a positive matrix: its eigenvalues are real but for rounding.
     roots = np.sqrt(np.maximum(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0))
     traces = sum(np.trace(c) for c in covariances)

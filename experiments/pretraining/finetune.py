@@ -45,7 +45,7 @@ from zoo.training import (
     results_table,
 )
 from zoo.transformer import Transformer, TransformerConfig, load_bert, placement_rules
-from zoo.transformer.bert_weights import bert_config
+from zoo.transformer.weights import bert_config
 
 PRETRAINED, SCRATCH = "pretrained", "from scratch"
 Reviews = list[dict[str, Any]]
@@ -151,7 +151,9 @@ def run(config: Config) -> None:
 def load(config: Config) -> Data:
     """Reads as many reviews as are asked for, half of each label."""
     folder = local_path(config.pretrained)
-    encoder = dataclasses.replace(bert_config(folder), head="none", pooler=False)
+    encoder = dataclasses.replace(
+        bert_config(folder), head="none", pooler=False, attention_dropout=0.0
+    )
     vocabulary = load_vocabulary(folder)
     cls, sep = vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"]
     reviews: dict[str, Reviews] = {"train": [], "test": []}

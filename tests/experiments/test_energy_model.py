@@ -140,6 +140,7 @@ def test_frechet_distance_of_known_laws():
     expected = means @ means + np.trace(c + d - 2 * linalg.sqrtm(c @ d).real)
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(first[:, :1], first[:, :1] + 3) == pytest.approx(9)
 
 
 def test_ranks_and_scores():

@@ -76,6 +76,8 @@ def test_a_seed_that_no_generator_takes_is_named(name, seed, refused):
         ("conditional_text", "--model.num-heads=7", "model.num_heads must divide"),
         ("conditional_text", "--sampling.guidance", "sampling.guidance must hold at least one"),
         ("conditional_text", "--sampling.top-k=0", "sampling.top_k must be at least 1"),
+        ("conditional_text", "--preset=smoke --sampling.top-k=201", "at most the 200 tokens"),
+        ("conditional_text", "--sampling.count=1", "sampling.count must be at least 2"),
         ("conditional_text", "--sampling.top-p=0", "sampling.top_p must be in (0, 1]"),
         ("conditional_text", "--sampling.temperature=0", "sampling.temperature must be > 0"),
         ("conditional_text", "--training.epochs=inf", "training.epochs must be finite"),

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.training import program
-from zoo.training import Checkpointer, init_state, make_mesh
+from zoo.training import Checkpointer, checkpoint, init_state, make_mesh
 from zoo.training.checkpoint import read_manifest
 from zoo.training.digest import checksum
 from zoo.training.state import abstract_state
@@ -85,6 +85,8 @@ def test_keeps_the_newest_and_replaces_none(tmp_path, state):
         checkpointer.wait()
         assert checkpointer.steps() == [2, 3]
         assert checkpointer.restore(state)[1] == 3
+        with pytest.raises(ValueError, match=r"newest checkpoint, 3, .* got 1; discard\(1\)"):
+            checkpointer.save(at(state, 1), position=None)
         with pytest.raises(TypeError, match="JSON"):
             checkpointer.save(at(state, 4), position={"batch": np.zeros(3)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
@@ -323,6 +325,21 @@ def test_what_the_system_refuses_ends_the_run_and_leaves_the_checkpoint(folder, 
         assert checkpointer.steps() == [4, 6, 8]
 
 
+def test_files_that_may_not_be_opened_are_not_taken_for_missing(folder, monkeypatch):
+    """To Orbax they seem not to be there."""
+
+    def forbidden(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    shutil.rmtree(folder / "6" / "loop")
+    monkeypatch.setattr(checkpoint, "open", forbidden, raising=False)
+    with (
+        Checkpointer(folder) as checkpointer,
+        pytest.raises(PermissionError, match="cannot be read: Permission denied"),
+    ):
+        checkpointer.restore(abstract_on(1))
+
+
 def test_a_failed_save_names_the_folder(tmp_path, state, monkeypatch):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(at(state, 1), position=1)
@@ -332,7 +349,7 @@ def test_a_failed_save_names_the_folder(tmp_path, state, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(type(checkpointer._orbax), "save_checkpointables_async", full)
-            with pytest.raises(OSError, match=r"could not be saved \(.*No space left") as caught:
+            with pytest.raises(OSError, match=r"could not be saved \(No space left") as caught:
                 checkpointer.save(at(state, 2), position=2)
         assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
         assert checkpointer.restore(state)[1] == 1

@@ -128,9 +128,7 @@ def test_damaged_lines_of_a_log_are_named_and_dropped(tmp_path):
         log.write(10, {})
     assert path.read_bytes() == good + b'{"step": 10}\n'
     with MetricsLog(path) as log:
-        with pytest.warns(
-            UserWarning, match=r"\.jsonl lacks 2 of the 3 records up to step 9"
-        ):
+        with pytest.warns(UserWarning, match=r"\.jsonl lacks 2 of the 3 records up to step 9"):
             log.resume(9, count=3)
         log.write(10, {})
         assert log.count == 4

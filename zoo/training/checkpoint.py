@@ -98,12 +98,18 @@ class Checkpointer:
 
         Raises:
             TypeError: if the position is not JSON.
+            ValueError: if it differs between processes, or a later step is saved already.
             OSError: if this save or an earlier one in the background failed (a full disk).
         """
         step = int(state.step)
         self._make_room()
         if step in self.steps():
             return False
+        if step < (latest := max(self.steps(), default=step)):
+            raise ValueError(
+                f"step must be more than that of the newest checkpoint, {latest}, which would be "
+                f"restored in its place, got {step}; discard({step}) removes the later ones"
+            )
         text = json.dumps({"leaves": describe(state), "position": position}, sort_keys=True)
         crc = zlib.crc32(text.encode())
         if len(np.unique(multihost_utils.process_allgather(np.uint32(crc)))) > 1:
@@ -207,7 +213,7 @@ class Checkpointer:
             try:
                 return self._orbax.load_checkpointables(step, items), None
             except Exception as error:
-                problem = _cause(error)
+                problem = _refused(self.directory / str(step)) or _cause(error)
             gc.collect()  # Orbax leaves coroutines behind, which complain when they are collected
             return None, problem
 
@@ -306,12 +312,29 @@ def _cause(error: BaseException) -> str | OSError:
         error = inner
     text = str(error).splitlines()[0][:300] if str(error) else ""
     number = error.errno if isinstance(error, OSError) else None
+    text = text.removeprefix(f"[Errno {number}] ")
     if isinstance(error, MemoryError) or (number is not None and number not in _DAMAGE):
         return OSError(number or errno.ENOMEM, text or os.strerror(errno.ENOMEM))
     if text.startswith(_REFUSED):  # TensorStore's words for it
         found = re.search(r"os_error_code='(\d+)'", str(error))
         return OSError(int(found[1]) if found else errno.EACCES, text)
     return f"{type(error).__name__}: {text[:200]}"
+
+
+def _refused(folder: Any) -> OSError | None:
+    """What the system says when the files of a folder are opened; to Orbax some seem not to be."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    try:
+        for inside, _, files in os.walk(os.fspath(folder), onerror=fail):
+            for file in files:
+                with open(os.path.join(inside, file), "rb"):
+                    pass
+    except OSError as error:
+        return None if error.errno in _DAMAGE else error
+    return None
 
 
 def _agreed(problem: str | OSError | None) -> str | None:

@@ -135,8 +135,8 @@ def _has_results(directory: pathlib.Path) -> bool:
 
 
 def _is_trained(directory: pathlib.Path) -> bool:
-    """Whether there is a record, a summary or a checkpoint."""
-    patterns = ("metrics*.jsonl", "summary.json", "checkpoints*/[0-9]*/manifest")
+    """Whether there is a record, a summary, a checkpoint or a prepared corpus."""
+    patterns = ("metrics*.jsonl", "summary.json", "checkpoints*/[0-9]*/manifest", "manifest.json")
     found = (file for pattern in patterns for file in directory.rglob(pattern))
     return any(file.is_dir() or file.stat().st_size for file in found)
 
@@ -150,8 +150,8 @@ def leave_workdirs(*, failed: bool) -> None:
 
     Args:
         failed: the command ended in a mistake. What it wrote in a folder that it made, or found
-            empty, is removed if no record, checkpoint or summary is among it: else a mistake in the
-            first command would keep the corrected one out.
+            empty, is removed if no record, checkpoint, summary or prepared corpus is among it: else
+            a mistake in the first command would keep the corrected one out.
     """
     for directory in _unfinished if failed else ():
         if not _is_trained(directory):
