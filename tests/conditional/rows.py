@@ -8,7 +8,8 @@ import numpy as np
 
 from tests.battery import BadInput, Row
 from zoo.conditional import conditional_layer_norm
-from zoo.conditional.layer_norm import conditional_rms_norm, drop_condition
+from zoo.conditional.guidance import guided
+from zoo.conditional.layer_norm import conditional_gate, conditional_rms_norm, drop_condition
 
 UNITS, FEATURES, TIME = 4, 3, 2
 
@@ -80,6 +81,32 @@ ROWS = [
         axes=(0, 0, None, None),
         differentiable=(0, 1, 2, 3),
         **NORM,
+    ),
+    Row(
+        name="zoo.conditional.layer_norm.conditional_gate",
+        function=conditional_gate,
+        arguments=rms_norm_arguments,
+        axes=(0, 0, None, None),
+        differentiable=(1, 2, 3),
+        extreme=1e-20,  # products
+        bad=(
+            BadInput(
+                "a vector as kernel",
+                lambda: conditional_gate(ones(2, 4), ones(2, 3), ones(4), ones(4)),
+                ValueError,
+                argument="gate_kernel",
+                expected=r"\[E, D\]",
+                got=r"\[4\]",
+            ),
+        ),
+    ),
+    Row(
+        name="zoo.conditional.guidance.guided",
+        function=functools.partial(guided, scale=2.0),
+        arguments=lambda *a: (layer_norm_arguments(*a)[0], layer_norm_arguments(*a)[0]),
+        axes=(0, 0),
+        differentiable=(0, 1),
+        extreme=0.1,
     ),
     Row(
         name="zoo.conditional.layer_norm.drop_condition",

@@ -251,11 +251,6 @@ def test_a_small_spread_around_a_large_mean(mean, spread):
     np.testing.assert_allclose(pull_back(cotangent)[0], expected / deviation, atol=1e-4 * scale)
 
 
-def test_the_condition_to_drop_has_an_axis_of_samples():
-    with pytest.raises(ValueError, match=r"condition must be \[B, ..., E\], got \(3,\)"):
-        drop_condition(jax.random.key(0), jnp.ones(3), rate=0.5)
-
-
 def test_masked_entries_do_not_count():
     x = normal(0, 2, 3, 8)
     mask = jnp.arange(8) < 5

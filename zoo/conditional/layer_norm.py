@@ -6,6 +6,8 @@
     n = x / √(mean(x²) + epsilon)                                RMSNorm, which has a scale only
     y = (scale + c W_scale) · n
 
+    g = gate + c W_gate                                          AdaLN-Zero: x + g · f(y)
+
 W_scale and W_bias start at 0, so a pretrained model computes at first what it did, whatever the
 condition. They have no bias of their own (scale and bias are that), so the condition 0 always gives
 the plain norm, which makes it the null condition of classifier-free guidance.
@@ -121,23 +123,66 @@ def conditional_rms_norm(
     return _modulate(x, gain, shift, mask, epsilon=epsilon, centred=False)  # gain · n
 
 
-def drop_condition(key: jax.Array, condition: jax.Array, *, rate: float) -> jax.Array:
-    """Sets the condition of a random share of the samples to 0, the null condition.
+def conditional_gate(
+    x: jax.Array, condition: Condition, gate: jax.Array, gate_kernel: jax.Array
+) -> jax.Array:
+    """The gate of AdaLN-Zero, by which a branch of a residual network depends on the condition.
 
-    A model trained so also gives unconditional logits, which classifier-free guidance needs:
-    (1 + w) · logits(c) - w · logits(0).
+    g = gate + c W_gate, for x + g · f(y) with y the conditional norm of x. Where both start at 0
+    (``gate`` too) every block starts as the identity; where ``gate`` starts at 1 and W_gate at 0, a
+    pretrained network starts as it is.
+
+    Args:
+        x: ``[..., D]``, of which only the shape and dtype count.
+        condition: as for :func:`conditional_layer_norm`.
+        gate: ``[D]``.
+        gate_kernel: W_gate ``[E, D]``.
+
+    Returns:
+        The gate in the dtype of x, with its rank, ``[B, 1, ..., D]``: 1 at axes that share it.
+
+    Raises:
+        TypeError, ValueError: as :func:`conditional_layer_norm`.
+
+    >>> x, condition = jnp.ones((2, 3, 1)), jnp.array([[0.0], [0.5]])
+    >>> conditional_gate(x, condition, jnp.zeros(1), jnp.ones((1, 1))).tolist()
+    [[[0.0]], [[0.5]]]
+
+    Reference: William Peebles, Saining Xie, "Scalable Diffusion Models with Transformers", 2022,
+    arXiv 2212.09748, section 3.2.
+    """
+    shapes(x=(x, "... D"), gate=(gate, "D"), gate_kernel=(gate_kernel, "E D"))
+    g = affine(gate, gate_kernel, align_conditions(x, condition, len(gate_kernel)))
+    own = g.shape[:-2]
+    return g.reshape(*own, *(1,) * (x.ndim - 1 - len(own)), x.shape[-1]).astype(x.dtype)
+
+
+def drop_condition(
+    key: jax.Array, condition: Condition, *, rate: float, null: Any = None
+) -> jax.Array | tuple[jax.Array, ...]:
+    """Sets the condition of a random share of the samples to the null condition.
+
+    A model trained so also gives unconditional outputs, which classifier-free guidance needs:
+    f(null) + scale · (f(c) - f(null)); see :class:`ClassifierFreeGuidance`.
 
     Args:
         key: typed key, consumed.
-        condition: ``[B, ..., E]``, at least two axes: one condition per sample.
-        rate: probability of 0, in [0, 1].
+        condition: ``[B, ..., E]``, at least two axes: one condition per sample; with ``null``, also
+            labels ``[B]``. A sequence of conditions is dropped together.
+        rate: probability of the null condition, in [0, 1].
+        null: the null condition, broadcast to one sample: a learned vector ``[E]``, a label that
+            stands for no class; a sequence for several conditions. None: 0, which gives the plain
+            norm.
 
     Returns:
-        ``[B, ..., E]``: each sample unchanged or 0 (not scaled up as dropout does).
+        Like the condition: each sample unchanged or null (not scaled up as dropout does). A traced
+        rate out of its range gives NaN, the label -1.
 
     Raises:
-        TypeError: if the key is not a typed key or the condition not floating-point.
-        ValueError: if the rate is not in [0, 1], or the condition has no axis of samples.
+        TypeError: if the key is not a typed key, or the condition not floating-point without a
+            ``null``.
+        ValueError: if the rate is not in [0, 1], the condition has no axis of samples, or the
+            conditions are of different numbers of samples.
 
     >>> drop_condition(jax.random.key(0), jnp.ones((2, 3)), rate=1.0)
     Array([[0., 0., 0.], [0., 0., 0.]], dtype=float32)
@@ -146,15 +191,30 @@ def drop_condition(key: jax.Array, condition: jax.Array, *, rate: float) -> jax.
     """
     typed_key("key", key)
     rate = number("rate", rate, at_least=0, at_most=1)
-    condition = floating("condition", condition)
-    if condition.ndim < 2:
+    several = isinstance(condition, (tuple, list))
+    conditions: Any = condition if several else [condition]
+    nulls = [None] * len(conditions) if null is None else null if several else [null]
+    given = [
+        floating("condition", c) if n is None else jnp.asarray(c)
+        for c, n in zip(conditions, nulls, strict=True)
+    ]
+    sizes = [c.shape for c in given]
+    if any(len(size) < 1 + (n is None) for size, n in zip(sizes, nulls, strict=True)):
         raise ValueError(
-            f"condition must be [B, ..., E], got {condition.shape}, of which single features would "
-            "be dropped; add the axis of samples, condition[None]"
+            f"condition must be [B, ..., E], got {', '.join(map(str, sizes))}, of which single "
+            "features would be dropped; add the axis of samples, condition[None]"
         )
-    kept = jax.random.bernoulli(key, 1 - rate, condition.shape[:1])
-    null = 0 * jnp.asarray(rate, condition.dtype)  # NaN for a traced rate out of its range
-    return jnp.where(kept.reshape(-1, *(1,) * (condition.ndim - 1)), condition, null)
+    if len({size[0] for size in sizes}) > 1:
+        raise ValueError(f"condition must be of B samples, all of them, got shapes {sizes}")
+    kept = jax.random.bernoulli(key, 1 - rate, sizes[0][:1])
+    dropped = []
+    for c, n in zip(given, nulls, strict=True):
+        new = jnp.asarray(0 if n is None else n, c.dtype)
+        if isinstance(rate, jax.core.Tracer):
+            no_value = jnp.nan if jnp.issubdtype(c.dtype, jnp.inexact) else -1
+            new = jnp.where(jnp.isnan(rate), jnp.asarray(no_value, c.dtype), new)
+        dropped.append(jnp.where(kept.reshape(-1, *(1,) * (c.ndim - 1)), c, new))
+    return tuple(dropped) if several else dropped[0]
 
 
 def align_conditions(x: jax.Array, condition: Condition | None, features: int) -> list[jax.Array]:

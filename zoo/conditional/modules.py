@@ -15,6 +15,7 @@ from zoo.conditional.layer_norm import (
     Condition,
     affine,
     align_conditions,
+    conditional_gate,
     conditional_layer_norm,
     conditional_rms_norm,
 )
@@ -44,6 +45,7 @@ class _ConditionalNorm(nnx.Module):
         hidden_features: int | None = None,
         activation: str = "swish",
         epsilon: float = 1e-12,
+        gate: float | None = None,
         param_dtype: Any = float,
         rngs: nnx.Rngs,
     ):
@@ -71,6 +73,10 @@ class _ConditionalNorm(nnx.Module):
         if self.has_bias:
             self.bias = nnx.Param(jnp.zeros(num_features, param_dtype))
             self.bias_kernel = nnx.Param(jnp.zeros((width, num_features), param_dtype))
+        self.has_gate = gate is not None
+        if gate is not None:
+            self.gate = nnx.Param(jnp.full(num_features, number("gate", gate), param_dtype))
+            self.gate_kernel = nnx.Param(jnp.zeros((width, num_features), param_dtype))
 
     def _promoted(self, x: jax.Array) -> jax.Array:
         """``x`` in the dtype of the result: its own, or what the replaced norm makes of it."""
@@ -88,6 +94,12 @@ class _ConditionalNorm(nnx.Module):
         hidden = affine(jnp.zeros(self.hidden_features), self.hidden_kernel[...], c)[..., 0, :]
         return ACTIVATIONS[self.activation](hidden)
 
+    def _gated(self, y: jax.Array, condition: Any) -> Any:
+        """y, or the pair (y, gate)."""
+        if not self.has_gate:
+            return y
+        return y, conditional_gate(y, condition, self.gate[...], self.gate_kernel[...])
+
 
 class ConditionalLayerNorm(_ConditionalNorm):
     """:func:`conditional_layer_norm` with its parameters; at the start a plain LayerNorm.
@@ -101,6 +113,9 @@ class ConditionalLayerNorm(_ConditionalNorm):
         hidden_features: width of the bottleneck W_h, drawn from a normal; None: there is none.
         activation: of the bottleneck: ``"swish"``, ``"gelu"``, ``"relu"`` or ``"tanh"``.
         epsilon: added to the variance.
+        gate: makes the result the pair ``(y, g)`` with g = gate + h W_gate, for x + g · f(y); the
+            value that every entry of ``gate`` starts from: 0 for AdaLN-Zero, whose blocks start as
+            the identity, 1 for a network that is pretrained. None: there is no gate.
         param_dtype: dtype of the parameters.
         rngs: Flax's random streams; ``params`` is used.
 
@@ -122,14 +137,15 @@ class ConditionalLayerNorm(_ConditionalNorm):
         condition: Condition | None = None,
         *,
         mask: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> Any:
         """``[..., D]`` and ``[B, E]`` (or ``[..., E]``, or a sequence of them) to ``[..., D]``.
 
         Without a condition, that of :func:`conditioned_on` is used.
         """
-        return conditional_layer_norm(
+        condition = self._condition(x, condition)
+        y = conditional_layer_norm(
             self._promoted(x),
-            self._condition(x, condition),
+            condition,
             self.scale[...],
             self.bias[...],
             self.scale_kernel[...],
@@ -137,6 +153,7 @@ class ConditionalLayerNorm(_ConditionalNorm):
             epsilon=self.epsilon,
             mask=mask,
         )
+        return self._gated(y, condition)
 
 
 class ConditionalRMSNorm(_ConditionalNorm):
@@ -161,16 +178,18 @@ class ConditionalRMSNorm(_ConditionalNorm):
         condition: Condition | None = None,
         *,
         mask: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> Any:
         """As that of :class:`ConditionalLayerNorm`."""
-        return conditional_rms_norm(
+        condition = self._condition(x, condition)
+        y = conditional_rms_norm(
             self._promoted(x),
-            self._condition(x, condition),
+            condition,
             self.scale[...],
             self.scale_kernel[...],
             epsilon=self.epsilon,
             mask=mask,
         )
+        return self._gated(y, condition)
 
 
 class ClassCondition(nnx.Module):
