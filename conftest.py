@@ -24,7 +24,9 @@ SLOW_EXAMPLES = {
     "zoo.ordered.language_model.OnLstmLanguageModel.generate",
     "zoo.spherical.evaluation.word_similarity",
     "zoo.spherical.inference.embed_documents",
-    "zoo.transformer.bert_weights.bert_state_dict",
+    "zoo.transformer.weights.load_bert",
+    "zoo.transformer.weights.load_transformer",
+    "zoo.transformer.weights.state_dict",
     "zoo.transformer.model.Transformer",
 }
 # No deadline: the first example compiles. The same examples every time: no test passes by luck.

@@ -3,6 +3,7 @@
 Functions of tensors that `benchmarks.case.make_case` knows by name, and whole programs.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from benchmarks.measure import cores
 from zoo.extras import require
 from zoo.transformer import Transformer
-from zoo.transformer.bert_weights import FIELDS, bert_state_dict
+from zoo.transformer.architectures import write_config
+from zoo.transformer.weights import state_dict
 
 Tensor = torch.Tensor
 Thunk = Callable[[], Any]
@@ -316,10 +318,9 @@ def energy_step(images: np.ndarray, start: np.ndarray, *, features: int, num_ste
 def load_bert(kind: str, model: Transformer, **options: Any) -> Any:
     """Their model with the weights of ours, and PyTorch's own attention kernel."""
     transformers = require("transformers", "bench")
-    config = {theirs: getattr(model.config, ours) for ours, theirs in FIELDS.items()}
-    config |= {"attention_probs_dropout_prob": 0.0, "attn_implementation": "sdpa"}
-    theirs = getattr(transformers, kind)(transformers.BertConfig(**config, **options))
-    given = {name: torch.tensor(value) for name, value in bert_state_dict(model).items()}
+    config = json.loads(write_config(model.config, "bert")) | {"attn_implementation": "sdpa"}
+    theirs = getattr(transformers, kind)(transformers.BertConfig(**config | options))
+    given = {name: torch.tensor(value) for name, value in state_dict(model).items()}
     missing, unexpected = theirs.load_state_dict(given, strict=False)
     if unexpected or any("decoder" not in name for name in missing):
         raise ValueError(f"weights do not fit: {missing=}, {unexpected=}")

@@ -14,8 +14,10 @@ import pytest
 from flax import nnx
 
 from tests.transformer.test_model import build
-from zoo.transformer import TransformerConfig, bert_files, load_bert, save_bert
-from zoo.transformer.bert_weights import _fill, bert_config, bert_state_dict
+from zoo.transformer import TransformerConfig, load_bert, save_bert
+from zoo.transformer import checkpoint_files as files
+from zoo.transformer.architectures import ARCHITECTURES, FIXED
+from zoo.transformer.weights import _fill, bert_config, state_dict
 
 COUNT = int(os.environ.get("ZOO_FUZZ", "300"))
 TINY = TransformerConfig(
@@ -81,7 +83,7 @@ def change(generator, tree):
     return tree
 
 
-EXTRA = [*bert_files.FIXED, "is_decoder", "zoo_mask", "tie_word_embeddings", "embedding_size"]
+EXTRA = [*FIXED, "is_decoder", "zoo_mask", "tie_word_embeddings", "embedding_size"]
 
 
 def attempt(read, *errors):
@@ -112,22 +114,22 @@ def test_configs(folder, structured):
 @pytest.mark.parametrize("structured", [True, False])
 def test_indices(folder, structured, tmp_path):
     generator = np.random.default_rng(1)
-    names = sorted(bert_files.read_names(folder))
-    (tmp_path / "one.safetensors").write_bytes((folder / bert_files.SINGLE).read_bytes())
+    names = sorted(files.read_names(folder))
+    (tmp_path / "one.safetensors").write_bytes((folder / files.SINGLE).read_bytes())
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, "one.safetensors")}
     whole = json.dumps(index).encode()
     for _ in range(COUNT):
         content = json.dumps(change(generator, index)).encode()
         content = content if structured else mutated(generator, whole)
-        (tmp_path / bert_files.INDEX).write_bytes(content)
-        attempt(functools.partial(bert_files.read_names, tmp_path), ValueError, OSError)
+        (tmp_path / files.INDEX).write_bytes(content)
+        attempt(functools.partial(files.read_names, tmp_path), ValueError, OSError)
 
 
 @pytest.mark.parametrize("structured", [True, False])
 def test_weights(folder, structured, tmp_path):
     """The header (its length, then JSON) is changed as JSON or byte by byte."""
-    generator, path = np.random.default_rng(2), tmp_path / bert_files.SINGLE
-    whole = (folder / bert_files.SINGLE).read_bytes()
+    generator, path = np.random.default_rng(2), tmp_path / files.SINGLE
+    whole = (folder / files.SINGLE).read_bytes()
     size = int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8 : 8 + size])
     shapes = {name: value.shape for name, value in flat_shapes().items()}
@@ -142,7 +144,7 @@ def test_weights(folder, structured, tmp_path):
 
 
 def read_and_fill(directory, shapes):
-    _fill(shapes, 1, bert_files.read_tensors(directory), "the folder")
+    _fill(shapes, TINY, ARCHITECTURES["bert"], files.read_tensors(directory), "the folder", 0)
 
 
 @functools.cache
@@ -154,7 +156,7 @@ def flat_shapes():
 def test_state_dicts():
     """Names of Hugging Face, of TensorFlow and in between; shapes and dtypes of others."""
     generator = np.random.default_rng(3)
-    tensors = bert_state_dict(build(TINY))
+    tensors = state_dict(build(TINY))
     shapes = {name: leaf.shape for name, leaf in flat_shapes().items()}
     swaps = [("bert.", ""), (".", "/"), ("weight", "kernel"), ("weight", "gamma"), ("0", "00")]
     swaps += [("LayerNorm", "layernorm"), ("cls.", ""), ("layer.0", "layer_0"), ("bias", "beta")]
@@ -167,6 +169,11 @@ def test_state_dicts():
             shape = pick(generator, [value.shape, value.shape[::-1], (), (0,), (2, 3)])
             renamed = name.replace(*pick(generator, swaps))
             changed[renamed] = np.zeros(shape).astype(dtype)
-        attempt(lambda changed=changed: _fill(shapes, 1, changed, "the dict"), ValueError)
+        attempt(
+            lambda changed=changed: _fill(
+                shapes, TINY, ARCHITECTURES["bert"], changed, "the dict", 0
+            ),
+            ValueError,
+        )
     with pytest.raises(ValueError, match="0 tensors, the model 1 layers"):
         load_bert({}, config=TINY)
