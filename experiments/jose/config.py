@@ -44,6 +44,9 @@ class ModelConfig:
     negatives: int = 2
     margin: float = 0.15
 
+    def __post_init__(self) -> None:
+        at_least(2, self, "dimension")  # the map has two
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:

@@ -320,3 +320,14 @@ def test_mistakes_are_noticed_before_a_folder_is_made(flag, message, tmp_path, c
     assert exit_.value.code == 2
     assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert not workdir.exists()
+
+
+def test_a_prepared_corpus_outlives_a_mistake_that_it_shows(tiny, tmp_path, capsys):
+    """Its rows are too few for a batch: the corrected command need not prepare it again."""
+    flags = [flag for flag in tiny if not flag.startswith("--data.directory")]
+    flags += [f"--workdir={tmp_path}", "--training.batch-size=4096"]
+    with pytest.raises(SystemExit):
+        command_line.main(run, PRESETS, __doc__, flags)
+    assert "make no batch with batch_size=4096" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    assert (tmp_path / "corpus" / "manifest.json").exists()

@@ -88,6 +88,7 @@ def test_a_seed_that_no_generator_takes_is_named(name, seed, refused):
         ("image_captioning", "--model.num-heads=7", "model.num_heads must divide"),
         ("image_captioning", "--preset=smoke --search.beam-size=99999", "beam_size must be at"),
         ("jose", "--data.similarity=/no", "/no"),
+        ("jose", "--model.dimension=1", "model.dimension must be at least 2"),
         ("jose", "--evaluation.runs=0", "evaluation.runs must be at least 1"),
         ("jose", "--evaluation.map-points=0", "evaluation.map_points must be at least"),
         ("on_lstm_language_model", "--training.accumulation-steps=3", "must divide"),

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.battery import quick_jit
 from zoo import spherical
 from zoo.spherical import trainer as trainer_module
 from zoo.spherical.corpus import EncodedCorpus, read_corpus
@@ -75,9 +76,12 @@ def test_a_step_is_riemannian_sgd_on_the_sum_of_the_public_losses(objective):
     assert last.valid.sum() < 64 == full.valid.sum()
     options, tables = trainer.options, trainer.state.parameters
     step = trainer_module.compile_step(options, trainer.chunks.text_rows)
+    chunk_loss = quick_jit(lambda points, chunk: trainer_module._chunk_loss(points, chunk, options))
     for chunk in (full, last):
         pairs, own = triples(chunk, options)
 
+        @quick_jit
+        @jax.value_and_grad
         def loss(tables, pairs=pairs, own=own):
             u, v, d, negative = vectors(tables, pairs)
             if objective == "joint":
@@ -86,7 +90,7 @@ def test_a_step_is_riemannian_sgd_on_the_sum_of_the_public_losses(objective):
             neighbours = two_hinges_loss(u, v, negative)
             return jnp.sum(neighbours) + jnp.sum(two_hinges_loss(u_own, d, own_negative))
 
-        value, gradients = jax.value_and_grad(loss)(tables)
+        value, gradients = loss(tables)
         optimizer = spherical.riemannian_sgd(float(chunk.rate[0]), angular=objective == "joint")
         updates, _ = optimizer.update(gradients, optimizer.init(tables), tables)
         expected = optax.apply_updates(tables, updates)
@@ -94,7 +98,7 @@ def test_a_step_is_riemannian_sgd_on_the_sum_of_the_public_losses(objective):
         rows = {"documents": chunk.document_rows, "words": chunk.word_rows}
         rows["contexts"] = chunk.word_rows
         points = {name: table.at[rows[name]].get(mode="clip") for name, table in tables.items()}
-        found, hinges = trainer_module._chunk_loss(points, chunk, options)
+        found, hinges = chunk_loss(points, chunk)
         assert found == pytest.approx(float(value), rel=1e-5)
         count = pairs.shape[1] + (0 if objective == "joint" else own.shape[1])
         assert hinges.triples == count
@@ -233,6 +237,16 @@ def test_a_position_belongs_to_its_text_and_settings(changes, message):
     other = spherical.JoseTrainer(**{"corpus": changes.pop("texts", TEXT)} | SMALL | changes)
     with pytest.raises(ValueError, match=f"belongs to another run: .*{message}"):
         other.chunks.set_state(state)
+
+
+def test_a_position_belongs_to_what_else_is_named():
+    state = json.loads(json.dumps(identity(depends_on=np.arange(3))))
+    new = lambda labels: spherical.JoseTrainer(TEXT, **SMALL, depends_on=labels).chunks  # noqa: E731
+    new(np.arange(3)).set_state(state)
+    with pytest.raises(ValueError, match="content was"):
+        new(np.zeros(3, int)).set_state(state)
+    del state["sampler"]["content"]  # of an earlier version
+    new(np.zeros(3, int)).set_state(state)
 
 
 def test_negatives_need_counts():

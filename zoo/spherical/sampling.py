@@ -172,6 +172,8 @@ class ChunkSampler:
             ValueError: if the state was saved with other text or settings.
         """
         saved = state.get("sampler", {})
+        if "content" in self.identity:  # states of earlier versions do not name it
+            saved = {"content": self.identity["content"], **saved}
         differing = [
             f"{name} was {saved.get(name)!r}, is {value!r}"
             for name, value in self.identity.items()
