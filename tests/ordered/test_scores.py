@@ -83,6 +83,7 @@ def test_baselines_on_the_wall_street_journal(wsj):
         assert found == pytest.approx(expected, abs=0.005), name
 
 
+@pytest.mark.slow
 def test_the_greedy_rule_makes_noise_better(wsj):
     greedy, unbiased = (wsj[f"random depths, {rule}"].every for rule in ("greedy", "unbiased"))
     # The original's parser on noise: 20.86 and 17.84; over seeds these numbers move by 0.3.

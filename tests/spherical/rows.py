@@ -11,7 +11,7 @@ from tests.battery import BadInput, Row
 from zoo import spherical
 from zoo.spherical.objective import two_hinges_loss
 from zoo.spherical.optimizers import RiemannianSgdState, riemannian_adam, riemannian_momentum
-from zoo.spherical.von_mises_fisher import random_von_mises_fisher, von_mises_fisher_log_density
+from zoo.spherical.von_mises_fisher import von_mises_fisher_log_density
 
 SIZE = 4
 
@@ -124,9 +124,35 @@ ROWS = [
         differentiable=(0, 1),
         extreme=1e-20,
     ),
+    *(
+        Row(
+            name=f"zoo.spherical.{function.__name__}",
+            function=function,
+            arguments=lambda generator, batch, dtype: vectors(1)(generator, (*batch, 5), dtype),
+            axes=(0,),
+            differentiable=(0,),
+            extreme=0.1,
+            skip={
+                "finite_at_extremes": "points of the sphere have length 1",
+                "gradients_match_differences": "on the sphere, in test_von_mises_fisher.py",
+                "sharded_equals_unsharded": "its loop ends on all devices together",
+            },
+            bad=(
+                BadInput(
+                    "one point without its axis",
+                    lambda function=function: function(jnp.ones(3)),
+                    ValueError,
+                    argument=f"{function.__name__}: x",
+                    expected=r"\[..., N, D\]",
+                    got=r"got \[3\]",
+                ),
+            ),
+        )
+        for function in (spherical.fit_von_mises_fisher, spherical.frechet_mean)
+    ),
     Row(
-        name="zoo.spherical.von_mises_fisher.random_von_mises_fisher",
-        function=functools.partial(random_von_mises_fisher, concentration=2.0),
+        name="zoo.spherical.random_von_mises_fisher",
+        function=functools.partial(spherical.random_von_mises_fisher, concentration=2.0),
         arguments=lambda generator, batch, dtype: (
             key(generator),
             *vectors(1)(generator, batch, dtype),

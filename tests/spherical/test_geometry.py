@@ -9,8 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.battery import quick_jit
 from zoo import spherical
 
+distance, exponential, logarithm, transport = map(
+    quick_jit,
+    (
+        spherical.geodesic_distance,
+        spherical.exponential_map,
+        spherical.logarithmic_map,
+        spherical.parallel_transport,
+    ),
+)
 pytestmark = pytest.mark.usefixtures("double_precision")
 
 # Tangent of an angle: identical, nearly parallel, anything, nearly antipodal, antipodal.
@@ -30,19 +40,19 @@ def at(x, e, angle):
 @pytest.mark.parametrize("angle", ANGLES)
 def test_distance_is_exact_at_all_angles(angle):
     x, e = frame(0)
-    assert spherical.geodesic_distance(x, at(x, e, angle)) == pytest.approx(angle, abs=4e-16)
+    assert distance(x, at(x, e, angle)) == pytest.approx(angle, abs=4e-16)
 
 
 @pytest.mark.parametrize("angle", ANGLES)
 def test_logarithm_undoes_the_exponential(angle):
     x, e = frame(1)
-    y = spherical.exponential_map(x, angle * e)
+    y = exponential(x, angle * e)
     np.testing.assert_allclose(y, at(x, e, angle), atol=1e-15)
-    v = spherical.logarithmic_map(x, y)
+    v = logarithm(x, y)
     assert jnp.linalg.norm(v) == pytest.approx(angle, abs=1e-15)
     # Near the antipode the direction is only as good as y is: 1e-16 / (π - angle).
     np.testing.assert_allclose(v, angle * e, atol=1e-15 + 1e-15 / max(np.pi - angle, 1e-3) * 1e7)
-    np.testing.assert_allclose(spherical.exponential_map(x, v), y, atol=1e-15)
+    np.testing.assert_allclose(exponential(x, v), y, atol=1e-15)
 
 
 @pytest.mark.parametrize("angle", [*ANGLES, np.pi])
@@ -52,30 +62,30 @@ def test_transport_keeps_lengths_and_turns_the_geodesic_with_itself(angle):
     other = spherical.normalize(spherical.tangent_projection(x, other))
     y = -x if angle == np.pi else at(x, e, angle)
     for v in (e, other):
-        moved = spherical.parallel_transport(x, y, v)
+        moved = transport(x, y, v)
         assert jnp.linalg.norm(moved) == pytest.approx(1)
         assert moved @ y == pytest.approx(0, abs=1e-15)
     if angle < np.pi - 1e-3:
-        v = spherical.parallel_transport(x, y, e)
+        v = transport(x, y, e)
         np.testing.assert_allclose(v, -jnp.sin(angle) * x + jnp.cos(angle) * e, atol=1e-12)
         usual = other - (y @ other) / (1 + x @ y) * (x + y)
-        np.testing.assert_allclose(spherical.parallel_transport(x, y, other), usual, atol=1e-12)
+        np.testing.assert_allclose(transport(x, y, other), usual, atol=1e-12)
 
 
 def test_antipodes_have_one_shortest_way():
     x, _ = frame(4)
-    v = spherical.logarithmic_map(x, -x)
+    v = logarithm(x, -x)
     assert jnp.linalg.norm(v) == pytest.approx(np.pi)
     assert v @ x == pytest.approx(0, abs=1e-15)
-    np.testing.assert_allclose(spherical.exponential_map(x, v), -x, atol=1e-15)
-    moved = spherical.parallel_transport(x, -x, v)
+    np.testing.assert_allclose(exponential(x, v), -x, atol=1e-15)
+    moved = transport(x, -x, v)
     np.testing.assert_allclose(moved, -v, atol=1e-14)  # goes on in its direction, seen from -x
 
 
 def test_gradients_are_finite_where_formulas_are_singular():
     x, e = frame(5)
 
-    @jax.jit
+    @quick_jit
     @functools.partial(jax.grad, argnums=(0, 1))
     def slopes(a, b, y):
         return (
@@ -88,7 +98,7 @@ def test_gradients_are_finite_where_formulas_are_singular():
     for y in (x, at(x, e, 1e-15), -x):
         assert all(jnp.isfinite(slope).all() for slope in slopes(x, y, y))
     # What is smooth there has its slope: the logarithm of a point near x is the step itself.
-    slope = jax.jacobian(lambda b: spherical.logarithmic_map(x, b))(x)
+    slope = quick_jit(jax.jacobian(lambda b: spherical.logarithmic_map(x, b)))(x)
     np.testing.assert_allclose(slope, jnp.eye(5) - jnp.outer(x, x), atol=1e-14)
 
 

@@ -1,6 +1,7 @@
 """JoSE: spherical words and documents (https://kexue.fm/archives/7063, arXiv 1911.01196)."""
 
 from zoo.spherical.embeddings import JoseEmbeddings, load_embeddings, save_embeddings
+from zoo.spherical.estimation import fit_von_mises_fisher, frechet_mean
 from zoo.spherical.geometry import (
     exponential_map,
     geodesic_distance,
@@ -15,12 +16,15 @@ from zoo.spherical.inference import embed_documents
 from zoo.spherical.objective import jose_loss
 from zoo.spherical.optimizers import riemannian_sgd
 from zoo.spherical.trainer import JoseTrainer, train_jose
+from zoo.spherical.von_mises_fisher import random_von_mises_fisher
 
 __all__ = [
     "JoseEmbeddings",
     "JoseTrainer",
     "embed_documents",
     "exponential_map",
+    "fit_von_mises_fisher",
+    "frechet_mean",
     "geodesic_distance",
     "jose_loss",
     "load_embeddings",
@@ -28,6 +32,7 @@ __all__ = [
     "normalize",
     "parallel_transport",
     "random_uniform",
+    "random_von_mises_fisher",
     "retract",
     "riemannian_sgd",
     "save_embeddings",
