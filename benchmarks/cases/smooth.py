@@ -17,6 +17,7 @@ from jax import lax
 from benchmarks.case import Case, Floor, forward_and_gradient, make_case, normal
 from zoo import smooth
 from zoo.extras import require
+from zoo.smooth.hardening import harden
 from zoo.smooth.streaming import streaming_f1, streaming_f1_init
 
 Function = Callable[..., jax.Array]
@@ -98,7 +99,7 @@ OPERATORS = {
     ),
     "harden": Operator(
         lambda x, t: jnp.tanh(x) + lax.stop_gradient(0.5 * (jnp.sign(x) - jnp.tanh(x))),
-        own=lambda x, t: smooth.harden(jnp.sign(x), jnp.tanh(x), 0.5),
+        own=lambda x, t: harden(jnp.sign(x), jnp.tanh(x), 0.5),
     ),
 }
 

@@ -1,12 +1,18 @@
 """Battery rows of `zoo.smooth`."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
 
 from tests.battery import BadInput, Row
 from zoo import smooth
+from zoo.smooth.hardening import harden
+from zoo.smooth.logic import soft_xor
 from zoo.smooth.metrics import Counts
+from zoo.smooth.projections import project_permutahedron, project_simplex
+from zoo.smooth.ranking import smooth_mrr, smooth_ndcg, smooth_spearman
+from zoo.smooth.selection import soft_slice
 from zoo.smooth.streaming import F1State, streaming_f1, streaming_f1_init
 
 CLASSES = 3
@@ -52,6 +58,47 @@ def scores(generator, batch, dtype):
 
 def many_labels(generator, batch, dtype):
     return normal(generator, (*batch, 4), dtype), labels(generator, (*batch, 4))
+
+
+def two(generator, batch, dtype):
+    return normal(generator, (*batch, 5), dtype), normal(generator, (*batch, 5), dtype)
+
+
+def two_shares(generator, batch, dtype):
+    return shares(generator, (*batch, 5), dtype), shares(generator, (*batch, 5), dtype)
+
+
+def some_shares(generator, batch, dtype):
+    return (shares(generator, (*batch, 5), dtype),)
+
+
+def masked_items(generator, batch, dtype):
+    mask = jnp.asarray(generator.random((*batch, 5)) < 0.7).at[..., -2:].set(True)
+    return *items(generator, batch, dtype), mask
+
+
+def masked_list(generator, batch, dtype):
+    x, mask = masked_items(generator, batch, dtype)
+    return x, labels(generator, (*batch, 5), 4).at[..., -1].set(1), mask
+
+
+def with_bounds(generator, batch, dtype):
+    low = jnp.asarray(-generator.uniform(size=5), dtype)
+    return *items(generator, batch, dtype), low, low + jnp.asarray(1, dtype)
+
+
+def choice(generator, batch, dtype):
+    p = shares(generator, (*batch, 5), dtype)
+    return p, *two(generator, batch, dtype)
+
+
+def items_and_index(generator, batch, dtype):
+    weights = generator.dirichlet(jnp.ones(5), (*batch, 3))
+    return *items(generator, batch, dtype), jnp.asarray(weights, dtype)
+
+
+def items_and_start(generator, batch, dtype):
+    return *items(generator, batch, dtype), jnp.asarray(generator.dirichlet(jnp.ones(5)), dtype)
 
 
 def stream(generator, batch, dtype):
@@ -160,6 +207,89 @@ def bad_pair(function, *rest):
     return (BadInput("another dtype", call, ValueError, "hard", "float32", "int32"),)
 
 
+def masked(function, *, gradients_match_differences="", **options):
+    """A row of a function of items of which some are masked."""
+
+    def call(x, where):
+        return function(x, where=where, **options)
+
+    skip = {"finite_at_extremes": "as without a mask", "shows_nan": "as without a mask"}
+    if gradients_match_differences:
+        skip["gradients_match_differences"] = gradients_match_differences
+    return Row(
+        name=f"zoo.smooth.{function.__name__}",
+        variant="masked",
+        function=call,
+        arguments=masked_items,
+        axes=(0, 0),
+        extreme_arguments=(),
+        mask=(0, 1),
+        skip=skip,
+    )
+
+
+def ranking(function, *, name, bad=(), **options):
+    def call(scores, other, where):
+        return function(scores, other, where=where, **options)
+
+    return Row(
+        name=f"zoo.smooth.ranking.{function.__name__}",
+        variant=name,
+        function=call,
+        arguments=masked_list,
+        axes=(0, 0, 0),
+        mask=(0, 2),
+        skip={"shows_nan": "the first entry may be masked: test_ranking"},
+        bad=bad,
+    )
+
+
+def of_two(function, arguments=two, *, bad=(), module="", extreme=1.0, **fields):
+    return Row(
+        name=f"zoo.smooth.{module}{function.__name__}",
+        function=function,
+        arguments=arguments,
+        axes=(0, 0),
+        differentiable=(0, 1),
+        extreme=extreme,
+        bad=bad,
+        **fields,
+    )
+
+
+def bad(label, function, error, argument, expected, got, *arguments, **options):
+    call = functools.partial(function, *arguments, **options)
+    return BadInput(label, call, error, argument, expected, got)
+
+
+BAD_SORT = (
+    bad("a mask", smooth.soft_sort, ValueError, "where", "bool", "float32", ONES, where=ONES),
+    bad(
+        "values",
+        smooth.soft_sort,
+        ValueError,
+        "values",
+        r"\(3,\)",
+        r"\(2,\)",
+        ONES,
+        values=ONES[:2],
+    ),
+)
+BAD_QUANTILE = (
+    bad("q", smooth.soft_quantile, ValueError, "q", r"\[0, 1\]", "got 50", ONES, 50),
+    bad("items", smooth.soft_quantile, ValueError, "x", "one item", r"\(0,\)", ONES[:0], 0.5),
+    bad(
+        "method",
+        smooth.soft_quantile,
+        ValueError,
+        "method",
+        "'lower'",
+        "'up'",
+        ONES,
+        0,
+        method="up",
+    ),
+)
 STRAIGHT_THROUGH = {
     "gradients_match_differences": "its gradient is another one on purpose",
     "shows_nan": "the soft one counts in the gradient alone",
@@ -209,14 +339,182 @@ ROWS = [
         bad=bad_pair(smooth.straight_through),
     ),
     Row(
-        name="zoo.smooth.harden",
-        function=smooth.harden,
+        name="zoo.smooth.hardening.harden",
+        function=harden,
         arguments=hard_soft_and_weight,
         axes=(0, 0, None),
         differentiable=(0, 1),
         skip=STRAIGHT_THROUGH,
-        bad=bad_pair(smooth.harden, 0.5),
+        bad=bad_pair(harden, 0.5),
     ),
+    operator(smooth.soft_sort, bad=(*BAD_SORT, bad_axis(smooth.soft_sort))),
+    operator(smooth.soft_argsort),
+    operator(smooth.soft_median),
+    Row(
+        name="zoo.smooth.soft_quantile",
+        function=functools.partial(smooth.soft_quantile, q=0.3),
+        arguments=items,
+        axes=(0,),
+        bad=BAD_QUANTILE,
+    ),
+    masked(smooth.soft_sort, gradients_match_differences="inf where there is no item"),
+    masked(smooth.soft_argsort, descending=True),
+    masked(smooth.soft_median),
+    masked(smooth.soft_rank),
+    masked(smooth.soft_top_k, k=2),
+    Row(
+        name="zoo.smooth.smooth_clip",
+        function=smooth.smooth_clip,
+        arguments=with_bounds,
+        axes=(0, None, None),
+        differentiable=(0, 1, 2),
+        extreme_arguments=(0,),
+        bad=(
+            bad(
+                "kernel",
+                smooth.smooth_clip,
+                ValueError,
+                "kernel",
+                "'square'",
+                "'x'",
+                ONES,
+                0,
+                1,
+                kernel="x",
+            ),
+            bad(
+                "bound",
+                smooth.smooth_clip,
+                ValueError,
+                "low",
+                r"\(3,\)",
+                r"\(2,\)",
+                ONES,
+                ONES[:2],
+                1,
+            ),
+        ),
+    ),
+    of_two(
+        smooth.soft_greater,
+        bad=(
+            bad(
+                "shapes",
+                smooth.soft_greater,
+                ValueError,
+                "x and y",
+                "broadcast",
+                r"\(2,\)",
+                ONES,
+                ONES[:2],
+            ),
+            bad("two integers", smooth.soft_greater, TypeError, "x", "floating", "int32", 1, 2),
+        ),
+    ),
+    of_two(smooth.soft_less),
+    of_two(
+        smooth.soft_equal,
+        bad=(
+            bad(
+                "tolerance",
+                smooth.soft_equal,
+                ValueError,
+                "tolerance",
+                "≥ 0",
+                "-1",
+                ONES,
+                ONES,
+                tolerance=-1,
+            ),
+        ),
+    ),
+    *(
+        of_two(function, two_shares, module=module, extreme=0.01 / 3e38, extreme_arguments=())
+        for function, module in (
+            (smooth.soft_and, ""),
+            (smooth.soft_or, ""),
+            (soft_xor, "logic."),
+        )
+    ),
+    *(
+        Row(
+            name=f"zoo.smooth.{function.__name__}",
+            function=function,
+            arguments=some_shares,
+            axes=(0,),
+            extreme_arguments=(),
+            bad=(bad_dtype(function, name="p"),),
+        )
+        for function in (smooth.soft_not, smooth.soft_all, smooth.soft_any)
+    ),
+    Row(
+        name="zoo.smooth.soft_where",
+        function=smooth.soft_where,
+        arguments=choice,
+        axes=(0, 0, 0),
+        differentiable=(0, 1, 2),
+        extreme=0.4,
+        extreme_arguments=(1, 2),
+        bad=(bad_dtype(smooth.soft_where, ONES, ONES, name="p"),),
+    ),
+    of_two(
+        smooth.soft_take,
+        items_and_index,
+        extreme=0.1,
+        extreme_arguments=(0,),
+        bad=(
+            bad(
+                "items", smooth.soft_take, ValueError, "weights", r"3\]", r"\(2,\)", ONES, ONES[:2]
+            ),
+        ),
+    ),
+    Row(
+        name="zoo.smooth.selection.soft_slice",
+        function=functools.partial(soft_slice, size=2),
+        arguments=items_and_start,
+        axes=(0, None),
+        differentiable=(0, 1),
+        extreme=0.1,
+        extreme_arguments=(0,),
+        bad=(bad("size", soft_slice, ValueError, "size", "at most 3", "got 4", ONES, ONES, 4),),
+    ),
+    dataclasses.replace(
+        operator(project_simplex, bad=(bad_axis(project_simplex),)),
+        name="zoo.smooth.projections.project_simplex",
+    ),
+    of_two(
+        project_permutahedron,
+        module="projections.",
+        extreme=0.1,
+        bad=(
+            bad_dtype(project_permutahedron, ONES),
+            bad(
+                "axis",
+                project_permutahedron,
+                ValueError,
+                "axis",
+                "an axis",
+                "got 1",
+                ONES,
+                ONES,
+                axis=1,
+            ),
+        ),
+    ),
+    ranking(
+        smooth_ndcg,
+        name="",
+        bad=(
+            bad("k", smooth_ndcg, ValueError, "k", "at least 1", "got 0", ONES, ONES, k=0),
+            bad("gain", smooth_ndcg, ValueError, "gain", "'linear'", "'x'", ONES, ONES, gain="x"),
+            bad(
+                "shape", smooth_ndcg, ValueError, "relevance", r"\(3,\)", r"\(2,\)", ONES, ONES[:2]
+            ),
+        ),
+    ),
+    ranking(smooth_ndcg, name="two places", k=2, gain="linear"),
+    ranking(smooth_mrr, name=""),
+    ranking(smooth_spearman, name=""),
     metric(
         smooth.smooth_accuracy,
         classes,

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 
 from tests.battery import quick_jit
-from zoo.smooth import harden, soft_one_hot, straight_through
+from zoo.smooth import soft_one_hot, straight_through
+from zoo.smooth.hardening import harden
 
 
 def harden_choice(x, temperature, hardness):

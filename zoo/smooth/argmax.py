@@ -28,7 +28,8 @@ def soft_one_hot(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) 
 
     Returns:
         Probabilities of the shape and dtype of ``x``, computed in at least float32; all 0 where
-        every item is -inf.
+        every item is -inf. The error is at most (N - 1) e^{-gap/τ}, with the gap between the
+        largest item and the next; items that tie share.
 
     Raises:
         TypeError: if ``x`` is not a floating-point array.

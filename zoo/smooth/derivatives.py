@@ -30,19 +30,23 @@ def check_arguments(
         above=0,
         at_least=FAR * float(limits.tiny),  # FAR/τ is a number: derivatives in τ need it
         at_most=float(limits.max),
-        advice="for the exact operator see zoo.smooth.harden",
+        advice="for the exact operator see zoo.smooth.straight_through",
     )
     return x, wide, jnp.asarray(temperature, wide.dtype)
+
+
+def fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
+    """Whether an array of the one shape broadcasts to the other."""
+    try:
+        return jnp.broadcast_shapes(shape, into) == into
+    except ValueError:
+        return False
 
 
 def check_mask(where: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
     """A mask as an array; a ValueError unless it is bool and broadcasts to the shape."""
     where = jnp.asarray(where)
-    try:
-        fits = jnp.broadcast_shapes(where.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if where.dtype != bool or not fits:
+    if where.dtype != bool or not fits(where.shape, shape):
         raise ValueError(
             f"where must be bool and broadcast to the shape {shape}, got {where.dtype} "
             f"{where.shape}; numbers become a mask by where != 0"

@@ -33,14 +33,20 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from zoo import _checks
-from zoo.smooth.derivatives import check_arguments, logistic, scaled
+from zoo.smooth.derivatives import check_arguments, check_mask, logistic, scaled
 
 BLOCK = 32  # a pair within a block costs an exponential, a block a step of a loop
 TERMS = {4: 12, 8: 22}  # M by the bytes of a float
 WIDEST = {4: 40.0, 8: 80.0}  # a gap over which σ' is nothing beside 1, by the bytes of a float
 
 
-def soft_rank(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) -> jax.Array:
+def soft_rank(
+    x: jax.Array,
+    *,
+    temperature: ArrayLike = 1.0,
+    axis: int = -1,
+    where: jax.Array | None = None,
+) -> jax.Array:
     """Smooth rank, 1/2 + Σ_j σ((x_j - x_i)/τ): about 1 for the largest of N items, N for the least.
 
     O(N log N) time and O(N) memory.
@@ -49,14 +55,18 @@ def soft_rank(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) -> 
         x: ``[..., items]``; ±inf count as the largest and the smallest number.
         temperature: τ > 0, in the units of ``x``.
         axis: the axis of the items.
+        where: bool, broadcasts to ``x``: which items take part. The others may be anything; they
+            get 0.
 
     Returns:
-        Ranks in (1/2, N + 1/2) of the shape and dtype of ``x``, computed in at least float32, with
-        sum N(N + 1)/2; items that are equal have the same. One NaN makes all ranks of its row NaN.
-        float16 holds no rank above 65504.
+        Ranks in [1, N] of the shape and dtype of ``x``, computed in at least float32, with sum
+        N(N + 1)/2; items that are equal have the same. The error of a rank is at most e^{-d/τ}
+        for every other item, d its distance. One NaN makes all ranks of its row NaN. float16 holds
+        no rank above 65504.
 
     Raises:
-        TypeError, ValueError: as for :func:`zoo.smooth.soft_one_hot`.
+        TypeError, ValueError: as for :func:`zoo.smooth.soft_one_hot`, or if ``where`` is not bool
+            or does not fit.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.array([2.0, 1.0, 4.0, 5.0, 3.0])
@@ -68,9 +78,16 @@ def soft_rank(x: jax.Array, *, temperature: ArrayLike = 1.0, axis: int = -1) -> 
     Reference: Qin, Liu, Li, 2010.
     """
     x, wide, temperature = check_arguments(x, temperature)
-    wide = jnp.moveaxis(wide, _checks.axis("axis", axis, x), -1)
-    above = smooth_counts(wide, jnp.ones_like(wide), temperature)
-    return jnp.moveaxis(0.5 + above, -1, axis).astype(x.dtype)
+    axis = _checks.axis("axis", axis, x)
+    taken = None
+    if where is not None:
+        taken = jnp.moveaxis(jnp.broadcast_to(check_mask(where, x.shape), x.shape), axis, -1)
+    wide = jnp.moveaxis(wide, axis, -1)
+    wide = wide if taken is None else jnp.where(taken, wide, 0)
+    weights = jnp.ones_like(wide) if taken is None else taken.astype(wide.dtype)
+    ranks = 0.5 + smooth_counts(wide, weights, temperature)
+    ranks = ranks if taken is None else jnp.where(taken, ranks, 0)
+    return jnp.moveaxis(ranks, -1, axis).astype(x.dtype)
 
 
 def smooth_counts(x: jax.Array, weights: jax.Array, temperature: jax.Array) -> jax.Array:

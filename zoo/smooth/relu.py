@@ -1,4 +1,4 @@
-"""ReLU smoothed by a kernel, a bump of width τ that tends to Dirac's delta as τ falls to 0.
+"""ReLU and clip smoothed by a kernel of width τ, which tends to Dirac's delta as τ falls to 0.
 
     smooth_relu(x) = ∫ max(x - τ t, 0) kernel(t) dt,   its derivative is the kernel's CDF at x/τ
 
@@ -7,7 +7,10 @@
     square     (x + √(x² + b τ²)) / 2, b = 4 log² 2    SquarePlus; CDF (1 + x/√(x² + b τ²)) / 2
 
 All kernels are even, so that smooth_relu(x) = max(x, 0) + τ excess(|x|/τ) with an excess ≥ 0 that
-decays: written so, no digits cancel for negative x.
+decays: written so, no digits cancel for negative x. A clip is a difference of two,
+
+    smooth_clip(x) = low + smooth_relu(x - low) - smooth_relu(x - high)
+                   = clip(x, low, high) + τ excess(|x - low|/τ) - τ excess(|x - high|/τ)
 
 Source: Jianlin Su, "Smooth functions from the delta function", 2021,
 https://kexue.fm/archives/8718, and "SquarePlus", 2021, https://kexue.fm/archives/8833; Jonathan T.
@@ -28,9 +31,11 @@ from zoo.smooth.derivatives import (
     FAR,
     check_arguments,
     clipped_quotient,
+    fits,
     logistic,
     with_slopes,
 )
+from zoo.smooth.hardening import straight_through
 
 # The smallest b with which SquarePlus is never below softplus; at 0 they are both log 2.
 SQUARE = 4 * math.log(2) ** 2
@@ -82,6 +87,55 @@ def smooth_relu(
     return _RELU[kernel](wide, temperature).astype(x.dtype)
 
 
+def smooth_clip(
+    x: jax.Array,
+    low: ArrayLike,
+    high: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    kernel: Literal["logistic", "gaussian", "square"] = "logistic",
+) -> jax.Array:
+    """Clip convolved with a kernel of width τ: low + smooth_relu(x - low) - smooth_relu(x - high).
+
+    Args:
+        x: any shape.
+        low: one number, or broadcasts to ``x``; -inf for none.
+        high: likewise, not below ``low``; inf for none.
+        temperature: τ > 0, in the units of all three.
+        kernel: as for :func:`smooth_relu`.
+
+    Returns:
+        The shape and dtype of ``x``, computed in at least float32: between ``low`` and ``high``,
+        and the farthest from the exact clip at one of them, by less than τ log 2 (τ/√(2π) for
+        ``"gaussian"``). NaN where ``low`` is above ``high``.
+
+    Raises:
+        TypeError, ValueError: as for :func:`smooth_relu`, or if a bound does not broadcast to
+            ``x``.
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.array([-9.0, 0.0, 0.5, 1.0, 9.0])
+    >>> smooth_clip(x, 0.0, 1.0, temperature=0.1).round(4).tolist()
+    [0.0, 0.0693, 0.5, 0.9307, 1.0]
+
+    Reference: https://kexue.fm/archives/8718.
+    """
+    x, wide, temperature = check_arguments(x, temperature)
+    _checks.choice("kernel", kernel, tuple(_RELU))
+    low, high = (jnp.asarray(bound, wide.dtype) for bound in (low, high))
+    for name, bound in (("low", low), ("high", high)):
+        if not fits(bound.shape, x.shape):
+            raise ValueError(f"{name} must broadcast to the shape {x.shape}, got {bound.shape}")
+    low, high = jnp.broadcast_to(low, x.shape), jnp.broadcast_to(high, x.shape)
+    relu, excess = _RELU[kernel], _KERNELS[kernel].excess
+    # What the two ramps exceed theirs by, in the form in which no digits cancel.
+    ends = (excess(jnp.abs(_LONGEST(wide - bound, temperature))) for bound in (low, high))
+    value = jnp.clip(wide, low, high) + temperature * (next(ends) - next(ends))
+    smooth = low + relu(wide - low, temperature) - relu(wide - high, temperature)
+    smooth = straight_through(value, smooth)
+    return jnp.where(low <= high, smooth, jnp.nan).astype(x.dtype)
+
+
 def _density(v: jax.Array) -> jax.Array:
     return jnp.exp(-v * v / 2) / math.sqrt(2 * math.pi)
 
@@ -130,12 +184,13 @@ _KERNELS = {
 
 def _mollify(kernel: Kernel) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """max(x, 0) + τ excess(|x|/τ) with its derivatives, of x and τ."""
-    quotient, longest = clipped_quotient(kernel.far), clipped_quotient(1e37)
+    quotient = clipped_quotient(kernel.far)
     return with_slopes(
-        lambda x, t: jnp.maximum(x, 0) + t * kernel.excess(jnp.abs(longest(x, t))),
+        lambda x, t: jnp.maximum(x, 0) + t * kernel.excess(jnp.abs(_LONGEST(x, t))),
         in_x=lambda x, t: kernel.cdf(quotient(x, t)),
         in_temperature=lambda x, t: kernel.spread(jnp.abs(quotient(x, t))),
     )
 
 
+_LONGEST = clipped_quotient(1e37)
 _RELU = {name: _mollify(kernel) for name, kernel in _KERNELS.items()}

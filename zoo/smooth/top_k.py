@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from zoo import _checks, _cpu
 from zoo.smooth.argmax import soft_one_hot
-from zoo.smooth.derivatives import check_arguments, difference, scaled
+from zoo.smooth.derivatives import check_arguments, check_mask, difference, scaled
 from zoo.smooth.subsets import inclusion_probabilities
 from zoo.smooth.thresholds import CLIPPED, LAPLACE, LOGISTIC, threshold
 
@@ -40,6 +40,7 @@ def soft_top_k(
     temperature: ArrayLike = 1.0,
     axis: int = -1,
     method: Method = "gradient",
+    where: jax.Array | None = None,
 ) -> jax.Array:
     """Smooth multi-hot vector of the k largest items.
 
@@ -54,16 +55,22 @@ def soft_top_k(
         temperature: τ > 0, in the units of ``x``.
         axis: the axis of the items.
         method: see the module; each has its own values at τ > 0.
+        where: bool, broadcasts to ``x``: which items take part. The others may be anything; they
+            get 0, as -inf does, and if no more than k items are left these get 1 (NaN for
+            ``"recursive"``).
 
     Returns:
         The shape and dtype of ``x``, computed in at least float32: in [0, 1] (but for
         ``"recursive"``), with sum k along ``axis``. Where items tie for the k-th place they share
-        what is left; with k = N all are 1. One NaN makes its row NaN.
+        what is left; with k = N all are 1. One NaN makes its row NaN. The error is at most
+        max(k, N - k) e^{-gap/τ}, e^{-gap/2τ} for ``"threshold"`` and ``"sigmoid"``, with the gap
+        between the k-th item and the next.
 
     Raises:
         TypeError: if ``x`` is not a floating-point array or ``k`` no integer.
-        ValueError: if ``k``, ``axis`` or ``method`` is not one of the allowed, or ``temperature``
-            is not positive, or below 1e-34 in float32 (a traced one gives NaN).
+        ValueError: if ``k``, ``axis`` or ``method`` is not one of the allowed, ``where`` is not
+            bool or does not fit, or ``temperature`` is not positive, or below 1e-34 in float32 (a
+            traced one gives NaN).
 
     >>> import jax.numpy as jnp
     >>> x = jnp.array([2.0, 1.0, 4.0, 5.0, 3.0])
@@ -87,15 +94,22 @@ def soft_top_k(
             f"k must be less than the {items} items of x for method='recursive', which then gives "
             f"some items more than 1 and others less, got {k}; use another method"
         )
+    if where is not None:
+        where = check_mask(where, x.shape)
+        wide = jnp.where(where, wide, -jnp.inf)
     if k == items:
         lost = jnp.isnan(wide).any(axis, keepdims=True) | jnp.isnan(temperature)
-        return jnp.broadcast_to(jnp.where(lost, jnp.nan, 1).astype(x.dtype), x.shape)
+        every = jnp.ones(x.shape, bool) if where is None else where
+        return jnp.where(lost, jnp.nan, jnp.broadcast_to(every, x.shape)).astype(x.dtype)
     wide = jnp.moveaxis(wide, axis, -1)
     if method == "recursive":
         chosen = _recursive(k, wide, temperature)
     else:
         chosen = _shift_invariant(method, k, wide, temperature)
-    return jnp.moveaxis(chosen, -1, axis).astype(x.dtype)
+    chosen = jnp.moveaxis(chosen, -1, axis)
+    if where is not None:
+        chosen = jnp.where(where | jnp.isnan(chosen), chosen, 0)
+    return chosen.astype(x.dtype)
 
 
 def _shift_invariant(method: str, k: int, x: jax.Array, temperature: jax.Array) -> jax.Array:
