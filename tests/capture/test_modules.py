@@ -120,6 +120,19 @@ def test_stacked_layers_give_one_value_per_layer():
         np.testing.assert_allclose(values["layers"][i], x, rtol=1e-5)
 
 
+def test_a_backbone_inside_of_another_module(network):
+    def features(model, x):
+        y, values = capture(model.layers[0], paths="linear")(x)
+        return (y + values["linear"]).sum()
+
+    def by_hand(model, x):
+        block = model.layers[0]
+        return (block(x) + block.linear(block.norm(x))).sum()
+
+    found, expected = (nnx.grad(f)(network, INPUT) for f in (features, by_hand))
+    assert_close(nnx.to_pure_dict(found), nnx.to_pure_dict(expected), 1e-5)
+
+
 def test_modules_of_linen_by_path():
     class Encoder(nn.Module):
         @nn.compact

@@ -128,3 +128,17 @@ def test_what_cannot_be_made_conditional_is_refused():
     images = nnx.Sequential(nnx.LayerNorm(4, reduction_axes=(1, 2, 3), rngs=rngs))
     with pytest.raises(ValueError, match=r"layers/0.* the last axis alone.*\(1, 2, 3\)"):
         conditionalize(images, 3, rngs=rngs)
+
+
+@pytest.mark.parametrize("kind", [nnx.LayerNorm, nnx.RMSNorm])
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_dtypes_and_masks_are_those_of_the_norm_that_was(kind, dtype):
+    mask, condition = jnp.arange(4) < 3, jnp.ones((2, FEATURES))
+    for param_dtype in (jnp.float32, jnp.bfloat16):
+        plain = kind(4, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+        model = conditionalize(plain, FEATURES, rngs=nnx.Rngs(0))
+        for x in (jnp.asarray([[1.0, 2.0, 4.0, 9.0]] * 2, d) for d in ("float32", "float16")):
+            for options in ({}, {"mask": mask}):
+                found, expected = model(x, condition, **options), plain(x, **options)
+                assert found.dtype == expected.dtype
+                np.testing.assert_allclose(found.astype("f"), expected.astype("f"), rtol=2e-2)
