@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.case import Case, Floor, Program, make_case, torch_programs
+from benchmarks.case import Case, Floor, Program, make_case, normal, torch_programs
 from zoo import energy
 from zoo.energy.clipped_adam import clipped_adam
 from zoo.energy.networks import MnistEnergy
@@ -24,6 +24,7 @@ from zoo.training.state import get_model_state
 partial = functools.partial
 OPTIONS = {"step_size": 10.0, "noise_scale": 0.005, "gradient_clip": 0.01, "bounds": (0.0, 1.0)}
 IMAGE = (28, 28, 1)
+LEAPFROG_STEPS = 10
 
 
 @functools.cache
@@ -134,12 +135,14 @@ def on_gaussian(make: Any, start: jax.Array, *, num_steps: int) -> jax.Array:
 
 def in_blackjax(name: str, start: jax.Array, *, num_steps: int) -> Any:
     blackjax = require("blackjax", "bench")
-    if name == "mala":
-        kernel = blackjax.mala(lambda x: -quadratic(x), 0.1)
-        init, step_fn = kernel.init, lambda key, state: kernel.step(key, state)[0]
-    else:
+    if name == "sgld":
         kernel = blackjax.sgld(lambda x, _: jax.grad(lambda x: -quadratic(x))(x))
         init, step_fn = kernel.init, lambda key, x: kernel.step(key, x, None, 0.1)
+    else:
+        masses = np.ones(start.shape[1], np.float32)
+        options = {"mala": (0.1,), "hmc": (0.1, masses, LEAPFROG_STEPS)}[name]
+        kernel = getattr(blackjax, name)(lambda x: -quadratic(x), *options)
+        init, step_fn = kernel.init, lambda key, state: kernel.step(key, state)[0]
 
     def step(state: Any, key: jax.Array) -> tuple[Any, None]:
         return jax.vmap(step_fn)(jax.random.split(key, len(start)), state), None
@@ -148,10 +151,10 @@ def in_blackjax(name: str, start: jax.Array, *, num_steps: int) -> Any:
     return jax.lax.scan(step, jax.vmap(init)(start), keys)[0]
 
 
-def kernel_case(name: str, rival: str) -> Case:
+def kernel_case(name: str, rival: str, **options: Any) -> Case:
     return make_case(
         f"energy.{name} on a Gaussian",
-        partial(on_gaussian, getattr(energy, name)),
+        partial(on_gaussian, partial(getattr(energy, name), **options)),
         {"blackjax": partial(in_blackjax, rival)},
         origin,
         options=("num_steps",),
@@ -163,6 +166,17 @@ def kernel_case(name: str, rival: str) -> Case:
         count=lambda chains, dimensions, num_steps: chains * num_steps,
         unit="steps",
     )
+
+
+def positions(*, samples: int, chains: int, components: int) -> list[np.ndarray]:
+    return [normal(0, samples, chains, components)]
+
+
+def blackjax_agreement(x: jax.Array) -> Any:
+    diagnostics = require("blackjax.diagnostics", "bench")
+    measures = diagnostics.rhat, diagnostics.ess_bulk, diagnostics.ess_tail
+    with jax.numpy_rank_promotion("allow"):
+        return [measure(x, chain_axis=1, sample_axis=0) for measure in measures]
 
 
 def replay(*, capacity: int, batch: int) -> list[Any]:
@@ -204,6 +218,24 @@ CASES = [
     ),
     kernel_case("langevin", "sgld"),
     kernel_case("metropolis_langevin", "mala"),
+    kernel_case("hamiltonian_monte_carlo", "hmc", num_leapfrog_steps=LEAPFROG_STEPS),
+    make_case(
+        "energy.chain_agreement",
+        energy.chain_agreement,
+        {"blackjax": blackjax_agreement},
+        positions,
+        sizes={
+            "4 chains of 1,000, 10 components": {"samples": 1000, "chains": 4, "components": 10},
+            "16 chains of 1,000, 100 components": {
+                "samples": 1000,
+                "chains": 16,
+                "components": 100,
+            },
+        },
+        equal=(),
+        count=lambda samples, chains, components: samples * chains * components,
+        unit="numbers",
+    ),
     make_case(
         "energy.replay_draw and replay_insert",
         turn,

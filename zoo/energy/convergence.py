@@ -78,13 +78,16 @@ def chain_agreement(positions: jax.Array) -> ChainAgreement:
 
 @jax.jit
 def _agreement(x: jax.Array) -> ChainAgreement:
-    halves, low, high = _halves(x), _quantile(x, TAILS[0]), _quantile(x, TAILS[1])
+    halves = _halves(x)
     ordered = jnp.sort(_flat(halves), axis=0)
     below, above = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
     # In the order of |x - median|, with its ties, whatever is rounded.
     distance = jnp.maximum(halves - below[None, None], above[None, None] - halves)
-    scores, folded = _normal_scores(jnp.stack([halves, distance]))
-    tails = [_halves((x <= q[None, None]).astype(x.dtype)) for q in (low, high)]
+    scores = _normal_scores(halves, ordered)
+    folded = _normal_scores(distance, jnp.sort(_flat(distance), axis=0))
+    all_ordered = jnp.sort(_flat(x), axis=0) if len(x) % 2 else ordered
+    quantiles = (_quantile(all_ordered, probability)[None, None] for probability in TAILS)
+    tails = [_halves((x <= quantile).astype(x.dtype)) for quantile in quantiles]
     sizes = _effective_samples(jnp.stack([halves, scores, *tails]))
     # Folded samples that are all the same, as those of a fair coin, say nothing.
     r_folded = jnp.where((folded == folded[:1, :1]).all(axis=(0, 1)), 1.0, _r_hat(folded))
@@ -110,25 +113,23 @@ def _flat(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
-@jax.vmap
-def _normal_scores(x: jax.Array) -> jax.Array:
+def _normal_scores(x: jax.Array, ordered: jax.Array) -> jax.Array:
     """Φ⁻¹((rank - 3/8)/(N + 1/4)) among all of a component, ties at their mean rank."""
-    columns = _flat(x).reshape(x.shape[0] * x.shape[1], math.prod(x.shape[2:])).T
+    count = len(ordered)
 
-    def mean_rank(values: jax.Array) -> jax.Array:
-        ordered = jnp.sort(values)
+    def mean_rank(ordered: jax.Array, values: jax.Array) -> jax.Array:
         first, last = (jnp.searchsorted(ordered, values, side=side) for side in ("left", "right"))
         return (first + last + 1).astype(x.dtype) / 2
 
-    rank, count = jax.vmap(mean_rank)(columns).T.reshape(x.shape), columns.shape[1]
+    columns = (y.reshape(count, math.prod(x.shape[2:])) for y in (ordered, x))
+    rank = jax.vmap(mean_rank, in_axes=1, out_axes=1)(*columns).reshape(x.shape)
     # From the nearer end: no digits are lost in 1 - p.
     share = (jnp.minimum(rank, count + 1 - rank) - 0.375) / (count + 0.25)
     return jnp.sign(2 * rank - count - 1) * -ndtri(share)
 
 
-def _quantile(x: jax.Array, probability: float) -> jax.Array:
+def _quantile(ordered: jax.Array, probability: float) -> jax.Array:
     """Linear between the two nearest samples, and exactly one of them where they are equal."""
-    ordered = jnp.sort(_flat(x), axis=0)
     share, index = math.modf(probability * (len(ordered) - 1))
     low, high = ordered[int(index)], ordered[min(int(index) + 1, len(ordered) - 1)]
     return low + share * (high - low)
