@@ -16,13 +16,13 @@ from experiments.running import finish, on_devices, open_mesh
 from zoo import spherical
 from zoo.spherical import JoseEmbeddings, JoseTrainer
 from zoo.spherical.corpus import Tokenizer, letters
-from zoo.spherical.embeddings import save_word2vec
 from zoo.spherical.evaluation import (
     classify_documents,
     cluster_documents,
     read_word_pairs,
     word_similarity,
 )
+from zoo.spherical.word2vec import save_word2vec
 from zoo.training import Loop, MetricsLog, open_workdir, results_table
 
 SIMILARITY = {

@@ -14,7 +14,7 @@ from experiments.jose.documents import read_documents
 from experiments.jose.train import run
 from zoo import spherical
 from zoo.data.fingerprint import fingerprint
-from zoo.spherical.embeddings import load_word2vec
+from zoo.spherical.word2vec import load_word2vec
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -190,6 +190,7 @@ ROWS = [
 EXEMPT = {
     "zoo.spherical.save_embeddings": "writes a file",
     "zoo.spherical.load_embeddings": "reads a file",
+    "zoo.spherical.load_word2vec": "reads a file",
     "zoo.spherical.train_jose": "a complete training; see test_trainer.py",
     "zoo.spherical.embed_documents": "a complete training; see test_trainer.py",
 }

@@ -13,13 +13,13 @@ import pytest
 from zoo import spherical
 from zoo.data import Vocabulary
 from zoo.spherical import JoseEmbeddings
-from zoo.spherical.embeddings import load_word2vec, save_word2vec
 from zoo.spherical.evaluation import (
     classify_documents,
     cluster_documents,
     read_word_pairs,
     word_similarity,
 )
+from zoo.spherical.word2vec import load_word2vec, save_word2vec
 
 # Reads our file, keeps what it found, and writes the file anew.
 GENSIM = """
@@ -170,6 +170,54 @@ def test_texts_of_other_programs(tmp_path, content, words):
     names, vectors = load_word2vec(path)
     assert names == words
     np.testing.assert_array_equal(vectors, TABLE)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("binary", [False, True, None])
+def test_the_first_words_of_a_file(tmp_path, ending, binary):
+    path = tmp_path / f"vectors{ending}"
+    words, table = ["a", "b", "c"], np.arange(6, dtype=np.float32).reshape(3, 2)
+    save_word2vec(path, words, table, binary=bool(binary))
+    content = gzip.decompress(path.read_bytes()) if ending else path.read_bytes()
+    content = content[4:] if binary is None else content  # GloVe's has no line of counts
+    for limit in (1, 2, 3, 9, np.int64(2)):
+        kept = min(limit, 3)
+        # What is behind the last one is not looked at.
+        damaged = content + (b"\xff" * 9 if limit < 3 else b"")
+        path.write_bytes(gzip.compress(damaged) if ending else damaged)
+        names, vectors = load_word2vec(path, binary=bool(binary), limit=limit)
+        assert names == tuple(words[:kept])
+        np.testing.assert_array_equal(vectors, table[:kept])
+    with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
+        load_word2vec(path, limit=0)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_bytes_that_are_no_text(tmp_path, binary):
+    path = tmp_path / "vectors"
+    save_word2vec(path, ["a?b", "c"], TABLE, binary=binary)
+    path.write_bytes(path.read_bytes().replace(b"?", b"\xff"))
+    for errors, word in (("replace", "a\ufffdb"), ("ignore", "ab")):
+        assert load_word2vec(path, binary=binary, errors=errors).words == (word, "c")
+    with pytest.raises(ValueError, match=r"row 0: .*invalid start byte; errors='replace' reads"):
+        load_word2vec(path, binary=binary)
+    with pytest.raises(ValueError, match="errors must be one of 'strict', 'replace', 'ignore'"):
+        load_word2vec(path, errors="surrogateescape")
+
+
+def test_neighbours_in_a_file(model, tmp_path):
+    path = tmp_path / "vectors"
+    lengths = np.array([[1.0], [3.0], [0.5], [7.0], [0.0]])
+    save_word2vec(path, [*model.vocabulary.tokens[:4], "king"], lengths * model.words)
+    vectors = spherical.load_word2vec(path)
+    words, cosines = zip(*vectors.most_similar("man", count=9), strict=True)
+    assert words == ("king", "king", "queen", "woman")
+    np.testing.assert_allclose(cosines, [0.5**0.5, 0, -(0.5**0.5), -1], atol=1e-6)
+    # Lengths do not count in a question either.
+    assert vectors.most_similar(["king", "woman"], "man", count=1)[0][0] == "queen"
+    np.testing.assert_array_equal(vectors.word("king"), vectors.vectors[0])  # the first of two
+    with pytest.raises(KeyError, match="'ox' is not in the vocabulary"):
+        vectors.word("ox")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pytest
 from zoo import spherical
 from zoo.data import Vocabulary
 from zoo.spherical.corpus import read_corpus
-from zoo.spherical.embeddings import load_word2vec, save_word2vec
 from zoo.spherical.evaluation import read_word_pairs
+from zoo.spherical.word2vec import load_word2vec, save_word2vec
 
 COUNT = int(os.environ.get("ZOO_FUZZ", "300"))
 PARTS = [

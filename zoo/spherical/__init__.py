@@ -17,6 +17,7 @@ from zoo.spherical.objective import jose_loss
 from zoo.spherical.optimizers import riemannian_sgd
 from zoo.spherical.trainer import JoseTrainer, train_jose
 from zoo.spherical.von_mises_fisher import random_von_mises_fisher
+from zoo.spherical.word2vec import load_word2vec
 
 __all__ = [
     "JoseEmbeddings",
@@ -28,6 +29,7 @@ __all__ = [
     "geodesic_distance",
     "jose_loss",
     "load_embeddings",
+    "load_word2vec",
     "logarithmic_map",
     "normalize",
     "parallel_transport",

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from zoo import _checks, extras
-from zoo.spherical.embeddings import JoseEmbeddings, is_number
+from zoo.spherical.embeddings import JoseEmbeddings
+from zoo.spherical.word2vec import is_number
 
 
 class WordSimilarity(NamedTuple):
