@@ -68,10 +68,8 @@ def test_every_number_has_its_runs():
 def test_the_tables_are_those_of_the_runs():
     """The README's numbers are in ``results.json``, which two runs of the default wrote."""
     folder = pathlib.Path(train.__file__).parent
-    text, versions = (
-        (folder / "README.md").read_text(),
-        json.loads((folder / "results.json").read_text()),
-    )
+    text = " ".join((folder / "README.md").read_text().split())
+    versions = json.loads((folder / "results.json").read_text())
     for kind in versions["0.10.2"]["divergence"]["rings"]:
         cells = [
             train.said(summary["divergence"][name][kind])
