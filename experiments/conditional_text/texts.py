@@ -3,7 +3,6 @@
 import io
 import pathlib
 import re
-import zipfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 from experiments.command_line import local_path
 from experiments.conditional_text.config import Config
 from zoo.data import Vocabulary, build_vocabulary, open_source
+from zoo.data.archives import read_zip
 
 SPLITS = ("train", "held out")
 SENTIMENTS = ("negative", "positive")
@@ -170,20 +170,17 @@ def _plays() -> Iterator[Row]:
 
 def _archive(path: pathlib.Path) -> Iterator[Row]:
     """Zip archive of rt-polarity (N.neg, N.pos) or of the Chinese reviews (N.SPLIT.data)."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from error
-    with archive:
-        for name in sorted(archive.namelist()):
-            lines = io.TextIOWrapper(archive.open(name), "utf-8", errors="replace")
-            if name.endswith(".data"):
-                for line in lines:
-                    text, _, label = line.rstrip("\n").rpartition("\t")
-                    yield ".train." not in name, text, SENTIMENTS[int(label)]
-            elif name.endswith((".neg", ".pos")):
-                for number, line in enumerate(lines):
-                    yield number % 10 == 9, line.strip(), SENTIMENTS[name.endswith(".pos")]
+    for name, content in read_zip(path, lambda name: name.endswith((".data", ".neg", ".pos"))):
+        lines = io.TextIOWrapper(io.BytesIO(content), "utf-8", errors="replace")
+        for number, line in enumerate(lines):
+            if not name.endswith(".data"):
+                yield number % 10 == 9, line.strip(), SENTIMENTS[name.endswith(".pos")]
+                continue
+            text, _, label = line.rstrip("\n").rpartition("\t")
+            if label not in ("0", "1"):
+                where = f"{path}/{name}, line {number + 1}"
+                raise ValueError(f"{where}: expected TEXT TAB 0 or 1, got the label {label!r:.80}")
+            yield ".train." not in name, text, SENTIMENTS[int(label)]
 
 
 def _imdb(folder: pathlib.Path) -> Iterator[Row]:

@@ -20,11 +20,11 @@ import collections
 import pathlib
 import random
 import re
-import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments.command_line import local_path
+from zoo.data.archives import read_tar
 from zoo.ordered.treebank import GoldTree
 from zoo.ordered.trees import Tree
 
@@ -103,7 +103,13 @@ def read_pairs(path: pathlib.Path) -> dict[tuple[str, int], list[Pair]]:
         if not (match := re.fullmatch(r"(train|test)(\d+)", pathlib.PurePath(name).name)):
             continue
         pairs = []
-        for number, line in enumerate(data.decode().splitlines(), start=1):
+        try:
+            lines = data.decode().splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}/{name} is not UTF-8: {error}") from error
+        if not lines:
+            raise ValueError(f"{path}/{name} is empty")
+        for number, line in enumerate(lines, start=1):
             where = f"{path}/{name}, line {number}"
             fields = line.split("\t")
             if len(fields) != 3 or fields[0] not in RELATIONS:
@@ -125,13 +131,7 @@ def _files(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
         for file in sorted(filter(pathlib.Path.is_file, path.iterdir())):
             yield file.name, file.read_bytes()
         return
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if (file := archive.extractfile(member)) is not None:
-                    yield member.name, file.read()
-    except tarfile.ReadError as error:
-        raise ValueError(f"{path} is neither a folder nor a tar archive ({error})") from error
+    yield from read_tar(path)
 
 
 def draw_pairs(

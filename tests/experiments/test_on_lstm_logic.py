@@ -3,6 +3,7 @@
 import collections
 import io
 import itertools
+import lzma
 import tarfile
 
 import jax
@@ -145,10 +146,27 @@ def test_archives_and_folders(tmp_path):
         assert corpus.train == [Pair("=", "a", "a")] * 9
         assert corpus.valid == [Pair("=", "a", "b")]  # every tenth
         assert corpus.test == {1: [Pair("#", "a", "( not b )")]}
-    with pytest.raises(ValueError, match="neither a folder nor a tar archive"):
+    with pytest.raises(ValueError, match="damaged or no tar archive"):
         logic.read_pairs(tmp_path / "logic" / "train0")
     with pytest.raises(ValueError, match="must hold files train0"):
         logic.read_pairs(tmp_path)
+
+
+def test_damaged_archives_are_named(tmp_path):
+    path = write_archive(tmp_path / "a.tar.xz", train0="=\ta\ta\n", test0="=\ta\ta\n")
+    whole = lzma.decompress(path.read_bytes())
+    second = 1024  # bytes of a member: header and one block
+    flipped = whole[: second + 3] + b"\xff" + whole[second + 4 :]
+    cut = [whole[:size] for size in (100, 600, second, second + 100, second + 600, 2 * second)]
+    plain = tmp_path / "a.tar"
+    for content in (flipped, *cut, b"", whole.replace(b"=", b"\xff")):
+        plain.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.tar") as caught:
+            logic.read_pairs(plain)
+        assert str(plain) in str(caught.value)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"a\.tar\.xz is truncated or damaged"):
+        logic.read_pairs(path)
 
 
 @pytest.mark.parametrize(

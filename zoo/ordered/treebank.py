@@ -13,15 +13,13 @@ Fu-Dong Chiou, Martha Palmer, "The Penn Chinese TreeBank", 2005, Natural Languag
 
 import dataclasses
 import fnmatch
-import io
 import os
 import pathlib
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple, TypeAlias
 
+from zoo.data.archives import read_zip
 from zoo.data.lines import DECOMPRESSORS, read_bytes
 from zoo.ordered.trees import Brackets, Tree, spans_to_tree
 
@@ -280,11 +278,6 @@ def _files(path: pathlib.Path, pattern: str) -> Iterator[tuple[str, bytes]]:
             if matches(file.name) and file.is_file():
                 yield str(file), bytes(read_bytes(file))
     elif path.suffix.lower() == ".zip":
-        try:
-            with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as archive:
-                for name in sorted(filter(matches, archive.namelist())):
-                    yield f"{path}/{name}", archive.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is damaged or no plain zip archive ({error})") from error
+        yield from ((f"{path}/{name}", data) for name, data in read_zip(path, matches))
     else:
         yield str(path), bytes(read_bytes(path))

@@ -136,9 +136,12 @@ def _has_results(directory: pathlib.Path) -> bool:
 
 def _is_trained(directory: pathlib.Path) -> bool:
     """Whether there is a record, a summary, a checkpoint or a prepared corpus."""
-    patterns = ("metrics*.jsonl", "summary.json", "checkpoints*/[0-9]*/manifest", "manifest.json")
+    patterns = ("metrics*.jsonl", "summary.json", "checkpoints*/[0-9]*/manifest")
     found = (file for pattern in patterns for file in directory.rglob(pattern))
-    return any(file.is_dir() or file.stat().st_size for file in found)
+    # A corpus is a folder of its own: inside that of a run it is none of the run's results.
+    return (directory / "manifest.json").exists() or any(
+        file.is_dir() or file.stat().st_size for file in found
+    )
 
 
 # Folders that this process made and trained nothing in, as far as it knows.
