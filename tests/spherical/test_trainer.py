@@ -16,6 +16,7 @@ from zoo.spherical.corpus import EncodedCorpus, read_corpus
 from zoo.spherical.objective import two_hinges_loss
 from zoo.spherical.options import JoseOptions
 from zoo.spherical.sampling import ChunkSampler
+from zoo.spherical.word2vec import WordVectors
 from zoo.training import make_mesh
 
 ONE_DEVICE = make_mesh(devices=jax.devices()[:1])
@@ -207,6 +208,7 @@ def test_a_position_is_restored(numbered):
     assert state["position"][0] == 1
     assert len(before) + len(after) <= chunks.most_chunks
     assert chunks.most_chunks <= 1.3 * (len(before) + len(after))
+    assert chunks.expected_steps == pytest.approx(len(before) + len(after), rel=0.05)
 
 
 TEXT = ["a b a c", "b c b a", "c a"]
@@ -328,6 +330,53 @@ def test_tables_split_over_eight_devices_give_the_same_vectors():
     split = trainer.fit()
     for ours, theirs in zip(split[:3], alone[:3], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_given_vectors_are_where_it_starts(toy):
+    embeddings, lines, _ = toy
+    options = SMALL | {"dimension": 16, "passes": 1}
+    corpus = [*lines[:-1], "w0 new new new"]  # as many documents
+    trainer = spherical.JoseTrainer(corpus, **options, initial=embeddings)
+    drawn = spherical.JoseTrainer(corpus, **options).embeddings()
+    start, new = trainer.embeddings(), trainer.vocabulary.ids["new"]
+    np.testing.assert_allclose(start.documents, embeddings.documents, atol=1e-7)
+    for name in ("words", "contexts"):
+        ours, theirs = getattr(start, name), getattr(embeddings, name)
+        np.testing.assert_array_equal(ours[new], getattr(drawn, name)[new])
+        for word in ("w0", "w7"):
+            row = trainer.vocabulary.ids[word]
+            expected = theirs[embeddings.vocabulary.ids[word]]
+            np.testing.assert_allclose(ours[row], expected, atol=1e-7)
+    further = trainer.fit()
+    assert topic_accuracy(further.documents[:-1], toy[2][:-1]) > 0.9  # after one pass
+    assert (further.words != start.words).any()
+
+    # Words and vectors of any length and origin; the rest is drawn.
+    vectors = WordVectors(
+        ("w7", "w0", "absent"), np.eye(16, dtype=np.float32)[:3] * [[3], [0], [1]]
+    )
+    start = spherical.JoseTrainer(corpus, **options, initial=vectors).embeddings()
+    np.testing.assert_array_equal(start.word("w7"), np.eye(16)[0])
+    np.testing.assert_array_equal(start.word("w0"), drawn.word("w0"))  # zero has no direction
+    np.testing.assert_array_equal(start.contexts, drawn.contexts)
+    np.testing.assert_array_equal(start.documents, drawn.documents)
+
+
+def test_given_vectors_belong_to_the_run_or_are_refused():
+    vectors = WordVectors(("a", "b"), np.eye(8, dtype=np.float32)[:2])
+    other = WordVectors(("a", "b"), np.eye(8, dtype=np.float32)[1:3])
+    state = identity(initial=vectors)
+    spherical.JoseTrainer(TEXT, **SMALL, initial=vectors).chunks.set_state(state)
+    for initial in (None, other):
+        with pytest.raises(ValueError, match="belongs to another run"):
+            spherical.JoseTrainer(TEXT, **SMALL, initial=initial).chunks.set_state(state)
+    for words, table, message in (
+        (("x", "y"), vectors.vectors, "vectors of words of the corpus, got none"),
+        (("a", "b"), vectors.vectors[:, 1:], r"initial: words must have shape \[N, 8\]"),
+        (("a", "b"), vectors.vectors * np.nan, "initial: words must be finite"),
+    ):
+        with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=message):
+            spherical.JoseTrainer(TEXT, **SMALL, initial=WordVectors(words, table))
 
 
 # Text as it comes.

@@ -146,6 +146,12 @@ class ChunkSampler:
         chunks = -(-kept // self.options.chunk_size) + slabs + by_documents
         return self.options.passes * chunks
 
+    @property
+    def expected_steps(self) -> int:
+        """About how many chunks there are: of each slab the last one is half full."""
+        slabs = -(-len(self.ids) // self.slab)
+        return round(self.options.passes * (self.kept / self.options.chunk_size + slabs / 2))
+
     def __iter__(self) -> "ChunkSampler":
         return self
 
@@ -175,9 +181,9 @@ class ChunkSampler:
         if "content" in self.identity:  # states of earlier versions do not name it
             saved = {"content": self.identity["content"], **saved}
         differing = [
-            f"{name} was {saved.get(name)!r}, is {value!r}"
-            for name, value in self.identity.items()
-            if saved.get(name) != value
+            f"{name} was {saved.get(name)!r}, is {self.identity.get(name)!r}"
+            for name in self.identity | saved
+            if saved.get(name) != self.identity.get(name)
         ]
         if differing:
             raise ValueError(

@@ -11,9 +11,9 @@ Source: arXiv 1911.01196 and its program; https://kexue.fm/archives/7063.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from zoo import _checks
 from zoo.spherical.blocks import BlockMasks, BlockVectors, HingeSum, block_loss
 from zoo.spherical.corpus import Corpus, Tokenizer, read_corpus
 from zoo.spherical.embeddings import JoseEmbeddings
@@ -28,7 +29,10 @@ from zoo.spherical.geometry import normalize
 from zoo.spherical.optimizers import riemannian_sgd
 from zoo.spherical.options import JoseOptions
 from zoo.spherical.sampling import Chunk, ChunkSampler
+from zoo.spherical.word2vec import WordVectors
 from zoo.training import Checkpointer, Loop, MetricsLog, TrainState, fit, init_state, make_mesh
+
+Given: TypeAlias = dict[str, tuple[np.ndarray, np.ndarray]]  # table -> rows [R], vectors [R, D]
 
 RULES = ((r".*", PartitionSpec("fsdp")),)  # every table by rows
 LOOP = Loop(log_every=500, checkpoint_every=5000, rate_unit="words", progress=False)
@@ -43,6 +47,10 @@ class JoseTrainer:
         min_count: rarer words are left out.
         tokenizer: text -> words.
         mesh: the devices, all of them by default; the tables are split over its axis ``fsdp``.
+        initial: vectors to start from, made unit vectors: a model, or words and vectors of any
+            origin (``load_word2vec``). A word of the corpus that is in them begins there, in a
+            model also as a neighbour; documents begin at those of a model that has as many as the
+            corpus. What they do not have is drawn as without them.
         depends_on: what else a run that continues must find unchanged, such as the labels that the
             documents are scored by, see :class:`zoo.data.Pipeline`.
         **options: fields of :class:`zoo.spherical.options.JoseOptions`, such as ``dimension``,
@@ -50,7 +58,8 @@ class JoseTrainer:
 
     Raises:
         ValueError: if an option is out of its range, the text is not UTF-8, fewer than two words
-            are left, or the file changes while it is read.
+            are left, the file changes while it is read, or the initial vectors are not finite, have
+            another dimension, or none is of a word of the corpus.
         TypeError: if an option is unknown, or the corpus is an iterator or holds no strings.
 
     >>> trainer = JoseTrainer(["a b a b c"] * 9 + [""], dimension=8, passes=1, min_count=1)
@@ -66,6 +75,7 @@ class JoseTrainer:
         min_count: int = 5,
         tokenizer: Tokenizer = str.split,
         mesh: Mesh | None = None,
+        initial: JoseEmbeddings | WordVectors | None = None,
         depends_on: Any = None,
         **options: Any,
     ) -> None:
@@ -74,6 +84,11 @@ class JoseTrainer:
         self.options = JoseOptions(**options).checked(shards)
         self.vocabulary, self.corpus = read_corpus(corpus, min_count=min_count, tokenizer=tokenizer)
         counts, tokens = self.vocabulary.counts, self.vocabulary.tokens
+        self._given: Given = {}
+        if initial is not None:
+            documents = len(self.corpus.starts) - 1
+            self._given = given_rows(initial, tokens, documents, self.options.dimension)
+            depends_on = depends_on, self._given
         self.chunks = ChunkSampler(
             self.corpus, counts, self.options, tokens=tokens, depends_on=depends_on
         )
@@ -90,7 +105,12 @@ class JoseTrainer:
         )
         optimizer = riemannian_sgd(self.options.learning_rate)
         key = jax.random.key(self.options.seed)
-        return init_state(tables, optimizer, key=key, mesh=self.mesh, rules=RULES)
+        state = init_state(tables, optimizer, key=key, mesh=self.mesh, rules=RULES)
+        given = {
+            name: _set_rows(state.parameters[name], *rows_and_vectors)
+            for name, rows_and_vectors in self._given.items()
+        }
+        return state._replace(parameters=state.parameters | given)
 
     @cached_property
     def step(self) -> Callable[..., Any]:
@@ -184,6 +204,49 @@ def train_jose(
     """
     trainer = JoseTrainer(corpus, **options)
     return trainer.fit(checkpoints=checkpoints, loop=LOOP._replace(progress=progress))
+
+
+def _set_rows(table: jax.Array, rows: np.ndarray, vectors: np.ndarray) -> jax.Array:
+    return jax.device_put(jnp.asarray(table).at[rows].set(vectors), table.sharding)
+
+
+def given_rows(
+    initial: JoseEmbeddings | WordVectors, tokens: Sequence[str], documents: int, dimension: int
+) -> Given:
+    """Table -> its rows that vectors are given for, and these as unit vectors.
+
+    Args:
+        initial: a model, or words and vectors.
+        tokens: the words of the tables.
+        documents: their number.
+        dimension: D.
+
+    Raises:
+        ValueError: as :class:`JoseTrainer`.
+    """
+    if isinstance(initial, JoseEmbeddings):
+        ids, tables = initial.vocabulary.ids, initial._asdict()
+    else:
+        ids, tables = initial.ids, {"words": initial.vectors}
+    places = np.array([ids.get(token, -1) for token in tokens])
+    known = np.flatnonzero(places >= 0)
+    if not len(known):
+        raise ValueError("initial must have vectors of words of the corpus, got none of them")
+    pairs: dict[str, tuple[Any, Any]] = {
+        name: (known, places[known]) for name in ("words", "contexts") if name in tables
+    }
+    if len(tables.get("documents", ())) == documents:
+        pairs["documents"] = np.arange(documents), np.arange(documents)
+    given: Given = {}
+    for name, (rows, sources) in pairs.items():
+        _checks.shapes(**{f"initial: {name}": (tables[name], f"N {dimension}")})
+        vectors = np.asarray(tables[name], np.float64)[sources]
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"initial: {name} must be finite, got NaN or inf")
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        there = lengths[:, 0] > 0  # a zero vector has no direction
+        given[name] = rows[there], (vectors[there] / lengths[there]).astype(np.float32)
+    return given
 
 
 def initial_tables(

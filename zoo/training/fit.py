@@ -77,7 +77,8 @@ def fit(
         state: from ``init_state``; consumed, as the step donates it.
         batches: iterator of pytrees of numpy arrays ``[B, ...]``, B the rows of this process. With
             a checkpointer it also has ``get_state() -> position`` (JSON, the same on every
-            process) and ``set_state(position)``, as ``zoo.data.Pipeline`` has.
+            process) and ``set_state(position)``, as ``zoo.data.Pipeline`` has. With an attribute
+            ``expected_steps`` progress is shown as a share of that number.
         num_steps: the step to stop at, counted from the very first start.
         mesh: of the state.
         loop: how often it logs, evaluates and saves.
@@ -124,6 +125,7 @@ def fit(
         log.resume(first, records)
     if first and checkpointer is not None and jax.process_index() == 0:
         say(f"continues from step {first} of {num_steps}, saved in {checkpointer.directory}")
+    expected = min(num_steps, getattr(batches, "expected_steps", num_steps))  # they may end before
     ended, stop = False, 0
 
     def is_due(last: int, every: int | None) -> bool:
@@ -132,7 +134,7 @@ def fit(
 
     with (
         StopSignals() as signals,
-        Progress(num_steps, done, loop.rate_unit, shown=loop.progress) as display,
+        Progress(expected, done, loop.rate_unit, shown=loop.progress) as display,
     ):
         while not ended:
             batch = next(batches, None) if done < num_steps and not stop else None
