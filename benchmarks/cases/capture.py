@@ -141,10 +141,10 @@ def by_list(**size: int) -> Program:
 
 
 class AttentionStack(nnx.Module):
-    """Attention layers of NNX, which sow their weights; no dense layers."""
+    """Attention layers of NNX, which may sow their weights; no dense layers."""
 
-    def __init__(self, layers: int, units: int, heads: int):
-        rngs = nnx.Rngs(0)
+    def __init__(self, layers: int, units: int, heads: int, sows: bool = False):
+        rngs, self.sows = nnx.Rngs(0), sows
         self.layers = nnx.List(
             [nnx.MultiHeadAttention(heads, units, decode=False, rngs=rngs) for _ in range(layers)]
         )
@@ -152,18 +152,66 @@ class AttentionStack(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """The output of the last layer."""
         for layer in self.layers:
-            x = x + layer(x, sow_weights=True)
+            x = x + layer(x, sow_weights=self.sows)
         return x
 
 
 def by_nnx_capture(**size: int) -> Program:
-    model = AttentionStack(size["layers"], size["units"], size["heads"])
+    model = AttentionStack(size["layers"], size["units"], size["heads"], sows=True)
     structure, state = nnx.split(model)
 
     def run(state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
         return nnx.capture(nnx.merge(structure, state), nnx.Intermediate)(x)
 
     return run, (state, inputs(**size))
+
+
+def by_path(read: Callable[..., Any], **size: int) -> Program:
+    """What every layer of an NNX model returns; ``read(model, x) -> (output, values)``."""
+    model = AttentionStack(size["layers"], size["units"], size["heads"])
+    structure, state = nnx.split(model)
+
+    def run(state: Any, x: jax.Array) -> tuple[jax.Array, list[Any]]:
+        output, values = read(nnx.merge(structure, state), x)
+        return output, jax.tree.leaves(values)
+
+    return run, (state, inputs(**size))
+
+
+def layers_by_path(model: Any, x: jax.Array) -> Any:
+    return capture(model, paths="layers.*")(x)
+
+
+def layers_by_nnx(model: Any, x: jax.Array) -> Any:
+    output, values = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)(x)
+    return output, [values["layers"][i]["__call__"] for i in range(len(model.layers))]
+
+
+def layers_by_hand(model: Any, x: jax.Array) -> Any:
+    values = []
+    for layer in model.layers:
+        values.append(layer(x))
+        x = x + values[-1]
+    return x, values
+
+
+def gradients_by_path(model: Any, x: jax.Array) -> Any:
+    run = capture(lambda model, x: jnp.sum(model(x) ** 2), paths="layers.*", gradients=True)
+    loss, *values = run(model, x)
+    return loss, values
+
+
+def gradients_by_hand(model: Any, x: jax.Array) -> Any:
+    def loss(shifts: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        values, y = [], x
+        for layer, shift in zip(model.layers, shifts, strict=True):
+            values.append(layer(y) + shift)
+            y = y + values[-1]
+        return jnp.sum(y**2), values
+
+    shifts = [jnp.zeros_like(x) for _ in model.layers]
+    (value, values), gradients = jax.value_and_grad(loss, has_aux=True)(shifts)
+    return value, [values, gradients]
 
 
 def tapped(_: nn.Module, x: jax.Array) -> jax.Array:
@@ -224,6 +272,19 @@ CASES = [
             "NNX capture, attention only": by_nnx_capture,
         },
         unequal=("NNX capture, attention only",),
+    ),
+    case(
+        "modules by path",
+        partial(by_path, layers_by_path),
+        {
+            "returned by hand": partial(by_path, layers_by_hand),
+            "NNX capture, all methods": partial(by_path, layers_by_nnx),
+        },
+    ),
+    case(
+        "gradients of modules",
+        partial(by_path, gradients_by_path),
+        {"by hand": partial(by_path, gradients_by_hand)},
     ),
     case(
         "tap nobody reads",

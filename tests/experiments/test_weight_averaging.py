@@ -46,6 +46,7 @@ def test_mistakes_end_in_one_line(refused, flag, message):
     refused("weight_averaging", flag, message)
 
 
+@pytest.mark.slow
 def test_build_gives_the_network_of_the_paper_and_computes_nothing():
     """0.27 M parameters (arXiv 1512.03385, table 6)."""
     images = np.zeros((10, 32, 32, 3), np.uint8), np.arange(10)
