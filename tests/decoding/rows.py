@@ -51,13 +51,24 @@ def greedy(logits, start):
         max_length=3,
         temperature=0.0,
         repetition_penalty=1.5,
+        no_repeat_ngram=2,
+        context=start[:, None],
         end_id=END,
     )
 
 
 def search(logits, start):
     return decoding.beam_search(
-        step, logits, start=start, beam_size=2, max_length=3, length_penalty=0.5, end_id=END
+        step,
+        logits,
+        start=start,
+        beam_size=4,
+        num_groups=2,
+        diversity_penalty=0.25,
+        max_length=3,
+        length_penalty=0.5,
+        end_id=END,
+        stop_sequences=[(0, 1)],
     )
 
 
