@@ -69,6 +69,7 @@ def npy(array):
 
 IMAGES, LABELS = np.arange(12, dtype=np.uint8).reshape(3, 2, 2), np.arange(3)
 TEXT = "the first\nsecond é\n\nनमस्ते\n".encode()
+XZ, BZ2 = lzma.compress(TEXT, preset=0), bz2.compress(TEXT, 1)
 TABLE = b"id\ttext\n1\tone\n2\t\n\t\n"
 OBJECTS = b'{"a": 1, "text": "x\\u00e9"}\n\n{"a": [1, {"b": null}], "text": ""}\n'
 
@@ -87,8 +88,8 @@ FILES = {
     "a.tsv": (TABLE, bytes),
     "a.jsonl": (OBJECTS, bytes),
     "a.txt.gz": (TEXT, lambda data: gzip.compress(data, mtime=0)),
-    "a.txt.xz": (TEXT, lambda data: lzma.compress(data) + lzma.compress(TEXT)),
-    "a.txt.bz2": (TEXT, lambda data: bz2.compress(TEXT) + bz2.compress(data)),
+    "a.txt.xz": (TEXT, lambda data: lzma.compress(data, preset=0) + XZ),
+    "a.txt.bz2": (TEXT, lambda data: BZ2 + bz2.compress(data, 1)),
     "a.npz": (npy(IMAGES), archive),
     "b.npz": (npy(IMAGES), lambda data: archive(data, zipfile.ZIP_DEFLATED)),
 }

@@ -46,7 +46,7 @@ def test_permutation_is_one_to_one_and_read_anywhere(length, start, key):
     assert shuffled(positions[-1:], length=length, key=key) == indices[-1:]
 
 
-@pytest.mark.parametrize("length", [2, 6])
+@pytest.mark.parametrize("length", [pytest.param(2, marks=pytest.mark.slow), 6])
 def test_permutation_is_uniform(length):
     # Places and neighbours. For uniform orders each statistic is at most like chi-squared with its
     # number of cells as degrees of freedom; the bound is five standard deviations of that.

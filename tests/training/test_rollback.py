@@ -121,7 +121,9 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("killed", "checkpoint_every", "keep"), [(8, 20, 12), (9, 5, 4)], ids=["from 0", "from 5"]
+    ("killed", "checkpoint_every", "keep"),
+    [pytest.param(8, 20, 12, marks=pytest.mark.slow), (9, 5, 4)],
+    ids=["from 0", "from 5"],
 )
 def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path, killed, checkpoint_every, keep):
     """Good at 2 and 4, diverged at 6, good at 8; the good states are ahead of the checkpoints."""
