@@ -26,6 +26,9 @@ class DataConfig:
     words: Literal["letters", "whitespace"] = "letters"
     """letters: lower-cased words of a-z; whitespace: as the text has them."""
     min_count: int = 5
+    initial: str | None = None
+    """Vectors to start from: a model.safetensors of another run, or a file of word2vec, GloVe or
+    fastText (binary if its name has .bin)."""
     similarity: str | None = None
     """Folder with wordsim353/, MEN/ and SimLex-999/, if there is one."""
 

@@ -22,7 +22,7 @@ from zoo.spherical.evaluation import (
     read_word_pairs,
     word_similarity,
 )
-from zoo.spherical.word2vec import save_word2vec
+from zoo.spherical.word2vec import WordVectors, save_word2vec
 from zoo.training import Loop, MetricsLog, open_workdir, results_table
 
 SIMILARITY = {
@@ -87,8 +87,19 @@ def build(config: Config, mesh: Mesh, documents: Documents | None = None) -> Jos
         min_count=config.data.min_count,
         tokenizer=tokenizer(config),
         mesh=mesh,
+        initial=initial_vectors(config),
         **config.options()._asdict(),
     )
+
+
+def initial_vectors(config: Config) -> JoseEmbeddings | WordVectors | None:
+    """Those of ``data.initial``."""
+    if config.data.initial is None:
+        return None
+    path = local_path(config.data.initial)
+    if path.suffix == ".safetensors":
+        return spherical.load_embeddings(path)
+    return spherical.load_word2vec(path, binary=".bin" in path.suffixes)
 
 
 def tokenizer(config: Config) -> Tokenizer:

@@ -110,6 +110,11 @@ class ParsingConfig:
 
     treebank: str = ""
     """file:PATH of a folder, zip archive or file in bracket format; nothing is scored if empty."""
+    tags: Literal["penn", "collins", "chinese", "universal"] = "penn"
+    """Its tag set, which tells words from punctuation."""
+    encoding: str = "utf-8"
+    pattern: str = "*.mrg"
+    """Of the names of its files in a folder or archive."""
 
 
 @dataclasses.dataclass(frozen=True)

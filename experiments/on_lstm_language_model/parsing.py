@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.on_lstm_language_model.config import ParsingConfig
 from experiments.trees import tree_table
 from zoo.data import Source, Vocabulary
 from zoo.ordered import depths_to_tree, read_treebank
@@ -73,12 +74,14 @@ def choose_sentences(source: Source, vocabulary: Vocabulary, count: int = 3) -> 
     return [[vocabulary.tokens[i] for i in ids] for ids in itertools.islice(known, count)]
 
 
-def open_treebank(uri: str) -> list[GoldTree]:
-    """The gold trees at ``file:PATH``, a folder, an archive or a file."""
+def open_treebank(config: ParsingConfig) -> list[GoldTree]:
+    """The gold trees at ``file:PATH``, a folder, an archive or a file; none of an empty name."""
+    uri = config.treebank
     scheme, colon, path = uri.partition(":")
-    if scheme != "file" or not colon:
+    if uri and (scheme != "file" or not colon):
         raise ValueError(f"parsing.treebank must be file:PATH of a treebank, got {uri!r}")
-    return read_treebank(path)
+    reading = {"tags": config.tags, "encoding": config.encoding, "pattern": config.pattern}
+    return read_treebank(path, **reading) if uri else []
 
 
 def encode_sentences(sentences: Sequence[Sequence[str]], vocabulary: Vocabulary) -> list[list[int]]:

@@ -85,8 +85,7 @@ def load(config: Config) -> Data:
     sources = {split: open_source(config.data.uri, split=split) for split in SPLITS}
     vocabulary = make_vocabulary(sources["train"], config.data)
     ids = {split: encode_lines(source, vocabulary) for split, source in sources.items()}
-    treebank = config.parsing.treebank
-    return Data(sources, vocabulary, ids, parsing.open_treebank(treebank) if treebank else [])
+    return Data(sources, vocabulary, ids, parsing.open_treebank(config.parsing))
 
 
 def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:

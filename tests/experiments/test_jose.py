@@ -11,10 +11,11 @@ from experiments import command_line
 from experiments.jose import study
 from experiments.jose.config import PRESETS
 from experiments.jose.documents import read_documents
-from experiments.jose.train import run
+from experiments.jose.train import initial_vectors, run
 from zoo import spherical
+from zoo.data import Vocabulary
 from zoo.data.fingerprint import fingerprint
-from zoo.spherical.word2vec import load_word2vec
+from zoo.spherical.word2vec import load_word2vec, save_word2vec
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -104,6 +105,20 @@ def test_few_documents_end_with_their_vectors(tmp_path, capsys):
     assert "belongs to another run: text was" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "v.txt", "v.bin.gz"])
+def test_vectors_to_start_from(tmp_path, name):
+    words, table = ("king", "queen"), np.eye(32, dtype=np.float32)[:2]
+    vocabulary = Vocabulary(words, "whitespace", special=(), counts=np.array([2, 1]))
+    if name == "model.safetensors":
+        model = spherical.JoseEmbeddings(table, table, table, vocabulary)
+        spherical.save_embeddings(tmp_path / name, model)
+    else:
+        save_word2vec(tmp_path / name, words, table, binary=".bin" in name)
+    config = command_line.change(PRESETS["smoke"], data={"initial": str(tmp_path / name)})
+    found = initial_vectors(config)
+    np.testing.assert_array_equal(found.word("queen"), table[1])
+
+
 def test_study_changes_what_it_names():
     config = PRESETS["smoke"]
     for changes in study.CHANGES.values():
@@ -141,6 +156,7 @@ def test_a_study_keeps_to_its_documents(tmp_path, monkeypatch):
         (["--model.window=128"], "window must be at least 1 and at most 127, got 128"),
         (["--evaluation.runs=0"], "evaluation.runs must be at least 1, got 0"),
         (["--evaluation.map-points=0"], "evaluation.map_points must be at least 5, got 0"),
+        (["--data.initial=/nowhere.vec"], "/nowhere.vec"),
         (["--data.similarity=/nowhere"], "/nowhere/wordsim353/combined.csv"),
         (["--data.min-count=9999"], "min_count"),
     ],

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import command_line
 from experiments.on_lstm_language_model import ngram, parsing
-from experiments.on_lstm_language_model.config import PRESETS, TrainingConfig
+from experiments.on_lstm_language_model.config import PRESETS, ParsingConfig, TrainingConfig
 from experiments.on_lstm_language_model.train import build, keep_vocabulary, make_optimizer, run
 from experiments.on_lstm_language_model.windows import RandomWindows, draw_lengths
 from experiments.running import train
@@ -151,7 +151,15 @@ def test_sentences_of_a_treebank_are_read_like_the_text():
     ids = parsing.encode_sentences([["The", "king", "1990", "absent"]], vocabulary)
     assert [vocabulary.tokens[i] for i in ids[0]] == ["the", "king", "N", "<unk>"]
     with pytest.raises(ValueError, match="file:PATH of a treebank, got 'tfds:wsj'"):
-        parsing.open_treebank("tfds:wsj")
+        parsing.open_treebank(ParsingConfig(treebank="tfds:wsj"))
+
+
+def test_treebanks_of_other_languages(tmp_path):
+    path = tmp_path / "one.fid"
+    path.write_text("<S ID=1>\n(IP (NP (PN 她)) (VP (VV 笑)) (PU 。))\n", encoding="gb18030")
+    config = ParsingConfig(f"file:{tmp_path}", tags="chinese", encoding="gb18030", pattern="*.fid")
+    assert [tree.words for tree in parsing.open_treebank(config)] == [("她", "笑")]
+    assert parsing.open_treebank(ParsingConfig()) == []
 
 
 def test_depths_do_not_depend_on_the_company_of_a_sentence():

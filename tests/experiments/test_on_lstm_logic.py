@@ -7,16 +7,17 @@ import lzma
 import tarfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from experiments.on_lstm_logic import logic
 from experiments.on_lstm_logic.batches import LONG, SHORT, PairBatches, encode
-from experiments.on_lstm_logic.config import PRESETS
+from experiments.on_lstm_logic.config import PRESETS, TrainingConfig
 from experiments.on_lstm_logic.logic import Pair
 from experiments.on_lstm_logic.model import PairClassifier
-from experiments.on_lstm_logic.train import build
+from experiments.on_lstm_logic.train import build, make_optimizer
 from tests.battery import quick_jit
 from zoo.training import make_mesh
 
@@ -45,6 +46,23 @@ def test_build_computes_nothing_and_its_step_fits(encoder):
     kernel = state.parameters["layer"]["recurrent_kernel"]
     assert kernel.shape == (32, 4 * 32 + 2 * (8 if encoder == "on_lstm" else 1))
     assert tuple(kernel.sharding.spec) == ("fsdp", "model")
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 19, 20, 40])
+def test_schedules_of_short_runs(num_steps):
+    optimizer = make_optimizer(TrainingConfig(epochs=1, gradient_clip=10.0), num_steps)
+    parameters = jnp.zeros(1)
+
+    def step(state, _):
+        updates, state = optimizer.update(jnp.ones(1), state, parameters)
+        return state, -updates[0]
+
+    _, rates = quick_jit(lambda s: jax.lax.scan(step, s, length=num_steps))(
+        optimizer.init(parameters)
+    )
+    assert rates.max() == pytest.approx(1e-2, rel=1e-4)
+    assert (rates[0] > 0) == (num_steps < 20)
+    assert (np.diff(rates[num_steps // 20 :]) < 0).all()
 
 
 # Formulas.

@@ -66,7 +66,7 @@ class OnLstmLanguageModel(nnx.Module):
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
-    >>> model = OnLstmLanguageModel(10, 4, 6, 3, chunk_size=2, rngs=nnx.Rngs(0))
+    >>> model = OnLstmLanguageModel(10, 4, 4, 3, chunk_size=2, rngs=nnx.Rngs(0))
     >>> output = model(jnp.zeros((2, 5), jnp.int32))
     >>> output.logits.shape, output.depths.forget.shape
     ((2, 5, 10), (3, 2, 5))
@@ -234,7 +234,7 @@ class OnLstmLanguageModel(nnx.Module):
             ValueError: if ``length`` < 1, ``ids`` hold no word or the temperature is negative.
 
         >>> import jax, jax.numpy as jnp
-        >>> model = OnLstmLanguageModel(10, 4, 6, 2, chunk_size=2, rngs=nnx.Rngs(0))
+        >>> model = OnLstmLanguageModel(10, 4, 4, 1, chunk_size=2, rngs=nnx.Rngs(0))
         >>> model.generate(jax.random.key(0), jnp.array([[1, 2]]), length=5).shape
         (1, 5)
         """
