@@ -4,6 +4,7 @@
 """
 
 import copy
+import dataclasses
 import functools
 import json
 import os
@@ -16,8 +17,8 @@ from flax import nnx
 from tests.transformer.test_model import build
 from zoo.transformer import TransformerConfig, load_bert, save_bert
 from zoo.transformer import checkpoint_files as files
-from zoo.transformer.architectures import ARCHITECTURES, FIXED
-from zoo.transformer.weights import _fill, bert_config, state_dict
+from zoo.transformer.architectures import ARCHITECTURES, FIXED, read_config
+from zoo.transformer.weights import _fill, state_dict
 
 COUNT = int(os.environ.get("ZOO_FUZZ", "300"))
 TINY = TransformerConfig(
@@ -31,6 +32,7 @@ TINY = TransformerConfig(
 )
 ODD = [None, True, False, 0, -1, 1, 2, 10**9, 2**40, 10**400, 0.5, 1e-400, float("nan")]
 ODD += [float("inf"), "", "gelu", "causal", "\ud800", "x" * 99, [], [1], [[1], 2], {}, {"a": {}}]
+ODD += ["gpt2", "roberta", "distilbert", "electra", "roformer"]
 ODD += ["../model.safetensors", "model.safetensors", "config.json"]
 
 
@@ -84,6 +86,7 @@ def change(generator, tree):
 
 
 EXTRA = [*FIXED, "is_decoder", "zoo_mask", "tie_word_embeddings", "embedding_size"]
+EXTRA += ["model_type", "pad_token_id", "n_inner", "n_head", "hidden_act", "activation"]
 
 
 def attempt(read, *errors):
@@ -107,7 +110,7 @@ def test_configs(folder, structured):
             path.write_text(json.dumps(change(generator, json.loads(whole))))
         else:
             path.write_bytes(mutated(generator, whole))
-        attempt(functools.partial(bert_config, folder), ValueError)
+        attempt(functools.partial(read_config, path), ValueError)
     path.write_bytes(whole)
 
 
@@ -153,12 +156,29 @@ def flat_shapes():
     return {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
-def test_state_dicts():
+OTHERS = {
+    "bert": {},
+    "roberta": {},
+    "gpt2": {
+        "norm_position": "pre",
+        "num_segments": 0,
+        "mask": "causal",
+        "head": "tied",
+        "pooler": False,
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_state_dicts(name):
     """Names of Hugging Face, of TensorFlow and in between; shapes and dtypes of others."""
     generator = np.random.default_rng(3)
-    tensors = state_dict(build(TINY))
-    shapes = {name: leaf.shape for name, leaf in flat_shapes().items()}
-    swaps = [("bert.", ""), (".", "/"), ("weight", "kernel"), ("weight", "gamma"), ("0", "00")]
+    kind, model = ARCHITECTURES[name], build(dataclasses.replace(TINY, **OTHERS[name]))
+    tensors = state_dict(model, architecture=name)
+    shapes = {
+        "/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))
+    }
+    swaps = [(kind.prefix, ""), (".", "/"), ("weight", "kernel"), ("weight", "gamma"), ("0", "00")]
     swaps += [("LayerNorm", "layernorm"), ("cls.", ""), ("layer.0", "layer_0"), ("bias", "beta")]
     for _ in range(COUNT):
         changed = dict(tensors)
@@ -169,11 +189,9 @@ def test_state_dicts():
             shape = pick(generator, [value.shape, value.shape[::-1], (), (0,), (2, 3)])
             renamed = name.replace(*pick(generator, swaps))
             changed[renamed] = np.zeros(shape).astype(dtype)
-        attempt(
-            lambda changed=changed: _fill(
-                shapes, TINY, ARCHITECTURES["bert"], changed, "the dict", 0
-            ),
-            ValueError,
+        fill = functools.partial(
+            _fill, shapes, model.config, kind, changed, "x", kind.first_position
         )
+        attempt(fill, ValueError)
     with pytest.raises(ValueError, match="0 tensors, the model 1 layers"):
         load_bert({}, config=TINY)

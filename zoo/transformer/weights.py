@@ -405,7 +405,7 @@ def _named(
         plain = _plain_name(name, kind)
         if plain in named and not _IGNORED.match(plain):
             twice.append(f"{named[plain].name} and {name}")
-        if plain == kind.names.get("position_embedding") and first:
+        if plain == kind.names.get("position_embedding") and np.ndim(value):
             value = np.asarray(value)[first:]
         named[plain] = _Named(name, value)
     for plain in [plain for plain in named if ".attn.c_attn." in plain and not kind.transposed]:
