@@ -19,6 +19,7 @@ from scipy import optimize, special
 
 from tests.battery import quick_jit
 from zoo import smooth
+from zoo.smooth.projections import project_simplex
 from zoo.smooth.streaming import streaming_f1, streaming_f1_init
 
 K = 2
@@ -30,6 +31,9 @@ ELEMENTWISE = {
     "abs": smooth.smooth_abs,
     "sign": smooth.smooth_sign,
     "step": smooth.smooth_step,
+    "clip": lambda x, temperature: smooth.smooth_clip(x, -1, 2, temperature=temperature),
+    "greater": lambda x, temperature: smooth.soft_greater(x, 1, temperature=temperature),
+    "equal": lambda x, temperature: smooth.soft_equal(x, 1, temperature=temperature, tolerance=0.5),
     "floor": smooth.smooth_floor,
     "round": smooth.smooth_round,
     **{f"relu {k}": functools.partial(smooth.smooth_relu, kernel=k) for k in KERNELS},
@@ -40,9 +44,15 @@ ALONG_ITEMS = {
     "one hot": smooth.soft_one_hot,
     "argmax": smooth.smooth_argmax,
     "rank": smooth.soft_rank,
+    "sort": functools.partial(smooth.soft_sort, descending=True),
+    "simplex": project_simplex,
     **{m: functools.partial(smooth.soft_top_k, k=K, method=m) for m in METHODS},
 }
-FUNCTIONS = ELEMENTWISE | ALONG_ITEMS
+# In what follows an item at -inf takes no part in the first ones; a quantile counts it.
+QUANTILE = {
+    "quantile": lambda x, temperature: smooth.soft_quantile(x, 0.3, temperature=temperature)
+}
+FUNCTIONS = ELEMENTWISE | ALONG_ITEMS | QUANTILE
 TEMPERATURES = (1e-30, 1e-3, 0.1, 0.3, 1.0, 40.0, 1e30)
 
 
@@ -51,9 +61,9 @@ def values(x, temperature):
     return {name: function(x, temperature=temperature) for name, function in FUNCTIONS.items()}
 
 
-@quick_jit
-def derivatives(x, temperature):
-    """Of a weighted sum: in x, in τ, and of both once more along a line in x and τ."""
+@functools.partial(quick_jit, static_argnames="order")
+def derivatives(x, temperature, order):
+    """Of a weighted sum: in x, in τ, and of both once more along a line in x and τ for order 2."""
 
     def of(function):
         def weighted(x, temperature):
@@ -62,6 +72,8 @@ def derivatives(x, temperature):
             return jnp.sum(y * jnp.cos(1.0 + jnp.arange(y.size)).astype(x.dtype))
 
         first = jax.grad(weighted, argnums=(0, 1))
+        if order == 1:
+            return first(x, temperature), ()
         direction = jnp.ones_like(temperature)
         second = jax.jvp(first, (x, temperature), (jnp.cos(jnp.arange(x.size) * 1.0), direction))
         return second
@@ -142,6 +154,30 @@ def soft_top_k(x, temperature, method):
     return form(u - threshold)
 
 
+def soft_sort(x, temperature):
+    """From the smallest."""
+    if np.isinf(x).any():
+        finite = soft_sort(x[np.isfinite(x)], temperature)
+        return np.concatenate([x[x == -np.inf], finite, x[x == np.inf]])
+    weights = np.exp(-np.abs(np.sort(x)[:, None] - x[None]) / temperature)
+    return np.sort(x) + (weights * (x[None] - np.sort(x)[:, None])).sum(1) / weights.sum(1)
+
+
+def quantile(x, q, temperature):
+    y, place = soft_sort(x, temperature), q * (len(x) - 1)
+    low, high = y[math.floor(place)], y[math.ceil(place)]
+    return low if low == high else (1 - place % 1) * low + place % 1 * high
+
+
+def simplex(x, temperature):
+    if (x == -np.inf).all():
+        return np.zeros_like(x)
+    u = difference(x, x.max()) / temperature
+    falling = np.sort(u)[::-1]
+    thresholds = [(falling[:k].sum() - 1) / k for k in range(1, len(u) + 1)]
+    return np.maximum(u - max(thresholds), 0)
+
+
 def reference(x, temperature):
     with np.errstate(over="ignore"):
         clipped = np.clip(x, -LARGEST, LARGEST)
@@ -151,6 +187,16 @@ def reference(x, temperature):
         "abs": np.abs(x) + temperature * np.log1p(np.exp(-2 * v)),
         "sign": np.tanh(x / temperature),
         "step": special.expit(x / temperature),
+        "clip": np.clip(x, -1, 2)
+        + temperature * (np.log1p(np.exp(-np.abs(x + 1) / temperature)))
+        - temperature * (np.log1p(np.exp(-np.abs(x - 2) / temperature))),
+        "greater": special.expit((x - 1) / temperature),
+        "equal": special.expit((1.5 - x) / temperature)
+        * special.expit((x - 0.5) / temperature)
+        / special.expit(0.5 / temperature) ** 2,
+        "sort": soft_sort(x, temperature)[::-1],
+        "quantile": quantile(x, 0.3, temperature),
+        "simplex": simplex(x, temperature),
         "floor": stairs(x, temperature),
         "round": stairs(x + 0.5, temperature),
         **{f"relu {kernel}": relu(x, temperature, kernel) for kernel in KERNELS},
@@ -196,8 +242,9 @@ def assert_matches(found, x, temperature):
         kept = np.isfinite(z) & ~edge
         with np.errstate(over="ignore", invalid="ignore"):
             assert (np.abs(y[edge]) >= 0.99 * float(limits.max)).all(), name
-        size = 1 + np.abs(z) + (temperature if name.startswith(("max", "min", "relu")) else 0)
-        if name in ("max", "min"):
+        wide_ones = ("max", "min", "relu", "clip")
+        size = 1 + np.abs(z) + (temperature if name.startswith(wide_ones) else 0)
+        if name in ("max", "min", "sort", "quantile"):
             size = size + np.where(np.isfinite(wide), np.abs(wide), 0).max()
         # An argument x/τ is known to its rounding, and no better.
         error = np.abs(y[kept] - z[kept]) / np.broadcast_to(size, np.shape(z))[kept]
@@ -214,13 +261,12 @@ def test_values_in_half_precision(x, temperature):
     assert_matches(values(x, np.float32(temperature)), x, np.float32(temperature))
 
 
+@pytest.mark.parametrize("order", [1, pytest.param(2, marks=pytest.mark.slow)])
 @given(x=items(np.float32), temperature=st.sampled_from(TEMPERATURES))
-def test_derivatives_are_finite(x, temperature):
+def test_derivatives_are_finite(x, temperature, order):
+    found = dict(derivatives(x, np.float32(temperature), order))
     if np.isposinf(x).any() or np.isneginf(x).sum() >= len(x) - K:
-        found = dict(derivatives(x, np.float32(temperature)))
         del found["recursive"]  # NaN, as it says
-    else:
-        found = derivatives(x, np.float32(temperature))
     finite = x[np.isfinite(x)].astype(np.float64)
     for name, (first, second) in found.items():
         if name == "recursive" and finite.size and np.ptp(finite) > 1e6 * temperature:

@@ -84,9 +84,13 @@ def soft_equal(
     """
     dtype, difference, temperature = _difference(x, y, temperature)
     tolerance = _checks.number("tolerance", tolerance, at_least=0)
-    u = scaled(difference, temperature)
-    v = scaled(jnp.asarray(tolerance, difference.dtype), temperature)
-    return (logistic(v - u) * logistic(v + u) / logistic(v) ** 2).astype(dtype)
+    tolerance = jnp.asarray(tolerance, difference.dtype)
+
+    def below(distance: jax.Array) -> jax.Array:
+        return logistic(scaled(distance, temperature))
+
+    near = below(tolerance - difference) * below(tolerance + difference)
+    return (near / below(tolerance) ** 2).astype(dtype)
 
 
 def _difference(
