@@ -591,6 +591,8 @@ def test_mistakes_are_named():
         ("end_id must be .*at most 3, got 4", lambda: draw(end_id=[1, 4])),
         ("no_repeat_ngram must be at least 1, got 0", lambda: draw(no_repeat_ngram=0)),
         ("num_samples must be at least 1, got 0", lambda: draw(num_samples=0)),
+        (r"state_axes .* of 1 rows .* got 0 for a leaf \[4, 4\]", lambda: draw(num_samples=2)),
+        (r"state_axes .* got -3 for a leaf \[4, 4\]", lambda: search(state_axes=-3)),
         (r"context must have shape \[B, P\], where B is 1", lambda: draw(context=[[0], [1]])),
         ("context must be an array of integers", lambda: search(context=[[0.5]])),
         (

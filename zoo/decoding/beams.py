@@ -117,7 +117,8 @@ def beam_search(
 
     Raises:
         TypeError: if ``start`` is not integer, or the step function changes the state's form.
-        ValueError: if a number is out of its range, or all tokens are banned.
+        ValueError: if a number is out of its range, an axis of the state is not that of B rows, or
+            all tokens are banned.
 
     >>> table = jnp.log(jnp.array([[0.6, 0.4, 0.0], [0.5, 0.32, 0.18], [0.1, 0.1, 0.8]]))
     >>> def step_fn(tokens, state):
@@ -244,7 +245,7 @@ def _beam_search(
     search = _Search(
         step=jnp.int32(0),
         last=jnp.broadcast_to(last[:, None, None], (rows, groups, width)),
-        state=repeat_rows(state, axes, beam_size),
+        state=repeat_rows(state, axes, rows, beam_size),
         live_tokens=room,
         live_sums=none.at[..., 0].set(0),  # all of a group are the same empty text: one counts
         finished=Beams(

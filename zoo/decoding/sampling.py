@@ -103,7 +103,8 @@ def sample(
     Raises:
         TypeError: if ``start`` is not integer, the key is not a typed key, or the step function
             changes the state's form.
-        ValueError: if a number is out of its range, or all tokens are banned.
+        ValueError: if a number is out of its range, an axis of the state is not that of B rows, or
+            all tokens are banned.
 
     >>> def step_fn(tokens, state):  # a clock
     ...     return 50.0 * jax.nn.one_hot((tokens + 1) % 4, 4), state
@@ -201,7 +202,8 @@ def _sample(
 
     state, last = read_start(step_fn, state, start)
     if copies > 1:
-        state = repeat_rows(state, jax.tree.unflatten(flat_axes[1], flat_axes[0]), copies)
+        axes = jax.tree.unflatten(flat_axes[1], flat_axes[0])
+        state = repeat_rows(state, axes, len(last), copies)
         last = jnp.repeat(last, copies)
         context = None if context is None else jnp.repeat(context, copies, axis=0)
     # Made from `last`, so that under shard_map they vary over devices as it does.

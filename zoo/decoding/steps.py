@@ -476,9 +476,19 @@ def map_state(function: Any, axes: Any, state: Any) -> Any:
     return jax.tree.map(below, axes, state, is_leaf=lambda axis: axis is None)
 
 
-def repeat_rows(state: Any, axes: Any, times: int) -> Any:
-    """Every row of a state, ``times`` times in a row."""
-    return map_state(lambda leaf, axis: jnp.repeat(leaf, times, axis=axis), axes, state)
+def repeat_rows(state: Any, axes: Any, rows: int, times: int) -> Any:
+    """Each of B rows of a state, ``times`` times in a row."""
+
+    def repeat(leaf: Any, axis: int) -> jax.Array:
+        shape = jnp.shape(leaf)
+        if not -len(shape) <= axis < len(shape) or shape[axis] != rows:
+            raise ValueError(
+                f"state_axes must give the axis of {rows} rows of start in every leaf, or None for "
+                f"what all rows share; got {axis} for a leaf {list(shape)}"
+            )
+        return jnp.repeat(leaf, times, axis=axis)
+
+    return map_state(repeat, axes, state)
 
 
 def flatten_axes(state_axes: Any) -> tuple[tuple[Any, ...], Any]:
