@@ -16,6 +16,7 @@ from zoo.data import Vocabulary, open_source
 from zoo.data.arrays import read_npz
 from zoo.data.fingerprint import fingerprint
 from zoo.data.images import image_arrays
+from zoo.data.sources import fingerprint_of
 from zoo.extras import require
 
 SPLITS = ("train", "valid", "test")
@@ -115,13 +116,13 @@ def vectors_of(
 def _features(
     data: DataConfig, sets: dict[str, Captioned], store: pathlib.Path | None
 ) -> dict[str, np.ndarray]:
-    pictures = fingerprint({split: part.images for split, part in sets.items()})
+    pictures = {split: part.images for split, part in sets.items()}
+    made_of = fingerprint((pictures, fingerprint_of(data.encoder)))
     if store is not None and store.exists():
         try:
             archive = read_npz(store)
             kept = {split: archive[split] for split in sets}
-            same = str(archive.get("pictures", pictures)) == pictures
-            if same and all(len(kept[split]) == len(sets[split].images) for split in sets):
+            if str(archive["made_of"]) == made_of:
                 return kept
         except (KeyError, ValueError):
             pass  # damaged: they are computed again
@@ -133,7 +134,7 @@ def _features(
     found = {split: encode(model, part.images) for split, part in sets.items()}
     if store is not None and is_main_process():
         file = io.BytesIO()
-        np.savez(file, pictures=np.array(pictures), **found)
+        np.savez(file, made_of=np.array(made_of), **found)
         replace_file(store, file.getvalue())
     return found
 

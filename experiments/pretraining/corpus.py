@@ -30,6 +30,7 @@ from experiments.pretraining.config import Config, DataConfig
 from zoo._files import replace_file
 from zoo.data import Vocabulary, build_vocabulary, open_source
 from zoo.data.sources import fingerprint_of
+from zoo.data.vocabulary import check_vocabulary
 from zoo.training import open_workdir
 from zoo.transformer import pack_sentences
 
@@ -71,6 +72,8 @@ def prepare(data: DataConfig, directory: pathlib.Path) -> dict[str, Any]:
     complete = bool(shards) and all((directory / shard["file"]).exists() for shard in shards)
     check_text(data.uri, directory, complete)
     if complete:
+        # Needed after the training: what is wrong with it is found out before.
+        check_vocabulary(manifest["vocabulary"], load_vocabulary(directory))
         return manifest
     vocabulary = make_vocabulary(data, directory)
     shards = [

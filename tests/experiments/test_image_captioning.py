@@ -215,6 +215,32 @@ def test_pictures_and_captions_are_brought_together(tmp_path):
     assert [row["length"] for row in rows] == [4, 4]
 
 
+def test_features_are_kept_for_their_pictures_and_weights(tmp_path, monkeypatch):
+    made = []
+
+    def encode(model, images):
+        made.append(model)
+        return images.mean(axis=(1, 2))
+
+    monkeypatch.setattr(data, "load_efficientnet", lambda path: path.read_bytes())
+    monkeypatch.setattr(data, "make_encoder", lambda size: encode)
+    weights, store = tmp_path / "weights.npz", tmp_path / "features.npz"
+    config = DataConfig(encoder=f"file:{weights}")
+    images = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)
+
+    def encoded(content=b"1", images=images):
+        weights.write_bytes(content)
+        made.clear()
+        data.vectors_of(config, {"train": data.Captioned(images, [])}, store)
+        return made
+
+    assert [len(encoded()), len(encoded())] == [1, 0]
+    assert encoded(b"2") == [b"2"]
+    assert encoded(b"2", images[::-1]) == [b"2"]
+    store.write_bytes(store.read_bytes()[:-30])
+    assert [len(encoded(b"2", images[::-1])), len(encoded(b"2", images[::-1]))] == [1, 0]
+
+
 def test_scores_by_hand():
     captions = [["a", "dog", "runs"], ["a", "a"]]
     references = [[["a", "dog", "runs", "fast"], ["the", "dog"]], [["a", "cat"], ["one", "cat"]]]

@@ -24,7 +24,7 @@ from experiments.pretraining.config import (
 )
 from experiments.pretraining.train import build, make_example, row_keys, run, warmup_and_decay
 from experiments.running import read_records
-from zoo.data import open_source
+from zoo.data import build_vocabulary, open_source
 from zoo.data.fingerprint import fingerprint
 from zoo.training import make_mesh
 from zoo.transformer.packing import PackedRows
@@ -172,6 +172,12 @@ def test_corpus_is_the_same_however_it_is_made(text, tmp_path):
     text.unlink()
     assert corpus.prepare(config_of(text), tmp_path) == manifest
     text.write_text(content)
+    # The vocabulary is needed after the training, and looked at before.
+    other = build_vocabulary(["other"], split="bert_characters")
+    for model, message in ((other.model, "vocabulary mismatch"), ("{", "is not a vocabulary")):
+        (tmp_path / "tokenizer.json").write_text(model)
+        with pytest.raises(ValueError, match=message):
+            corpus.prepare(config_of(text), tmp_path)
 
 
 @pytest.mark.slow
