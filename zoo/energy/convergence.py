@@ -34,7 +34,8 @@ class ChainAgreement(NamedTuple):
     Attributes:
         r_hat: ``[...]``, at least float32, the larger of those of the normal scores and of the
             folded ones; 1 if mixed, 1.01 is a common limit.
-        effective_samples: ``[...]``, how many independent samples the mean is worth.
+        effective_samples: ``[...]``, how many independent samples the mean is worth; like the next
+            two at most N·log10 N of N samples, which antithetic chains reach.
         bulk_samples: ``[...]``, the same for the normal scores; 100 a chain is a common limit.
         tail_samples: ``[...]``, the same for the lower or upper tail, whichever is worth less.
     """
@@ -88,7 +89,9 @@ def _agreement(x: jax.Array) -> ChainAgreement:
     all_ordered = jnp.sort(_flat(x), axis=0) if len(x) % 2 else ordered
     quantiles = (_quantile(all_ordered, probability)[None, None] for probability in TAILS)
     tails = [_halves((x <= quantile).astype(x.dtype)) for quantile in quantiles]
-    sizes = _effective_samples(jnp.stack([halves, scores, *tails]))
+    _, exponent = jnp.frexp(jnp.abs(halves).max(axis=(0, 1), keepdims=True))
+    bounded = jnp.ldexp(halves, -exponent)  # exactly, and the square of no difference is too large
+    sizes = _effective_samples(jnp.stack([bounded, scores, *tails]))
     # Folded samples that are all the same, as those of a fair coin, say nothing.
     r_folded = jnp.where((folded == folded[:1, :1]).all(axis=(0, 1)), 1.0, _r_hat(folded))
     still = (halves == halves[:1]).all(axis=0).any(axis=0)
