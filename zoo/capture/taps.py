@@ -16,19 +16,18 @@ generators", 2019, article https://kexue.fm/archives/6575, which reads the atten
 layer that does not return it.
 """
 
-import fnmatch
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from zoo.capture.equations import Hit, Path, Predicate, find_hits
-from zoo.capture.interpreter import Interpreter, Site, check_replacement
-from zoo.capture.modules import as_path, matches, with_module_taps
+from zoo.capture.equations import Hit, Path, Predicate
+from zoo.capture.interpreter import Interpreter, Plan, Site, check_replacement
+from zoo.capture.modules import as_path, matches
+from zoo.capture.tracing import Traced, check_callable, named, paths_of, requests_of, trace
 
 T = TypeVar("T")
 
@@ -141,104 +140,25 @@ def capture(
 
     Reference: https://kexue.fm/archives/6575.
     """
-    requests = None if names is None else _requests(names)
-    modules = _paths(paths)
-    _check_callable(fn=fn, where=where)
+    requests = None if names is None else requests_of(names)
+    modules = paths_of(paths)
+    check_callable(fn=fn, where=where)
 
     @functools.wraps(fn, updated=())
     def capturing(*args: Any, **kwargs: Any) -> Any:
-        program, arrays, rebuild, hits = _hits_of(fn, args, kwargs, where, modules)
+        traced = trace(fn, args, kwargs, where, modules)
         everything = requests is None and where is None and not modules
-        chosen = {hit.name for hit in hits if hit.selected or everything}
-        chosen |= {hit.name for request in requests or () for hit in _named(hits, request)}
-        chosen |= {hit.name for hit in hits if matches(hit.label, modules)}
-        wanted = [hit for hit in hits if hit.name in chosen]
+        chosen = {hit.name for hit in traced.hits if hit.selected or everything}
+        chosen |= {hit.name for request in requests or () for hit in named(traced.hits, request)}
+        chosen |= {hit.name for hit in traced.hits if matches(hit.label, modules)}
+        wanted = [hit for hit in traced.hits if hit.name in chosen]
         plan = tuple((hit.path, _site(hit)) for hit in wanted)
-        if not gradients:
-            outputs, read = _READER.run(program, plan, arrays, {})
-            return rebuild(outputs), {hit.name: read[hit.name] for hit in wanted}
-
-        if [v.aval.shape for v in program.jaxpr.outvars] != [()]:
-            shapes = [v.aval.shape for v in program.jaxpr.outvars]
-            raise ValueError(f"fn must return one scalar to have gradients of, got shapes {shapes}")
-
-        def shifted(shifts: dict[str, Any]) -> tuple[jax.Array, Any]:
-            outputs, read = _ADDER.run(program, plan, arrays, shifts)
-            return outputs[0], (outputs, read)
-
-        no_shifts = {hit.name: _zeros(hit) for hit in wanted if _is_floating(hit)}
-        of_values, (outputs, read) = jax.grad(shifted, has_aux=True)(no_shifts)
-        values = {hit.name: read[hit.name] for hit in wanted}
-        of_values = {name: of_values[name] for name in values if name in of_values}
-        single = {name: x[0] if len(x) == 1 else tuple(x) for name, x in of_values.items()}
-        return rebuild(outputs), values, single
+        if gradients:
+            return _with_gradients(traced, wanted, plan)
+        outputs, read = _READER.run(traced.program, plan, traced.arrays, {})
+        return traced.rebuild(outputs), {hit.name: read[hit.name] for hit in wanted}
 
     return capturing
-
-
-class Value(NamedTuple):
-    """One row of a listing.
-
-    Attributes:
-        name: as `capture` takes it, in ``names``, ``paths`` or from ``where``.
-        shape: as `capture` returns it.
-        dtype: likewise.
-        source: file and line.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: Any
-    source: str
-
-
-class Listing(tuple[Value, ...]):
-    """Rows that print as a table."""
-
-    def __repr__(self) -> str:
-        rows = [("name", "shape", "dtype", "source"), *(tuple(map(str, row)) for row in self)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-        return "\n".join(lines)
-
-
-def list_values(fn: Callable[..., Any], *, where: Predicate | None = None) -> Callable[..., Any]:
-    """Lists what `capture` could return of a function.
-
-    Args:
-        fn: as for `capture`.
-        where: which equations are listed beside the taps and the modules of Flax; ``lambda _:
-            True`` for every one.
-
-    Returns:
-        A function of the same arguments that returns a tuple of rows ``(name, shape, dtype,
-        source)``, which prints as a table. Nothing is computed: arguments may be
-        ``jax.ShapeDtypeStruct``.
-
-    Raises:
-        TypeError: if an argument is not callable; ValueError: when called, if the predicate
-            matches nothing.
-
-    >>> def model(x):
-    ...     return jnp.sum(tap(jnp.tanh(x), "hidden"))
-    >>> list_values(model)(jax.ShapeDtypeStruct((2, 3), "float32"))
-    name    shape   dtype    source
-    hidden  (2, 3)  float32  ...
-
-    Reference: https://kexue.fm/archives/6575.
-    """
-    _check_callable(fn=fn, where=where)
-
-    @functools.wraps(fn, updated=())
-    def listing(*args: Any, **kwargs: Any) -> Listing:
-        *_, hits = _hits_of(fn, args, kwargs, where, ["**"])
-        return Listing(
-            Value(hit.name, hit.shape(i), aval.dtype, hit.source)
-            for hit in hits
-            for i, aval in enumerate(hit.types)
-        )
-
-    return listing
 
 
 def inject(
@@ -282,23 +202,23 @@ def inject(
 
     Reference: https://kexue.fm/archives/6575.
     """
-    _check_callable(fn=fn, where=where)
+    check_callable(fn=fn, where=where)
     if not isinstance(replacements, Mapping):
         raise TypeError(
             f"replacements must map names to arrays or functions, got {type(replacements).__name__}"
         )
-    _requests(replacements)
-    modules = _paths(paths)
+    requests_of(replacements)
+    modules = paths_of(paths)
     replacer = Interpreter("replace")
 
     @functools.wraps(fn, updated=())
     def injecting(*args: Any, **kwargs: Any) -> Any:
-        program, arrays, rebuild, hits = _hits_of(fn, args, kwargs, where, modules)
+        traced = trace(fn, args, kwargs, where, modules)
         sites: dict[Path, Site] = {}
         values = {}
         for request, replacement in replacements.items():
-            path = as_path(request) if modules else request
-            for hit in _named(hits, request if request in {h.label for h in hits} else path):
+            path = as_path(request) if matches(as_path(request), modules) else request
+            for hit in named(traced.hits, path):
                 if hit.path in sites:
                     raise ValueError(
                         f"replacements must name a value once, got two for {hit.name!r}, one of "
@@ -309,72 +229,35 @@ def inject(
                     sites[hit.path] = sites[hit.path]._replace(replacement=replacement)
                 else:
                     values[hit.name] = _stacked(replacement, hit)
-        outputs, _ = replacer.run(program, tuple(sites.items()), arrays, values)
-        return rebuild(outputs)
+        outputs, _ = replacer.run(traced.program, tuple(sites.items()), traced.arrays, values)
+        return traced.rebuild(outputs)
 
     return injecting
 
 
-def _trace(
-    fn: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
-) -> tuple[Any, list[Any], Callable[[Sequence[Any]], Any]]:
-    """The program of a call, its inputs, and what puts its outputs into the tree of ``fn``."""
-    leaves, structure = jax.tree.flatten((args, kwargs))
-    kinds = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
-    positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, kinds)]
+def _with_gradients(
+    traced: Traced, wanted: list[Hit], plan: Plan
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The output, the values and the gradients: those of arrays of zeros, added to the values."""
+    types = [v.aval for v in traced.program.jaxpr.outvars]
+    if [t.shape for t in types] != [()] or not jnp.issubdtype(types[0].dtype, jnp.floating):
+        found = ", ".join(f"{t.dtype}{list(t.shape)}" for t in types)
+        raise ValueError(f"fn must return one floating scalar to have gradients of, got {found}")
 
-    # A new function each time: JAX remembers programs by function, and fn may read what changes.
-    def of_arrays(arrays: list[Any]) -> Any:
-        full = list(leaves)
-        for i, array in zip(positions, arrays, strict=True):
-            full[i] = array
-        args, kwargs = jax.tree.unflatten(structure, full)
-        return fn(*args, **kwargs)
+    def shifted(shifts: dict[str, Any]) -> tuple[jax.Array, Any]:
+        outputs, read = _ADDER.run(traced.program, plan, traced.arrays, shifts)
+        return outputs[0], (outputs, read)
 
-    arrays = [leaves[i] for i in positions]
-    program, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(arrays)
-    return program, arrays, functools.partial(jax.tree.unflatten, jax.tree.structure(shapes))
-
-
-def _hits_of(
-    fn: Callable[..., Any],
-    args: tuple,
-    kwargs: dict[str, Any],
-    where: Predicate | None,
-    modules: Sequence[str],
-) -> tuple[Any, list[Any], Callable[[Sequence[Any]], Any], list[Hit]]:
-    """What `_trace` gives, with taps at the modules, and all places that can be read."""
-    reached: list[str] = []
-    tapped = with_module_taps(fn, tuple(modules), reached) if modules else fn
-    program, arrays, rebuild = _trace(tapped, args, kwargs)
-    hits = find_hits(program, where)
-    if where is not None and not any(hit.selected for hit in hits):
-        raise ValueError(
-            "where must select at least one equation, got none; jax.make_jaxpr(fn)(...) shows the "
-            "equations there are"
-        )
-    for path in modules:
-        if path != "**" and not any(matches(hit.label, [path]) for hit in hits):
-            raise ValueError(
-                f"paths must be of modules that are called, got {path!r}; called are: "
-                f"{', '.join(dict.fromkeys(reached)) or 'none'}. A module of NNX must be fn itself "
-                "or among its arguments"
-            )
-    return program, arrays, rebuild, hits
-
-
-def _named(hits: list[Hit], request: str) -> list[Hit]:
-    """The hits that a name, a numbered name or a pattern with ``*`` stands for."""
-    match = functools.partial(fnmatch.fnmatchcase, pat=request)
-    found = [hit for hit in hits if request == hit.name or match(hit.name) or match(hit.label)]
-    if not found:
-        there = ", ".join(repr(hit.name) for hit in hits if not hit.blocked) or "none"
-        lost = ", ".join(f"{hit.name!r} in {hit.blocked}" for hit in hits if hit.blocked)
-        raise ValueError(
-            f"names must be taps that the function reaches, got {request!r}; it reaches: {there}"
-            f"{f'; out of reach: {lost}' if lost else ''}"
-        )
-    return found
+    floating = [hit for hit in wanted if _is_floating(hit)]
+    found, (outputs, read) = jax.grad(shifted, has_aux=True)(
+        {hit.name: _zeros(hit) for hit in floating}
+    )
+    gradients = {hit.name: found[hit.name] for hit in floating}
+    return (
+        traced.rebuild(outputs),
+        {hit.name: read[hit.name] for hit in wanted},
+        {name: x[0] if len(x) == 1 else tuple(x) for name, x in gradients.items()},
+    )
 
 
 def _site(hit: Hit) -> Site:
@@ -406,25 +289,3 @@ def _zeros(hit: Hit) -> list[jax.Array]:
 
 def _is_floating(hit: Hit) -> bool:
     return all(jnp.issubdtype(aval.dtype, jnp.inexact) for aval in hit.types)
-
-
-def _paths(paths: str | Iterable[str] | None) -> list[str]:
-    return [] if paths is None else list(map(as_path, _requests(paths, "paths")))
-
-
-def _requests(names: str | Iterable[str], argument: str = "names") -> list[str]:
-    given = [names] if isinstance(names, str) else names
-    if not isinstance(given, Iterable) or not all(isinstance(name, str) for name in given):
-        raise TypeError(
-            f"{argument} must be a string or several, got {names!r}; a predicate is given by where="
-        )
-    given = list(given)
-    if twice := {name for name in given if given.count(name) > 1}:
-        raise ValueError(f"{argument} must be different, got {sorted(twice)} twice")
-    return given
-
-
-def _check_callable(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        if not callable(value) and not (value is None and name == "where"):
-            raise TypeError(f"{name} must be callable, got {type(value).__name__}")
