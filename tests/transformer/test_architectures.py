@@ -128,6 +128,18 @@ def test_short_configs_have_the_defaults_of_the_originals(tmp_path):
         load_transformer(tmp_path)
 
 
+def test_positions_of_a_roberta_begin_after_that_of_padding(tmp_path):
+    pytest.importorskip("safetensors")
+    model = made("roberta")
+    save_transformer(tmp_path, model, architecture="roberta")
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    assert (stored["max_position_embeddings"], stored["pad_token_id"]) == (9, 1)
+    path.write_text(json.dumps(stored | {"pad_token_id": 3}))
+    again = load_transformer(tmp_path).model
+    np.testing.assert_array_equal(again.position_embedding[...], model.position_embedding[2:])
+
+
 def test_heads_come_back_by_their_names():
     model = made("gpt2")
     tensors = {
