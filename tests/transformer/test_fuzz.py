@@ -18,7 +18,8 @@ from tests.transformer.test_model import build
 from zoo.transformer import TransformerConfig, load_bert, save_bert
 from zoo.transformer import checkpoint_files as files
 from zoo.transformer.architectures import ARCHITECTURES, FIXED, read_config
-from zoo.transformer.weights import _fill, state_dict
+from zoo.transformer.tensor_names import fill_parameters
+from zoo.transformer.weights import state_dict
 
 COUNT = int(os.environ.get("ZOO_FUZZ", "300"))
 TINY = TransformerConfig(
@@ -147,7 +148,9 @@ def test_weights(folder, structured, tmp_path):
 
 
 def read_and_fill(directory, shapes):
-    _fill(shapes, TINY, ARCHITECTURES["bert"], files.read_tensors(directory), "the folder", 0)
+    fill_parameters(
+        shapes, TINY, ARCHITECTURES["bert"], files.read_tensors(directory), "the folder", 0
+    )
 
 
 @functools.cache
@@ -190,7 +193,7 @@ def test_state_dicts(name):
             renamed = name.replace(*pick(generator, swaps))
             changed[renamed] = np.zeros(shape).astype(dtype)
         fill = functools.partial(
-            _fill, shapes, model.config, kind, changed, "x", kind.first_position
+            fill_parameters, shapes, model.config, kind, changed, "x", kind.first_position
         )
         attempt(fill, ValueError)
     with pytest.raises(ValueError, match="0 tensors, the model 1 layers"):

@@ -126,6 +126,7 @@ def prefill(
         model = model.unstacked()
 
     if mask is not None:
+        mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
         prompt, mask = _padding_first(prompt, mask)
     prefix = getattr(getattr(model, "config", None), "mask", None) == "prefix"
     padded: dict[str, Any] = {} if mask is None else {"padded": True}

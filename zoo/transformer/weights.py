@@ -10,7 +10,6 @@ Source: https://github.com/google-research/bert, https://github.com/huggingface/
 """
 
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
@@ -26,7 +25,6 @@ from zoo._files import replace_file
 from zoo._paths import path_name
 from zoo.transformer.architectures import (
     ARCHITECTURES,
-    Architecture,
     StoredConfig,
     read_config,
     unfit,
@@ -36,11 +34,12 @@ from zoo.transformer.checkpoint_files import read_names, read_tensors, write_ten
 from zoo.transformer.config import TransformerConfig
 from zoo.transformer.layers import LayerNorm, MakeNorm
 from zoo.transformer.model import Transformer
-
-# No parameters: counters, constants, TensorFlow's optimiser state.
-_IGNORED = re.compile(
-    r"embeddings\.(position|token_type)_ids$|encoder\.embed_positions\.weight$"
-    r"|h\.\d+\.attn\.(masked_)?bias$|global_step$|.*\.adam_[mv]$"
+from zoo.transformer.tensor_names import (
+    fill_parameters,
+    is_backbone,
+    matrix_shape,
+    plain_name,
+    their_name,
 )
 
 
@@ -94,11 +93,12 @@ def load_transformer(
     >>> loaded.model(jnp.array([[1, 2, 3]])).shape, sorted(loaded.head)
     ((1, 3, 7), ['classifier.weight'])
     """
-    path = None if config is None else pathlib.Path(config) if _is_path(config) else None
-    if path is None and _is_path(source):
+    file = pathlib.Path(config) if _is_path(config) else None
+    if file is None and _is_path(source):
         own = _config_file(pathlib.Path(source))
-        path = own if config is None or (architecture is None and own.is_file()) else None
-    stored = None if path is None else _read_config(path, architecture)
+        # With a config it tells the architecture, if it is there.
+        file = own if config is None or (architecture is None and own.is_file()) else None
+    stored = None if file is None else _read_config(file, architecture)
     tensors: Mapping[str, Any]
     if isinstance(source, Mapping):
         tensors, place = source, "the state dict"
@@ -120,7 +120,7 @@ def load_transformer(
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     shapes = {name: leaf.shape for name, leaf in _by_name(nnx.state(abstract, nnx.Param)).items()}
     first = stored.first_position if stored else kind.first_position
-    filled, head = _fill(shapes, full_config, kind, tensors, place, first)
+    filled, head = fill_parameters(shapes, full_config, kind, tensors, place, first)
     # Nothing is drawn that would be overwritten.
     model = abstract if len(filled) == len(shapes) else make(rngs or nnx.Rngs(0))
     graph, state = nnx.split(model)
@@ -214,16 +214,16 @@ def state_dict(model: Transformer, *, architecture: str | None = None) -> dict[s
     tensors: dict[str, np.ndarray] = {}
     unnamed = []
     for ours, variable in _by_name(nnx.state(model, nnx.Param)).items():
-        theirs, value = _their_name(ours, kind), np.asarray(variable[...])
+        theirs, value = their_name(ours, kind), np.asarray(variable[...])
         if theirs is None:
             unnamed.append(ours)
             continue
         if ours == "position_embedding":
             value = np.pad(value, ((kind.first_position, 0), (0, 0)))
-        is_head = model.config.head == "none" or not _is_backbone(theirs, kind)
+        is_head = model.config.head == "none" or not is_backbone(theirs, kind)
         prefix = "" if is_head else kind.prefix
         for number, one in enumerate(value if ours.startswith("layers/") else value[None]):
-            matrix = one.reshape(_matrix_shape(ours, one.shape))
+            matrix = one.reshape(matrix_shape(ours, one.shape))
             stored = matrix.T if ours.endswith("_kernel") and kind.transposed else matrix
             tensors[prefix + theirs.format(number)] = np.ascontiguousarray(stored)
     if unnamed:
@@ -247,7 +247,8 @@ def save_transformer(
 ) -> None:
     """Writes ``config.json`` and the weights in Hugging Face's format.
 
-    A causal model is an ``is_decoder`` there; the prefix mask is known to this library alone.
+    A causal model is an ``is_decoder`` there; the prefix mask is known to this library alone. A
+    RoBERTa is written with the padding id 1, after which its positions begin.
 
     Args:
         directory: created if absent.
@@ -317,7 +318,7 @@ def _guess(names: Mapping[str, Any]) -> str:
 def _with_heads(stored: StoredConfig, tensors: Any, place: str) -> TransformerConfig:
     """The config with the head and the pooler that the tensors hold."""
     kind = ARCHITECTURES[stored.architecture]
-    names = {_plain_name(name, kind) for name in tensors}
+    names = {plain_name(name, kind) for name in tensors}
     decoder = kind.names["output_embedding"]
     options = dict(stored.options)
     if "head" not in options:
@@ -351,152 +352,3 @@ def _check_fits(architecture: str | None, config: TransformerConfig) -> str:
 
 def _by_name(state: Any) -> dict[str, Any]:
     return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-
-
-def _is_backbone(plain: str, kind: Architecture) -> bool:
-    """Whether a name, without the prefix, is one of the backbone (or of the pooler)."""
-    heads = ("head", "head_norm", "output_embedding", "output_bias")
-    roots = {theirs.split(".")[0] for ours, theirs in kind.names.items() if ours not in heads}
-    return plain.split(".")[0] in roots
-
-
-def _their_name(ours: str, kind: Architecture) -> str | None:
-    """Hugging Face's name of a parameter; None if the architecture does not have it."""
-    parts = re.fullmatch(r"(.+)[_/](kernel|bias|scale)", ours)
-    if ours in kind.names or parts is None:
-        return kind.names.get(ours)
-    stem, end = parts.groups()
-    end = ".bias" if end == "bias" else ".weight"
-    return kind.names[stem] + end if stem in kind.names else None
-
-
-def _plain_name(name: str, kind: Architecture) -> str:
-    """The name of a tensor as in ``names``, from TensorFlow's, an old or a prefixed one."""
-    if "/" in name:
-        name = re.sub(r"/layer_(\d+)/", r"/layer/\1/", name).replace("/", ".")
-        name = re.sub(r"_embeddings$", "_embeddings.weight", name.replace(".kernel", ".weight"))
-        name = name.replace("predictions.output_bias", "predictions.bias")
-    return name.removeprefix(kind.prefix).replace(".gamma", ".weight").replace(".beta", ".bias")
-
-
-def _matrix_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one layer's parameter as TensorFlow stores it: heads are no axis there."""
-    if ours.endswith("attention/output_kernel"):
-        return shape[0] * shape[1], shape[2]
-    if ours.endswith("_kernel"):
-        return shape[0], int(np.prod(shape[1:]))
-    return shape if ours.endswith("_embedding") else (int(np.prod(shape)),)
-
-
-class _Named(NamedTuple):
-    """A tensor by its plain name."""
-
-    name: str  # as stored
-    value: Any
-
-
-def _named(
-    tensors: Mapping[str, Any], kind: Architecture, first: int
-) -> tuple[dict[str, _Named], list[str]]:
-    """Tensors by plain name, joint ones split, positions from 0 on; and names that are double."""
-    named: dict[str, _Named] = {}
-    twice = []
-    for name, value in tensors.items():
-        plain = _plain_name(name, kind)
-        if plain in named and not _IGNORED.match(plain):
-            twice.append(f"{named[plain].name} and {name}")
-        if plain == kind.names.get("position_embedding") and np.ndim(value):
-            value = np.asarray(value)[first:]
-        named[plain] = _Named(name, value)
-    for plain in [plain for plain in named if ".attn.c_attn." in plain and not kind.transposed]:
-        name, value = named.pop(plain)
-        parts = np.array_split(np.asarray(value), 3, axis=-1) if np.ndim(value) else [value] * 3
-        for part, columns in zip(("query", "key", "value"), parts, strict=True):
-            named[plain.replace("c_attn.", f"c_attn.{part}.")] = _Named(name, columns)
-    return named, twice
-
-
-def _fill(
-    shapes: Mapping[str, tuple[int, ...]],
-    config: TransformerConfig,
-    kind: Architecture,
-    tensors: Mapping[str, Any],
-    place: str,
-    first: int,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Arrays of ``shapes``, from tensors by any of their names; and those of other heads."""
-    if config.num_layers > len(tensors):
-        raise ValueError(
-            f"{place} has {len(tensors)} tensors, the model {config.num_layers} layers"
-        )
-    named, twice = _named(tensors, kind, first)
-    decoder = kind.names["output_embedding"].removesuffix("weight")
-    unused = {plain for plain in named if not _IGNORED.match(plain)}
-    if "output_bias" in shapes and decoder + "bias" in named:
-        own = named[decoder + "bias"]
-        # Without ties, theirs is the decoder's bias that counts.
-        bias = named.setdefault(kind.names["output_bias"], own) if config.tie_embeddings else own
-        named[kind.names["output_bias"]] = bias
-    if config.head != "none":
-        if config.tie_embeddings:
-            _check_is_tied(named, config, kind, place)
-        unused -= {decoder + "weight", decoder + "bias"}
-    filled, missing, mismatched = {}, [], []
-    for ours, shape in shapes.items():
-        theirs = _their_name(ours, kind)
-        if theirs is None:  # of a norm that the architecture does not have
-            continue
-        stacked = ours.startswith("layers/")
-        one_shape = shape[1:] if stacked else shape
-        parts = []
-        for plain in [theirs.format(i) for i in range(shape[0])] if stacked else [theirs]:
-            unused.discard(plain)
-            if plain not in named:
-                missing.append(plain)
-                continue
-            name, value = named[plain]
-            transposed = ours.endswith("_kernel") and kind.transposed and "/" not in name
-            value, expected = np.asarray(value), _matrix_shape(ours, one_shape)
-            expected = expected[::-1] if transposed else expected
-            if not jnp.issubdtype(value.dtype, jnp.floating):
-                mismatched.append(f"{name} of {value.dtype}, the model has floating numbers")
-            elif value.shape == expected:
-                parts.append((value.T if transposed else value).reshape(one_shape))
-            else:
-                mismatched.append(f"{name} {value.shape}, the model has {expected}")
-        if len(parts) == (shape[0] if stacked else 1):
-            filled[ours] = np.stack(parts) if stacked else parts[0]
-    others = {plain for plain in unused if plain.startswith("pooler.")}
-    others |= {plain for plain in unused if not _is_backbone(plain, kind)}
-    problems = {
-        "missing": missing,
-        "not known to the model": [named[plain].name for plain in unused - others],
-        "of another shape or dtype": mismatched,
-        "there twice": twice,
-    }
-    listed = [
-        f"{title}: {', '.join(sorted(set(names)))}" for title, names in problems.items() if names
-    ]
-    if listed:
-        raise ValueError(f"{place} does not fit the model. Tensors {'; '.join(listed)}")
-    return filled, {named[plain].name: np.asarray(named[plain].value) for plain in sorted(others)}
-
-
-def _check_is_tied(
-    named: Mapping[str, _Named], config: TransformerConfig, kind: Architecture, place: str
-) -> None:
-    """Refuses logits from a table or with a bias of their own."""
-    decoder = kind.names["output_embedding"].removesuffix("weight")
-    pairs = {decoder + "weight": kind.names["token_embedding"]}
-    if config.head == "mlm":
-        pairs[decoder + "bias"] = kind.names["output_bias"]
-    for one, other in pairs.items():
-        ours, theirs = named.get(one), named.get(other)
-        if ours is None or theirs is None or ours.name == theirs.name:
-            continue
-        if not np.array_equal(np.asarray(ours.value), np.asarray(theirs.value)):
-            raise ValueError(
-                f"{place}: {ours.name} differs from {theirs.name}, but the logits of this config "
-                "are tied to the token embedding: tie_embeddings=False gives them a table of their "
-                "own, head='none' takes the encoder alone"
-            )
