@@ -2,11 +2,12 @@ import dataclasses
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.training import MetricsLog, open_workdir, write_summary
+from zoo.training import MetricsLog, open_workdir, records, write_summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,3 +133,19 @@ def test_damaged_lines_of_a_log_are_named_and_dropped(tmp_path):
             log.resume(9, count=3)
         log.write(10, {})
         assert log.count == 4
+
+
+def test_the_processes_of_a_run_have_the_same_settings(tmp_path, monkeypatch):
+    """Found out before there is a folder; one that is refused takes the others with it."""
+    flat = records._flat(records._plain(Config(seed=1)))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(records, "_from_everywhere", lambda text: [text, json.dumps(flat)])
+    with pytest.raises(ValueError, match=r"other settings:\n  seed: 0 in process 0, 1 in 1\nGive"):
+        open_workdir(tmp_path / "run", Config())
+    assert not (tmp_path / "run").exists()
+    open_workdir(tmp_path / "run", Config(), ignore=("seed",))
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    said = iter([[json.dumps(flat)] * 2, ["holds a run with other settings", ""]])
+    monkeypatch.setattr(records, "_from_everywhere", lambda text: next(said))
+    with pytest.raises(ValueError, match="process 0 was refused: holds a run with other settings"):
+        open_workdir(tmp_path / "run", Config(seed=1))
