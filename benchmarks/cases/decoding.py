@@ -1,5 +1,7 @@
 """Cases of `zoo.decoding`: greedy generation with a key/value cache, the prompt included.
 
+Prompts of unequal length are padded on the left.
+
 Float32, the weights of one BERT with a causal mask, drawn wide enough that no two logits are nearly
 equal: all programs must write the same tokens.
 """
@@ -58,6 +60,27 @@ def hugging_face(**size: int) -> Program:
     return torch_programs().bert_greedy(*inputs(**size), new_tokens=size["new"])
 
 
+def unequal_inputs(**size: int) -> tuple[Transformer, np.ndarray, np.ndarray]:
+    """Prompts of 1, 2, … tokens."""
+    model, prompt = inputs(**size)
+    lengths = 1 + np.arange(len(prompt))[:, None] % prompt.shape[1]
+    mask = np.arange(prompt.shape[1]) >= prompt.shape[1] - lengths
+    return model, np.where(mask, prompt, 0), mask
+
+
+def unequal(*, new: int, **size: int) -> Program:
+    def generate(model: Transformer, prompt: jax.Array, mask: jax.Array) -> jax.Array:
+        read = prefill(model, prompt, max_length=new, mask=mask)
+        key, options = jax.random.key(0), {"max_length": new, "temperature": 0}
+        return sample(key, read.step_fn, read.state, start=read.start, **options).tokens
+
+    return generate, unequal_inputs(new=new, **size)
+
+
+def hugging_face_unequal(**size: int) -> Program:
+    return torch_programs().bert_greedy(*unequal_inputs(**size), new_tokens=size["new"])
+
+
 def floor(*, batch: int, prompt: int, new: int, vocabulary: int, **size: int) -> Floor:
     """Matrix products for every token; the parameters are read once, then once per token."""
     units, depth = size["units"], size["depth"]
@@ -85,5 +108,15 @@ CASES = [
         count=lambda batch, new, **_: batch * new,
         unit="tokens",
         floor=floor,
+    ),
+    Case(
+        name="decoding.sample, greedy, unequal prompts",
+        sizes={"tiny": {"batch": 2, **TINY}, "MiniLM, batch 64": {"batch": 64, **MINI_LM}},
+        small=("tiny",),
+        build=unequal,
+        rivals={"Hugging Face": hugging_face_unequal},
+        equal=("Hugging Face",),
+        count=lambda batch, new, **_: batch * new,
+        unit="tokens",
     ),
 ]

@@ -344,16 +344,17 @@ def bert_step(model: Transformer, ids: Any, targets: Any, weights: Any) -> Thunk
     return thunk
 
 
-def bert_greedy(model: Transformer, prompt: Any, *, new_tokens: int) -> Thunk:
+def bert_greedy(model: Transformer, prompt: Any, mask: Any = None, *, new_tokens: int) -> Thunk:
     """The most probable next tokens ``[B, new_tokens]`` under a causal mask."""
     options = {"is_decoder": True, "bos_token_id": None, "eos_token_id": None}
     theirs, inputs = load_bert("BertLMHeadModel", model, **options).eval(), tensors(prompt)
+    given = torch.ones_like(inputs) if mask is None else tensors(mask).to(inputs)
 
     def thunk() -> Any:
         with torch.inference_mode():
             tokens = theirs.generate(
                 inputs,
-                attention_mask=torch.ones_like(inputs),
+                attention_mask=given,
                 max_new_tokens=new_tokens,
                 do_sample=False,
                 use_cache=True,
