@@ -1,7 +1,8 @@
 """Energy-based models: sampling by Langevin dynamics, replay, objectives.
 
-Further names are in their modules: ``composition`` (products, mixtures, in-painting, labels),
-``clipped_adam``, ``health``, ``networks``, ``objectives``, ``spectral``.
+Further names are in their modules: ``adaptation`` (dual averaging), ``composition`` (products,
+mixtures, in-painting, labels), ``clipped_adam``, ``health``, ``networks``, ``objectives``,
+``spectral``.
 """
 
 from zoo.energy.adaptation import adapt_step_size
