@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.case import Case, make_case
+from benchmarks.case import Case, Program, make_case
 from zoo import spherical
 from zoo.extras import require
 from zoo.spherical.blocks import BlockMasks, BlockVectors, block_loss
@@ -131,6 +131,35 @@ def triple_loop(vectors: BlockVectors, masks: BlockMasks) -> BlockVectors:
     return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, vectors), triples)[0]
 
 
+# The von Mises-Fisher distribution: samples, and the fit to some.
+
+
+def sample(*, dimension: int, count: int, concentration: float) -> Program:
+    mean = np.eye(dimension, dtype=np.float32)[0]
+    draw = functools.partial(spherical.random_von_mises_fisher, shape=(count,))
+    return jax.jit(draw), (jax.random.key(0), mean, jnp.float32(concentration))
+
+
+def in_scipy(name: str, *, dimension: int, count: int, concentration: float) -> Program:
+    """SciPy's samples, or its fit to ours."""
+    law = require("scipy.stats", "data").vonmises_fisher(np.eye(dimension)[0], concentration)
+    if name == "rvs":
+        return lambda: law.rvs(count, random_state=np.random.default_rng(0))
+    draw, inputs = sample(dimension=dimension, count=count, concentration=concentration)
+    points = np.asarray(draw(*inputs), np.float64)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    return lambda: require("scipy.stats", "data").vonmises_fisher.fit(points)
+
+
+def fit(**size: Any) -> Program:
+    draw, inputs = sample(**size)
+    return jax.jit(spherical.fit_von_mises_fisher), (draw(*inputs),)
+
+
+LAWS = {
+    "sphere": {"dimension": 3, "count": 10_000, "concentration": 10.0},
+    "words": {"dimension": 50, "count": 10_000, "concentration": 50.0},
+}
 NEWS = {"words": 2_000_000, "vocabulary": 30_000, "length": 300, "dimension": 100}
 CASES = [
     Case(
@@ -165,5 +194,20 @@ CASES = [
         small=("small", "chunk"),
         count=lambda positions, dimension: positions,
         unit="positions",
+    ),
+    *(
+        Case(
+            name=f"spherical.{name}",
+            sizes=LAWS,
+            small=("sphere",),
+            build=build,
+            rivals={"SciPy": functools.partial(in_scipy, theirs)},
+            count=lambda count, **_: count,
+            unit="points",
+        )
+        for name, build, theirs in (
+            ("random_von_mises_fisher", sample, "rvs"),
+            ("fit_von_mises_fisher", fit, "fit"),
+        )
     ),
 ]

@@ -234,15 +234,16 @@ def test_second_derivatives_of_estimates():
 
 def test_estimates_at_their_ends():
     opposite, equal = jnp.array([[1.0, 0, 0], [-1, 0, 0]]), jnp.array([[0.0, 1, 0]] * 2)
-    assert [a.tolist() for a in fit(opposite)] == [[0, 0, 0], 0]
-    assert [a.tolist() for a in fit(equal)] == [[0, 1, 0], np.inf]
-    np.testing.assert_allclose(frechet(equal), equal[0], atol=1e-7)
-    assert abs(frechet(opposite)[0]) < 1e-6  # a quarter turn from both
-    nowhere = jnp.zeros(2)
-    for found in (frechet(equal, weights=nowhere), *fit(equal, weights=nowhere)):
-        assert jnp.isnan(found).all()
-    for found in (frechet(equal * jnp.nan), *fit(equal * jnp.nan)):
-        assert jnp.isnan(found).all()
+    both = quick_jit(lambda x, w: (*fit_von_mises_fisher(x, weights=w), frechet_mean(x, weights=w)))
+    weights = jnp.ones(2)
+    *law, between = both(opposite, weights)
+    assert [a.tolist() for a in law] == [[0, 0, 0], 0]
+    assert abs(between[0]) < 1e-6  # a quarter turn from both
+    *law, there = both(equal, weights)
+    assert [a.tolist() for a in law] == [[0, 1, 0], np.inf]
+    np.testing.assert_allclose(there, equal[0], atol=1e-7)
+    for bad in (both(equal, 0 * weights), both(equal * jnp.nan, weights)):
+        assert all(jnp.isnan(found).all() for found in bad)
 
 
 @pytest.mark.parametrize(

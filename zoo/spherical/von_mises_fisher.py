@@ -244,9 +244,14 @@ def _terms(kappa: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 @partial(jax.jit, static_argnums=(2, 3))  # the loop is compiled once, also outside jit
 def _sample_gap(key: jax.Array, kappa: jax.Array, shape: tuple[int, ...], size: int) -> jax.Array:
-    """1 - μ·x of samples, by rejection from a transformed beta distribution."""
+    """1 - μ·x of samples, by rejection from a transformed beta distribution; for D = 3 at once."""
     power = size - 1
     kappa = jnp.broadcast_to(kappa, (*shape, *kappa.shape))
+    if size == 3:  # the cosine has an exponential law, cut at both ends
+        u = jax.random.uniform(key, kappa.shape, kappa.dtype)
+        some = jnp.where(kappa == 0, 1, kappa)
+        sample = jnp.where(kappa == 0, 2 * u, -jnp.log1p(u * jnp.expm1(-2 * some)) / some)
+        return jnp.where(kappa >= 0, sample, jnp.nan)
     b = power / (2 * kappa + jnp.hypot(2 * kappa, power))
     # With x_0 = (1-b)/(1+b) and w the proposed cosine, all is written in 1 - x_0 and 1 - w, as w is
     # 1 to rounding for a large κ; and κ (1 - x_0) without κ, which may be the largest number.
@@ -255,11 +260,11 @@ def _sample_gap(key: jax.Array, kappa: jax.Array, shape: tuple[int, ...], size: 
 
     def propose(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Any, Any, Any]:
         key, sample, done = state
-        key, beta_key, uniform_key = jax.random.split(key, 3)
-        # The first coordinate of a uniform point; compiles in a tenth of jax.random.beta's time.
-        point = random_uniform(beta_key, (*kappa.shape, size), kappa.dtype)
-        z = (1 + point[..., 0]) / 2  # Beta((D - 1) / 2, (D - 1) / 2)
-        u = jax.random.uniform(uniform_key, kappa.shape, kappa.dtype)
+        key, uniform_key = jax.random.split(key)
+        u, radius, turn = jax.random.uniform(uniform_key, (3, *kappa.shape), kappa.dtype)
+        # The first coordinate of a uniform point, by polar coordinates of it and another one.
+        radius = jnp.sqrt(-jnp.expm1(2 * jnp.log(radius) / (size - 2))) if size > 2 else 1.0
+        z = (1 + radius * jnp.cos(2 * math.pi * turn)) / 2  # Beta((D - 1) / 2, (D - 1) / 2)
         share = z * (1 + b) / (1 - (1 - b) * z)  # (1 - w) / (1 - x_0)
         # κ (w - x_0) + (D-1) log[(1 - x_0 w) / (1 - x_0²)] ≥ log u
         ratio = (1 + (1 - gap) * share) / (2 - gap)
