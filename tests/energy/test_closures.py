@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from zoo.energy import langevin, run_chain, sample_chain
-from zoo.energy.closures import closed_over, hoisted
+from zoo._closures import closed_over, hoisted
 
 KEY = jax.random.key(0)
 START = jnp.ones((2, 3))
