@@ -12,6 +12,7 @@ from scipy import stats
 
 from zoo.energy import (
     adapt_step_size,
+    chain_agreement,
     hamiltonian_monte_carlo,
     langevin,
     metropolis_langevin,
@@ -209,31 +210,43 @@ def test_kernels_agree_with_blackjax():
         return -quadratic(x[None])[0]
 
     adjusted = blackjax.mala(log_density, step_size)
+    hamiltonian = blackjax.hmc(log_density, step_size, np.ones(2, np.float32), 3)
     unadjusted = blackjax.sgld(lambda x, batch: jax.grad(log_density)(x))
 
     @jax.jit
     def theirs(start):
         def step(carry, key):
-            state, x = carry
+            *states, x = carry
             keys = jax.random.split(key, chains)
-            state, info = jax.vmap(adjusted.step)(keys, state)
+            moved = [
+                jax.vmap(kernel.step)(keys, state)
+                for kernel, state in zip(kernels, states, strict=True)
+            ]
             x = jax.vmap(lambda k, x: unadjusted.step(k, x, (), step_size))(keys, x)
-            return (state, x), info.acceptance_rate
+            return (*[m[0] for m in moved], x), [m[1].acceptance_rate for m in moved]
 
-        carry = (jax.vmap(adjusted.init)(start), start)
+        kernels = adjusted, hamiltonian
+        carry = (*[jax.vmap(kernel.init)(start) for kernel in kernels], start)
         keys = jax.random.split(jax.random.key(5), num_steps)
-        (state, x), accepted = jax.lax.scan(step, carry, keys)
-        return state.position, x, accepted
+        (*states, x), accepted = jax.lax.scan(step, carry, keys)
+        return [*[state.position for state in states], x], accepted
 
     start = jnp.full((chains, 2), 1.5)
-    their_adjusted, their_unadjusted, their_acceptance = map(np.asarray, theirs(start))
-    mala = metropolis_langevin(quadratic, step_size=step_size)
-    state, info = run_chain(jax.random.key(0), mala, mala.init(start), num_steps)
-    x = ends(langevin(quadratic, step_size=step_size), num_steps=num_steps, start=start)
-    for ours, others in ((np.asarray(state.position), their_adjusted), (x, their_unadjusted)):
+    their_ends, their_acceptance = jax.tree.map(np.asarray, theirs(start))
+    our_ends, our_acceptance = [], []
+    for sampler in (
+        metropolis_langevin(quadratic, step_size=step_size),
+        hamiltonian_monte_carlo(quadratic, step_size=step_size, num_leapfrog_steps=3),
+    ):
+        state, info = run_chain(jax.random.key(0), sampler, sampler.init(start), num_steps)
+        our_ends.append(np.asarray(state.position))
+        our_acceptance.extend(np.asarray(info.acceptance_probability))
+    sampler = langevin(quadratic, step_size=step_size)
+    our_ends.append(ends(sampler, num_steps=num_steps, start=start))
+    for ours, others in zip(our_ends, their_ends, strict=True):
         for column in range(2):
             assert stats.ks_2samp(ours[:, column], others[:, column]).pvalue > LEAST
-    for ours, others in zip(np.asarray(info.acceptance_probability), their_acceptance, strict=True):
+    for ours, others in zip(our_acceptance, np.concatenate(their_acceptance), strict=True):
         spread = np.hypot(ours.std(), others.std()) / np.sqrt(chains)
         assert abs(ours.mean() - others.mean()) < 4 * spread + 1e-6
 
@@ -249,9 +262,12 @@ def test_kept_positions_suit_the_diagnostics_of_blackjax():
     with jax.numpy_rank_promotion("allow"):
         found = [
             float(jax.jit(lambda x, f=f: f(x, chain_axis=1, sample_axis=0))(x))
-            for f in (diagnostics.ess_bulk, diagnostics.rhat)
+            for f in (diagnostics.rhat, diagnostics.ess_bulk, diagnostics.ess_tail)
         ]
-    assert found == [pytest.approx(expected, rel=0.2), pytest.approx(1, abs=0.01)]
+    assert found[:2] == [pytest.approx(1, abs=0.01), pytest.approx(expected, rel=0.2)]
+    r_hat, of_mean, *of_bulk_and_tail = (float(leaf[0]) for leaf in chain_agreement(x))
+    assert [r_hat, *of_bulk_and_tail] == pytest.approx(found, rel=1e-3)
+    assert of_mean == pytest.approx(expected, rel=0.2)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
