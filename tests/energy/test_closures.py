@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from zoo.energy import langevin, run_chain, sample_chain
 from zoo._closures import closed_over, hoisted
+from zoo.energy import langevin, run_chain, sample_chain
 
 KEY = jax.random.key(0)
 START = jnp.ones((2, 3))
