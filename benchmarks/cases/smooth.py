@@ -194,6 +194,100 @@ SOFTJAX_RANKS = {
 }
 
 
+# Sorting and comparisons, beside softjax's fastest methods in one direction and in the other.
+
+ORDERED = {"short": {"rows": 4096, "items": 64}, "long": {"rows": 1, "items": 10_000}}
+SOFTJAX_SORTS = {
+    "softjax sorting_network": {"method": "sorting_network"},
+    "softjax fast_soft_sort": {"method": "fast_soft_sort", "mode": "c0"},
+}
+
+
+def naive_sort(x: jax.Array) -> jax.Array:
+    distance = jnp.abs(jnp.sort(x, axis=-1)[:, :, None] - x[:, None, :])
+    return jnp.einsum("bpi,bi->bp", jax.nn.softmax(-distance / T, axis=-1), x)
+
+
+def naive_quantile(x: jax.Array) -> jax.Array:
+    low, high = jnp.split(jnp.quantile(x, jnp.array([0.25, 0.75]), axis=-1, method="lower"), 2)
+    weights = (jax.nn.softmax(-jnp.abs(edge[0][:, None] - x) / T, axis=-1) for edge in (low, high))
+    return jnp.stack([jnp.sum(w * x, axis=-1) for w in weights])
+
+
+def softjax_sorted(name: str, options: dict[str, str], x: jax.Array, **more: Any) -> jax.Array:
+    return getattr(softjax(), name)(x, softness=T, **ALONG, **options, **more)
+
+
+def ordered_case(name: str, ours: Function, rivals: dict[str, Function], equal: str) -> list[Case]:
+    return forward_and_gradient(
+        f"smooth.{name}",
+        ours,
+        rivals,
+        numbers,
+        sizes=ORDERED,
+        small=("short", "long"),
+        equal=(equal,),
+        **FIELDS,
+    )
+
+
+def softjax_sorts(name: str, **more: Any) -> dict[str, Function]:
+    return {
+        rival: functools.partial(softjax_sorted, name, options, **more)
+        for rival, options in SOFTJAX_SORTS.items()
+    }
+
+
+QUARTILES = {"method": "lower"}
+EDGE = 0.25  # what is compared with; clipped to ± it
+ORDERED_CASES = [
+    *ordered_case(
+        "soft_sort",
+        functools.partial(smooth.soft_sort, temperature=T),
+        {"naive JAX": naive_sort, **softjax_sorts("sort")},
+        "naive JAX",
+    ),
+    *ordered_case(
+        "soft_quantile",
+        lambda x: smooth.soft_quantile(x, jnp.array([0.25, 0.75]), temperature=T, **QUARTILES),
+        {
+            "naive JAX": naive_quantile,
+            **softjax_sorts("quantile", q=np.float32([0.25, 0.75]), quantile_method="lower"),
+        },
+        "naive JAX",
+    ),
+    *ordered_case(
+        "soft_greater",
+        lambda x: smooth.soft_greater(x, EDGE, temperature=T),
+        {
+            "naive JAX": lambda x: jax.nn.sigmoid((x - EDGE) / T),
+            "softjax": lambda x: softjax().greater(x, EDGE, softness=T),
+        },
+        "softjax",
+    ),
+    *ordered_case(
+        "soft_equal",
+        lambda x: smooth.soft_equal(x, EDGE, temperature=T),
+        {
+            "naive JAX": lambda x: 1 - jnp.tanh((x - EDGE) / (2 * T)) ** 2,
+            "softjax": lambda x: softjax().equal(x, jnp.full_like(x, EDGE), softness=T),
+        },
+        "naive JAX",
+    ),
+    *ordered_case(
+        "smooth_clip",
+        lambda x: smooth.smooth_clip(x, -EDGE, EDGE, temperature=T),
+        {
+            "naive JAX": lambda x: (
+                T * (jax.nn.softplus((x + EDGE) / T) - jax.nn.softplus((x - EDGE) / T)) - EDGE
+            ),
+            "softjax": lambda x: softjax().clip(x, -EDGE, EDGE, softness=T),
+        },
+        "softjax",
+    ),
+]
+
+
 # Metrics: probabilities or scores of fixed labels.
 
 
@@ -288,6 +382,7 @@ CASES = [
         equal=("all pairs",),
         **FIELDS,
     ),
+    *ORDERED_CASES,
     *(operator_case(name, operator) for name, operator in OPERATORS.items()),
     *(metric_case(name, *row) for name, row in METRICS.items()),
 ]

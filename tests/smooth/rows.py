@@ -213,7 +213,7 @@ def masked(function, *, gradients_match_differences="", **options):
     def call(x, where):
         return function(x, where=where, **options)
 
-    skip = {"finite_at_extremes": "as without a mask", "shows_nan": "as without a mask"}
+    skip = dict.fromkeys(("finite_at_extremes", "shows_nan", "keeps_dtype"), "as without a mask")
     if gradients_match_differences:
         skip["gradients_match_differences"] = gradients_match_differences
     return Row(

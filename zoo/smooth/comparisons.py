@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from zoo import _checks
-from zoo.smooth.derivatives import check_arguments, logistic, scaled
+from zoo.smooth.derivatives import check_arguments, logistic, logistic_slope, scaled
 
 
 def soft_greater(x: ArrayLike, y: ArrayLike, *, temperature: ArrayLike = 1.0) -> jax.Array:
@@ -84,6 +84,8 @@ def soft_equal(
     """
     dtype, difference, temperature = _difference(x, y, temperature)
     tolerance = _checks.number("tolerance", tolerance, at_least=0)
+    if isinstance(tolerance, float) and tolerance == 0:  # the same with one exponential
+        return (4 * logistic_slope(scaled(difference, temperature))).astype(dtype)
     tolerance = jnp.asarray(tolerance, difference.dtype)
 
     def below(distance: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from zoo.smooth.derivatives import (
     check_arguments,
     check_mask,
     logistic,
+    logistic_slope,
     scaled,
     with_slopes,
 )
@@ -179,7 +180,7 @@ def _tanh(u: jax.Array) -> jax.Array:
 def _tanh_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     # 1 - tanh² loses all digits where tanh rounds to 1.
     (u,), (du,) = primals, tangents
-    return _tanh(u), 4 * logistic(2 * u) * logistic(-2 * u) * du
+    return _tanh(u), 4 * logistic_slope(2 * u) * du
 
 
 def _entropy(x: jax.Array, temperature: jax.Array) -> jax.Array:

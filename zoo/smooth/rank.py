@@ -33,7 +33,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from zoo import _checks
-from zoo.smooth.derivatives import check_arguments, check_mask, logistic, scaled
+from zoo.smooth.derivatives import check_arguments, check_mask, logistic, logistic_slope, scaled
 
 BLOCK = 32  # a pair within a block costs an exponential, a block a step of a loop
 TERMS = {4: 12, 8: 22}  # M by the bytes of a float
@@ -120,7 +120,7 @@ def _counts_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
     series = tuple(m * c for m, c in enumerate(_series(ordered.dtype), start=1))
 
     def kernel_sum(weights: jax.Array) -> jax.Array:
-        return sum(_pair_sums(_logistic_slope, series, ordered, weights, temperature))
+        return sum(_pair_sums(logistic_slope, series, ordered, weights, temperature))
 
     # d((x_j - x_i)/τ) is a difference of one quantity.
     moved = jnp.zeros_like(ordered)
@@ -145,10 +145,6 @@ def _places(ordered: jax.Array, temperature: jax.Array) -> jax.Array:
     steps = jnp.minimum(gaps, WIDEST[ordered.dtype.itemsize])
     places = jnp.concatenate([jnp.zeros_like(steps[..., :1]), jnp.cumsum(steps, axis=-1)], axis=-1)
     return places - places[..., ordered.shape[-1] // 2, None]
-
-
-def _logistic_slope(u: jax.Array) -> jax.Array:
-    return logistic(u) * logistic(-u)
 
 
 @functools.cache
