@@ -208,7 +208,8 @@ def read_records(path: pathlib.Path, data: str | None = None) -> list[dict[str, 
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    *lines, rest = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, *([rest] if rest else [])], start=1):
         try:
             records.append(json.loads(line))
             if not isinstance(records[-1], dict):
