@@ -495,6 +495,16 @@ def test_calls_that_make_no_sense_are_refused(ids):
             lambda: model.decode(ids, model.init_cache(BATCH)),
         ),
         (ValueError, "length must be .* at most 10, got 11", lambda: model.init_cache(1, 11)),
+        (
+            ValueError,
+            "mask needs a cache with a place for it: init_cache",
+            lambda: causal.decode(ids, causal.init_cache(BATCH), mask=ids > 0),
+        ),
+        (
+            TypeError,
+            "mask must be bool, .* got int32",
+            lambda: causal.decode(ids, causal.init_cache(BATCH, 11, padded=True), mask=ids),
+        ),
         (TypeError, "segment_ids must be .*integers", lambda: model(ids, segment_ids=ids > 0)),
         (TypeError, "document_ids must be .*integers", lambda: model(ids, document_ids=ids / 2)),
         (TypeError, "positions must be .*integers", lambda: model(ids, positions=ids / 2)),

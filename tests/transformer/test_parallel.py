@@ -154,6 +154,7 @@ def test_every_config_has_rules_that_fit():
     for changes in (
         {"head": "tied", "norm_position": "pre", "num_segments": 0},
         {"head": "none", "pooler": True},
+        {"embedding_features": 8, "positions": "rotary", "tie_embeddings": False},
     ):
         config = TransformerConfig(**CONFIG | changes)
         init, _ = functional(lambda rngs, config=config: Transformer(config, rngs=rngs))
