@@ -11,7 +11,11 @@ from tests.battery import BadInput, Row
 from zoo import spherical
 from zoo.spherical.objective import two_hinges_loss
 from zoo.spherical.optimizers import RiemannianSgdState, riemannian_adam, riemannian_momentum
-from zoo.spherical.von_mises_fisher import von_mises_fisher_log_density
+from zoo.spherical.von_mises_fisher import (
+    von_mises_fisher_entropy,
+    von_mises_fisher_log_density,
+    von_mises_fisher_mean,
+)
 
 SIZE = 4
 
@@ -123,6 +127,28 @@ ROWS = [
         axes=(0, 0),
         differentiable=(0, 1),
         extreme=1e-20,
+    ),
+    Row(
+        name="zoo.spherical.von_mises_fisher.von_mises_fisher_mean",
+        function=von_mises_fisher_mean,
+        arguments=lambda generator, batch, dtype: (
+            *vectors(1)(generator, batch, dtype),
+            jnp.asarray(generator.uniform(0.1, 9, batch), dtype),
+        ),
+        axes=(0, 0),
+        differentiable=(0, 1),
+        extreme=1e-3,  # of the largest number
+        extreme_arguments=(0,),
+    ),
+    Row(
+        name="zoo.spherical.von_mises_fisher.von_mises_fisher_entropy",
+        function=functools.partial(von_mises_fisher_entropy, size=SIZE),
+        arguments=lambda generator, batch, dtype: (
+            jnp.asarray(generator.uniform(0.1, 9, batch), dtype),
+        ),
+        axes=(0,),
+        differentiable=(0,),
+        skip={"finite_at_extremes": "a negative concentration gives NaN"},
     ),
     *(
         Row(

@@ -5,9 +5,10 @@
     EVALB F1       the same with the bracket of the complete sentence, which every tree has
 
 Brackets of single words never count, nor, but for EVALB, that of the complete sentence; brackets
-around the same words count once; labels are not compared. Right branching on the sample of the Wall
-Street Journal that NLTK offers has 39.9, 35.8 and 39.4 %, over its sentences of at most ten words
-58.6, 55.0 and 63.3 %: a number without its convention cannot be compared.
+around the same words count once; labels are not compared: :mod:`zoo.ordered.evalb` does. Right
+branching on the sample of the Wall Street Journal that NLTK offers has 39.9, 35.8 and 39.4 %, over
+its sentences of at most ten words 58.6, 55.0 and 63.3 %: a number without its convention cannot be
+compared.
 
 Sources: arXiv 1810.09536, section 5.2; Yoon Kim, Chris Dyer, Alexander Rush, "Compound
 Probabilistic Context-Free Grammars for Grammar Induction", 2019, arXiv 1906.10225, section 4

@@ -30,7 +30,7 @@ from zoo.spherical.geometry import (
 )
 from zoo.spherical.von_mises_fisher import cosine_moments
 
-_MOST_STEPS = 200  # of the Fréchet mean; each halves the error at least, within a right angle
+_MOST_STEPS = 200  # of the Fréchet mean: error times mean |1 - θ cot θ| in each, .89 for θ = 1.5
 
 
 class VonMisesFisher(NamedTuple):
@@ -43,8 +43,8 @@ class VonMisesFisher(NamedTuple):
 def frechet_mean(x: ArrayLike, *, weights: ArrayLike | None = None) -> jax.Array:
     """The point whose squared distances along the sphere to all points have the least mean.
 
-    m ← exp_m(Σ wᵢ log_m(xᵢ) / Σ wᵢ) from the mean direction on, until it stays. Within a right
-    angle of a point it is the only one; for points all around the sphere it is a local one.
+    m ← exp_m(Σ wᵢ log_m(xᵢ) / Σ wᵢ) from the mean direction on, until it stays. Of points in an
+    open half of the sphere it is the only one; of points all around it is a local one.
 
     Args:
         x: unit vectors ``[..., N, D]``.
