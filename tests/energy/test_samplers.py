@@ -230,6 +230,7 @@ def test_a_step_that_is_not_possible_gives_nan_under_jit():
         yield metropolis_langevin(quadratic, step_size=0.1, temperature=h)
         yield hamiltonian(quadratic, h)
         yield hamiltonian(quadratic, temperature=h)
+        yield hamiltonian(quadratic, preconditioner=jnp.maximum(h, 0))
         yield underdamped_langevin(quadratic, step_size=h, friction=1.0)
         yield underdamped_langevin(quadratic, step_size=0.1, friction=h)
 

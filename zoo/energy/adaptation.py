@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from zoo._checks import count, number
+from zoo._closures import Equations, hoisted
 from zoo.energy.chains import Sampler, SamplerInfo
-from zoo.energy.closures import Equations, hoisted
 
 SHRINKAGE, DELAY, DECAY = 0.05, 10, 0.75  # γ, t₀ and κ as published
 SMALLEST, LARGEST = 1e-30, 1e30  # step sizes that are tried

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo._checks import accumulator, count, number
-from zoo.energy.closures import Equations, hoisted
+from zoo._closures import Equations, hoisted
 
 EnergyFunction = Callable[..., jax.Array]
 Schedule = Callable[[jax.Array], Any]  # step number -> value, as those of Optax

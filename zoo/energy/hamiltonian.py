@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo._checks import count, number
+from zoo._closures import Equations, hoisted
 from zoo.energy.chains import (
     EnergyFunction,
     Sampler,
@@ -38,7 +39,6 @@ from zoo.energy.chains import (
     standard_normal,
     wide,
 )
-from zoo.energy.closures import Equations, hoisted
 from zoo.energy.langevin import MetropolisState, metropolis_init
 
 
@@ -110,7 +110,8 @@ def hamiltonian_monte_carlo(
         x, end, energy, gradient = _repeat(equations, constants, moving, num_leapfrog_steps)
         log_ratio = (state.energy - energy + kinetic(start) - kinetic(end)) / temperature
         log_ratio = jnp.where(jnp.isfinite(energy), log_ratio, -jnp.inf)
-        lost = jnp.isnan(state.energy) | ~jnp.isfinite(norm(kicked(start, state.gradient)))
+        can_move = jnp.isfinite(kinetic(start)) & jnp.isfinite(norm(kicked(start, state.gradient)))
+        lost = jnp.isnan(state.energy) | ~can_move
         proposal = rounded(x, state.position), energy, gradient
         kept, probability = accepted_or_kept(accept_key, log_ratio, lost, proposal, state[:3])
         info = SamplerInfo(energy, norm(gradient), probability)

@@ -1,12 +1,13 @@
 """Functions that close over values which may change, run by programs that are compiled once.
 
-``jax.jit`` keeps what a function closed over when it was first traced: the weights of an energy,
-though an optimiser has changed them in place since. Here a program is known by its equations alone
-(``Equations``), and the arrays that the function closed over are arguments of the program. What is
-traced again is told by ``closed_over``: nothing, as long as the function would read the same
-values; everything, where that cannot be told.
+``jax.jit`` keeps what a function closed over when it was first traced: the weights of an energy or
+of a decoder, though an optimiser has changed them in place since. Here a program is known by its
+equations alone (``Equations``), and the arrays that the function closed over are arguments of the
+program. What is traced again is told by ``closed_over``: nothing, as long as the function would
+read the same values; everything, where that cannot be told.
 """
 
+import dataclasses
 import functools
 import itertools
 import sys
@@ -75,6 +76,60 @@ def hoisted(function: Callable[..., Any], *arguments: Any) -> tuple[Equations, l
     return _equations(traced.jaxpr, traced.out_tree), traced.jaxpr.consts
 
 
+def run_current(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """``function(*arguments, **options)``, compiled, with the arrays that it closes over now.
+
+    What is compiled is kept for equal equations. Options are part of the program; functions among
+    them may close over arrays too.
+
+    >>> def scaled(scale):
+    ...     return lambda x, power: scale[0] * x**power
+    >>> scale, x = [jax.numpy.ones(1)], 3 * jax.numpy.ones(1)
+    >>> function = scaled(scale)
+    >>> before = run_current(function, x, power=2)
+    >>> scale[0] = 2 * jax.numpy.ones(1)
+    >>> before, run_current(function, x, power=2)
+    (Array([9.], dtype=float32), Array([18.], dtype=float32))
+    """
+    bound = _bound(function, **options)
+    values = closed_over(bound)
+    if values is not None and not any(isinstance(value, _Same) and value.array for value in values):
+        return _run_constant(_Current(bound, values), *arguments)
+    equations, constants = hoisted(bound, *arguments)
+    return _run(equations, constants, *arguments)
+
+
+@functools.lru_cache(maxsize=256)
+def _bound(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """The same object for the same function and options, for which a trace is remembered."""
+    return functools.partial(function, **options)
+
+
+class _Current:
+    """A function that closes over no arrays, equal to itself as long as it would read the same."""
+
+    def __init__(self, function: Callable[..., Any], values: list[Any]) -> None:
+        self.function, self.values = function, values
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Current):
+            return NotImplemented
+        return self.function is other.function and self.values == other.values
+
+    def __hash__(self) -> int:
+        return hash(self.function)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_constant(current: _Current, *arguments: Any) -> Any:
+    return current.function(*arguments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(equations: Equations, constants: list[Any], *arguments: Any) -> Any:
+    return equations(constants, *arguments)
+
+
 def closed_over(function: Callable[..., Any]) -> list[Any] | None:
     """What a function reads beside its arguments, to be compared by ==; None if unknown.
 
@@ -98,6 +153,7 @@ class _Same:
 
     def __init__(self, value: Any) -> None:
         self.value = value
+        self.array = isinstance(value, jax.Array)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.value is other.value
@@ -151,6 +207,12 @@ def _read_parts(value: Any, seen: set[int]) -> Iterator[Any]:
         yield _Same(value)  # jitted: JAX itself keeps what it closes over
         own = isinstance(inner, Function) and not _in_library(inner.__module__)
         parts = [inner] if own else []
+    elif isinstance(value, jax.tree_util.PyTreeDef):
+        yield value
+        return
+    elif dataclasses.is_dataclass(value) and _in_library(type(value).__module__):
+        yield _Same(type(value))
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
     elif not jax.tree_util.all_leaves([value]):
         parts, structure = jax.tree.flatten(value, is_leaf=lambda leaf: leaf is not value)
         yield structure
