@@ -51,7 +51,8 @@ class ModelConfig:
     dense_features: int = 64
 
     def __post_init__(self) -> None:
-        at_least(1, self, "first_features", "second_features", "dense_features")
+        # Angles and correlations are those of pairs of filters.
+        at_least(2, self, "first_features", "second_features", "dense_features")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,6 +99,7 @@ def test_a_seed_that_no_generator_takes_is_named(name, seed, refused):
             "use a longer text or a smaller batch",
         ),
         ("on_lstm_logic", "--training.evaluation-batch-size=7", "multiple of 8, got 7"),
+        ("self_orthogonality", "--model.first-features=1", "first_features must be at least 2"),
         ("self_orthogonality", "--training.seeds 1 1", "training.seeds must hold at least one"),
         ("self_orthogonality", "--training.batch-size=3", "training.batch_size must be a multip"),
         ("smooth_metrics", "--training.batch-sizes 16 16", "training.batch_sizes must hold"),
