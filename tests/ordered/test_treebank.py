@@ -175,6 +175,8 @@ def test_byte_order_marks_and_comments_are_no_text(tmp_path, mark):
     assert [tree.words for tree in read_treebank(path)] == [("Yes",), ("No",)]
     with pytest.raises(ValueError, match=r"line 1: .* got ';'"):
         parse_brackets("; one\n(S (UH Yes))")
+    with pytest.raises(ValueError, match=r"line 1: .* got '<S>'"):  # not dropped in silence
+        parse_brackets("<S> (S (UH Yes)) </S>")
     assert parse_brackets("; one\n(S (UH Yes))", comments=[";"])[0].words == ("Yes",)
 
 

@@ -89,7 +89,8 @@ def parse_brackets(
             Chinese Treebank) or ``"universal"``; a tag that is not in the set is refused, as its
             words would be left out without notice. Or a collection of tags, or ``tag -> bool``,
             which decide alone.
-        comments: how the lines begin that are passed over between trees; none inside a tree.
+        comments: how the lines begin that are passed over between trees; none inside a tree, and no
+            line of SGML that holds a bracket.
 
     Returns:
         A tree for each sentence that holds such a word.
@@ -106,7 +107,9 @@ def parse_brackets(
     reader, number = _Reader(_keeps(tags)), 0
     try:
         for number, line in enumerate(text.split("\n"), start=1):
-            if reader.opened or not line.lstrip(_BLANKS).startswith(tuple(comments)):
+            start = line.lstrip(_BLANKS)
+            comment = start.startswith(tuple(comments)) and not re.match(r"<.*\(", start)
+            if reader.opened or not comment:
                 for token in _TOKEN.findall(line):
                     reader.read(token, number)
         if reader.opened:
