@@ -123,9 +123,9 @@ def fit(
     first = done = logged = evaluated = saved = int(state.step)
     if log is not None:
         log.resume(first, records)
-    if first and checkpointer is not None and jax.process_index() == 0:
-        say(f"continues from step {first} of {num_steps}, saved in {checkpointer.directory}")
     expected = min(num_steps, getattr(batches, "expected_steps", num_steps))  # they may end before
+    if first and checkpointer is not None and jax.process_index() == 0:
+        say(f"continues from step {first} of {expected}, saved in {checkpointer.directory}")
     ended, stop = False, 0
 
     def is_due(last: int, every: int | None) -> bool:
