@@ -108,5 +108,15 @@ def _difference(
         ) from None
     x, y = (jnp.broadcast_to(jnp.asarray(v, dtype), shape) for v in (x, y))
     _, x, temperature = check_arguments(x, temperature)
-    y = y.astype(x.dtype)
-    return dtype, jnp.where((x == y) & jnp.isinf(x), 0, x - y), temperature
+    return dtype, _subtract(x, y.astype(x.dtype)), temperature
+
+
+@jax.custom_jvp
+def _subtract(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The difference, with inf - inf = 0."""
+    return jnp.where(x == y, 0, x - y)
+
+
+@_subtract.defjvp
+def _subtract_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    return _subtract(*primals), tangents[0] - tangents[1]
