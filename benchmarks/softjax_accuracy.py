@@ -19,8 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cases.smooth import OPERATORS, our_operator, softjax, softjax_rank, softjax_top_k
-from zoo.smooth import soft_rank, soft_top_k
+from benchmarks.cases.smooth import (
+    ALONG,
+    OPERATORS,
+    our_operator,
+    softjax,
+    softjax_rank,
+    softjax_top_k,
+)
+from zoo.smooth import soft_rank, soft_sort, soft_top_k
 
 Function = Callable[[jax.Array, float], jax.Array]
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -40,6 +47,10 @@ def operators() -> dict[str, tuple[Function, Function]]:
         for name, operator in OPERATORS.items()
         if operator.softjax is not None
     }
+    table["sort, softsort"] = (
+        lambda x, t: soft_sort(x, temperature=t),
+        lambda x, t: softjax().sort(x, softness=t, method="softsort", **ALONG),
+    )
     for method in ("fast_soft_sort", "softsort"):
         table[f"rank, {method}"] = rank, partial(softjax_rank, method)
     for method in ("clipped", "threshold", "sigmoid", "gradient"):
