@@ -112,3 +112,19 @@ EXEMPT = {
     "zoo.decoding.prefill": "reads a model; test_decoding.py decodes with two kinds of them",
     "zoo.decoding.guide": "joins two decoders; test_decoding.py compares with the formula",
 }
+
+
+def decoded(box):
+    """Scores of tokens that a closed-over number shifts, and tokens that another forbids."""
+    start = jnp.zeros(1, jnp.int32)
+
+    def shifted(tokens, state):
+        return box[0] * jnp.arange(float(SIZE))[None] - tokens[:, None], state
+
+    return lambda: (
+        decoding.sample(jax.random.key(0), shifted, (), start=start, max_length=2),
+        decoding.beam_search(shifted, (), start=start, beam_size=2, max_length=2),
+    )
+
+
+CLOSURES = {"zoo.decoding.sample and beam_search": decoded}

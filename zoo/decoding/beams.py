@@ -29,6 +29,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from zoo._checks import accumulator, count, number
+from zoo._closures import run_current
 from zoo.decoding.steps import (
     AllowedTokens,
     Rules,
@@ -91,7 +92,8 @@ def beam_search(
     What is banned has probability 0, and the other tokens share its own.
 
     Args:
-        step_fn: see `zoo.decoding.steps`; the same object compiles once.
+        step_fn: see `zoo.decoding.steps`; the same object compiles once, and what it closes over is
+            read in every call.
         state: its state, for B rows.
         start: ``[B]`` int, the first token to read; or ``[B, T]``, read one by one.
         beam_size: K in 1..V; 1 is greedy search.
@@ -156,24 +158,24 @@ def beam_search(
         allowed_tokens=allowed_tokens,
     )
     start = check_start(start)
-    return _beam_search(
+    return run_current(
+        _beam_search,
         state,
         start,
         check_context(context, start),
         number("length_penalty", length_penalty),
         check_penalty(repetition_penalty),
         diversity,
-        step_fn,
-        flatten_axes(state_axes),
-        beam_size,
-        num_groups,
-        num_results,
-        max_length,
-        rules,
+        step_fn=step_fn,
+        flat_axes=flatten_axes(state_axes),
+        beam_size=beam_size,
+        groups=num_groups,
+        num_results=num_results,
+        max_length=max_length,
+        rules=rules,
     )
 
 
-@functools.partial(jax.jit, static_argnums=range(6, 13))
 def _beam_search(
     state: Any,
     start: jax.Array,
@@ -181,6 +183,7 @@ def _beam_search(
     length_penalty: float | jax.Array,
     repetition_penalty: Any,
     diversity: float | jax.Array,
+    *,
     step_fn: StepFunction,
     flat_axes: Any,
     beam_size: int,

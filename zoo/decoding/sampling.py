@@ -7,7 +7,6 @@ The loop ends when every row has ended: by an end token, or by a stop sequence o
 Source: https://kexue.fm/archives/7124; see `zoo.decoding.filters`.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from zoo._checks import accumulator, count, typed_key
+from zoo._closures import run_current
 from zoo.decoding.filters import check_filters, check_top_k, filter_logits, is_zero
 from zoo.decoding.steps import (
     AllowedTokens,
@@ -71,7 +71,8 @@ def sample(
 
     Args:
         key: typed key, consumed.
-        step_fn: see `zoo.decoding.steps`; the same object compiles once.
+        step_fn: see `zoo.decoding.steps`; the same object compiles once, and what it closes over is
+            read in every call.
         state: its state, for B rows.
         start: ``[B]`` int, the first token to read; or ``[B, T]``, read one by one
             (:func:`prefill` reads a prompt in one call).
@@ -132,26 +133,26 @@ def sample(
         filters = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
     start = check_start(start)
     copies = 1 if num_samples is None else count("num_samples", num_samples, at_least=1)
-    found = _sample(
+    found = run_current(
+        _sample,
         key,
         state,
         start,
         check_context(context, start),
         filters,
         penalty,
-        step_fn,
-        max_length,
-        top_k,
-        rules,
-        copies,
-        flatten_axes(state_axes if copies > 1 else None),
+        step_fn=step_fn,
+        max_length=max_length,
+        top_k=top_k,
+        rules=rules,
+        copies=copies,
+        flat_axes=flatten_axes(state_axes if copies > 1 else None),
     )
     if num_samples is None:
         return found
     return jax.tree.map(lambda x: x.reshape(len(start), copies, *x.shape[1:]), found)
 
 
-@functools.partial(jax.jit, static_argnums=range(6, 12))
 def _sample(
     key: jax.Array,
     state: Any,
@@ -159,6 +160,7 @@ def _sample(
     context: jax.Array | None,
     filters: dict[str, Any] | None,
     penalty: Any,
+    *,
     step_fn: StepFunction,
     max_length: int,
     top_k: int | None,
