@@ -298,16 +298,15 @@ def test_attention_weights_are_dropped():
     mask = attention_mask("bidirectional", mask=jnp.array([[1, 1, 1, 1, 0], [1] * 5]) > 0, length=5)
 
     @quick_jit
-    def draws(key):
-        def draw(key):
-            return dropped_attention(q, k, v, mask, key, rate=0.25, causal=True)
+    def evaluate(key):
+        def draw(key, rate=0.25):
+            return dropped_attention(q, k, v, mask, key, rate=rate, causal=True)
 
-        return jax.lax.map(draw, jax.random.split(key, 2000))
+        draws = jax.lax.map(draw, jax.random.split(key, 2000))
+        return draws, draw(key, rate=0.0), attention(q, k, v, mask, causal=True)
 
-    none = dropped_attention(q, k, v, mask, jax.random.key(0), rate=0.0, causal=True)
-    expected = attention(q, k, v, mask, causal=True)
+    found, none, expected = map(np.asarray, evaluate(jax.random.key(1)))
     np.testing.assert_allclose(none, expected, atol=1e-6)
-    found = np.asarray(draws(jax.random.key(1)))
     error = (found.mean(axis=0) - expected) / (found.std(axis=0) / np.sqrt(2000))
     assert stats.kstest(np.ravel(error)[::3], "norm").pvalue > 1e-3
     first = found[:, 0, 0]  # its one weight, 1, is dropped or grows

@@ -267,6 +267,7 @@ class WithMore(LayerNorm):
         return super().__call__(x) + (condition @ self.extra_kernel[...])[:, None]
 
 
+@pytest.mark.slow  # it draws a whole model, number by number
 def test_norms_with_more_parameters_start_as_the_checkpoint(model):
     conditional, _ = load_bert(state_dict(model), config=TINY, make_norm=WithMore)
     ids, condition = jnp.array([[1, 2, 3]]), jnp.ones((1, 2))
