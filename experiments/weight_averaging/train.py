@@ -79,9 +79,11 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
     """Model, loss, optimiser, batches and evaluation; ``data`` is ``load(config)`` if None."""
     data = load(config) if data is None else data
     training, (images, labels) = config.training, data.test
+    # Of all images: a label that the network has no output for makes the loss NaN.
+    highest = max(*labels.tolist(), *(int(example["label"]) for example in data.train))
+    sizes = images.shape[-1], 1 + highest
 
     def make_network(rngs: nnx.Rngs) -> ResNet:
-        sizes = images.shape[-1], 1 + int(max(labels.max(), data.statistics[1].max()))
         return ResNet(*sizes, **dataclasses.asdict(config.model), rngs=rngs)
 
     init, merge = functional(make_network)

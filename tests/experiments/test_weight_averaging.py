@@ -64,6 +64,10 @@ def test_build_gives_the_network_of_the_paper_and_computes_nothing():
     step = experiment.train_step(state.shardings)
     after, _ = jax.eval_shape(step, state, next(experiment.batches))
     assert jax.tree.structure(after) == jax.tree.structure(state)
+    # An output for every label, also one that is rare.
+    rare = Data([*examples, {"image": images[0][0], "label": 12}], images, images)
+    leaves = jax.tree.leaves(build(PRESETS["smoke"], mesh, rare).abstract_state(mesh).parameters)
+    assert (13,) in [leaf.shape for leaf in leaves]
 
 
 def test_splits_of_the_digits():
