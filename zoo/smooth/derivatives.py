@@ -131,24 +131,31 @@ def below_peak(
 @jax.custom_jvp
 def logistic(u: jax.Array) -> jax.Array:
     """σ(u) = 1 / (1 + e^{-u}) whose derivative stays exact where σ(u) rounds to 1."""
+    return jax.nn.sigmoid(u)
+
+
+@jax.custom_jvp
+def _logistic_by_tail(u: jax.Array) -> jax.Array:
+    """The same beside its slope, with which it shares one exponential."""
     tail = jax.nn.sigmoid(-jnp.abs(u))
     return jnp.where(u < 0, tail, 1 - tail)
 
 
 @jax.custom_jvp
 def logistic_slope(u: jax.Array) -> jax.Array:
-    """σ(u)·σ(-u) from the smaller of the two, so that σ and its slope share one exponential."""
+    """σ(u)·σ(-u) from the smaller of the two."""
     tail = jax.nn.sigmoid(-jnp.abs(u))
     return tail * (1 - tail)
 
 
 @logistic.defjvp
+@_logistic_by_tail.defjvp
 def _logistic_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    return logistic(*primals), logistic_slope(*primals) * tangents[0]
+    return _logistic_by_tail(*primals), logistic_slope(*primals) * tangents[0]
 
 
 @logistic_slope.defjvp
 def _logistic_slope_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (u,), (du,) = primals, tangents
     slope = logistic_slope(u)
-    return slope, slope * (logistic(-u) - logistic(u)) * du
+    return slope, slope * (1 - 2 * _logistic_by_tail(u)) * du
