@@ -64,6 +64,14 @@ def test_bound_is_attained_and_sorted(double_precision):
         assert np.abs(y - np.sort(x)).max() <= 0.3 * w
 
 
+def test_many_items_near_each_other_keep_their_digits():
+    # A decay of e^{-1e-6} has no digit of the gap in single precision.
+    x = 1e-6 * np.arange(100_000)
+    weights = np.exp(-x)
+    expected = weights @ x / weights.sum()
+    np.testing.assert_allclose(sort(x.astype(np.float32))[0], expected, atol=3e-6)
+
+
 def test_limits_ties_infinities_nan_and_order():
     x = np.array([[3, 9, 3, -2], [INF, 1, -INF, INF], [NAN, 0, 1, 2], [0, 0, 0, 0]], np.float32)
     expected = np.array([[-2, 3, 3, 9], [-INF, 1, INF, INF], [NAN] * 4, [0] * 4])

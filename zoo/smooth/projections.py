@@ -169,7 +169,7 @@ def _block_means(starts: jax.Array, d: jax.Array) -> jax.Array:
     """The mean of the block of every entry; blocks are given by where they start."""
     if not len(d):
         return d
-    inside = (~starts).astype(d.dtype)
-    next_inside = jnp.concatenate([inside[1:], jnp.zeros_like(inside[:1])])
-    means = running(False, inside, d) / running(False, inside, jnp.ones_like(d))
-    return running(True, next_inside, jnp.where(next_inside == 0, means, 0))
+    first = starts.astype(d.dtype)
+    last = jnp.concatenate([first[1:], jnp.ones_like(first[:1])])
+    means = running(False, first, d) / running(False, first, jnp.ones_like(d))
+    return running(True, last, last * means)

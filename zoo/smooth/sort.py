@@ -282,10 +282,10 @@ def _sorted_means(
     upper, lower = items.x[1:], items.x[:-1]
     gap = jnp.where((upper == lower) & jnp.isinf(upper), 0, upper - lower)
     units = scaled(gap, temperature)
-    decay, gap = jnp.exp(-units), jnp.where(units < FAR, gap, 0)
+    loss, gap = -jnp.expm1(-units), jnp.where(units < FAR, gap, 0)
     edge = jnp.zeros_like(keys[:1])
     with_edge = functools.partial(jnp.concatenate, axis=0)
-    from_below, from_above = with_edge([edge, decay]), with_edge([decay, edge])
+    from_below, from_above = with_edge([edge + 1, loss]), with_edge([loss, edge + 1])
 
     def both_sides(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return running(False, from_below, x), running(True, from_above, x)
@@ -294,7 +294,8 @@ def _sorted_means(
     total = below + above - items.weights
     total = jnp.where(total == 0, 1, total)
     if values is None:
-        steps_up, steps_down = decay * gap * above[1:], decay * gap * below[:-1]
+        shrunk = jnp.exp(-units) * gap
+        steps_up, steps_down = shrunk * above[1:], shrunk * below[:-1]
         up = running(True, from_above, with_edge([steps_up, edge]))
         down = running(False, from_below, with_edge([edge, steps_down]))
         y = items.x + (up - down) / total
@@ -320,15 +321,15 @@ def _matrix(keys: jax.Array, where: jax.Array | None, temperature: jax.Array) ->
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def running(reverse: bool, decay: jax.Array, x: jax.Array) -> jax.Array:
-    """z_i = decay_i z_{i-1} + x_i along the first axis; z_{i+1} for z_{i-1} in reverse."""
-    return _cpu.recurrence(decay, x, reverse=reverse)
+def running(reverse: bool, loss: jax.Array, x: jax.Array) -> jax.Array:
+    """z_i = x_i + (1 - loss_i) z_{i-1} along the first axis; z_{i+1} for z_{i-1} in reverse."""
+    return _cpu.recurrence(loss, x, reverse=reverse)
 
 
 @running.defjvp
 def _running_jvp(reverse: bool, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    decay, x = primals
-    z = running(reverse, decay, x)
+    loss, x = primals
+    z = running(reverse, loss, x)
     edge = jnp.zeros_like(z[:1])
     before = jnp.concatenate([z[1:], edge] if reverse else [edge, z[:-1]])
-    return z, running(reverse, decay, tangents[0] * before + tangents[1])
+    return z, running(reverse, loss, tangents[1] - tangents[0] * before)
