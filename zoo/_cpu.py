@@ -184,7 +184,8 @@ def recurrence(loss: jax.Array, x: jax.Array, *, reverse: bool = False) -> jax.A
     By the loss, because a decay near 1 has no digits of it.
 
     XLA's CPU compiler makes one tight loop of it, and a tree of small kernels of a parallel prefix.
-    Row: ``smooth.soft_sort long`` (3 times as long without it, and 15 times the compile time).
+    Row: ``smooth.soft_sort/long`` (this part takes 3 times as long without it, and compiling it 20
+    times).
     """
 
     def then(z: jax.Array, loss: jax.Array, x: jax.Array) -> jax.Array:
@@ -211,7 +212,7 @@ def sort(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """``lax.sort(arrays, dimension=0, num_keys=1)``, unstable; many short columns by a network.
 
     XLA's CPU compiler sorts one column after another, comparison by comparison; a network compares
-    all of them at once. Row: ``smooth.soft_sort short`` (4 times as long without it).
+    all of them at once. Row: ``smooth.soft_sort/short`` (this part: 4 times as long without it).
     """
 
     def sorted_by_library(*arrays: jax.Array) -> Any:
