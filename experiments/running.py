@@ -34,9 +34,9 @@ from zoo.training import (
     make_mesh,
     make_train_step,
     put_batch,
-    write_summary,
 )
 from zoo.training.placement import Rules
+from zoo.training.records import write_summary
 from zoo.training.state import abstract_state
 
 

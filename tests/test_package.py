@@ -138,11 +138,19 @@ def test_code_in_the_readme_runs():
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 
 
+def test_what_the_page_of_rivals_names_is_there():
+    names = re.findall(r"`(zoo(?:\.\w+)+)", (ROOT / "docs" / "rivals.md").read_text())
+    assert len(names) > 50
+    for name in names:
+        pkgutil.resolve_name(name)
+
+
 def test_links_in_the_documents_lead_somewhere():
     documents = [
         *ROOT.glob("*.md"),
         *ROOT.glob("experiments/*/*.md"),
         *ROOT.glob("benchmarks/*.md"),
+        *ROOT.glob("docs/*.md"),
         *ROOT.glob("zoo/*/*.md"),
     ]
     assert len(documents) >= 4

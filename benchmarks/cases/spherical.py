@@ -19,6 +19,7 @@ from zoo.extras import require
 from zoo.spherical.blocks import BlockMasks, BlockVectors, block_loss
 from zoo.spherical.objective import two_hinges_loss
 from zoo.spherical.options import JoseOptions
+from zoo.spherical.von_mises_fisher import random_von_mises_fisher
 from zoo.training import make_mesh
 
 WINDOW, NEGATIVES = 10, 2
@@ -136,7 +137,7 @@ def triple_loop(vectors: BlockVectors, masks: BlockMasks) -> BlockVectors:
 
 def sample(*, dimension: int, count: int, concentration: float) -> Program:
     mean = np.eye(dimension, dtype=np.float32)[0]
-    draw = functools.partial(spherical.random_von_mises_fisher, shape=(count,))
+    draw = functools.partial(random_von_mises_fisher, shape=(count,))
     return jax.jit(draw), (jax.random.key(0), mean, jnp.float32(concentration))
 
 

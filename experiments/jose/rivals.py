@@ -21,7 +21,8 @@ from experiments.jose.train import read_pairs, report, score, score_words, token
 from zoo.data import Vocabulary
 from zoo.extras import require
 from zoo.spherical import JoseEmbeddings
-from zoo.training import open_workdir, write_summary
+from zoo.training import open_workdir
+from zoo.training.records import write_summary
 
 NEGATIVES = 5
 

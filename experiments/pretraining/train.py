@@ -36,15 +36,15 @@ from zoo.training import LossOutput, TrainState, functional, open_workdir, resul
 from zoo.transformer import (
     Transformer,
     TransformerConfig,
-    cross_entropy_sums,
     mask_tokens,
     next_tokens,
     placement_rules,
-    save_bert,
     split_prefix,
 )
+from zoo.transformer.loss import cross_entropy_sums
 from zoo.transformer.objectives import PretrainingExample
 from zoo.transformer.optimizers import STACKED, excluding, uncorrected_lamb
+from zoo.transformer.weights import save_bert
 
 PATTERNS = {"masked": "bidirectional", "causal": "causal", "prefix": "prefix"}
 # Where the corpus lies and how it is read; what it holds belongs to the checkpoints' identity.

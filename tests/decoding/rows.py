@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from tests.battery import Row
 from zoo import decoding
+from zoo.decoding.filters import penalize_repetition
 
 SIZE, END = 5, 4
 LOOP = {"jit_equals_eager": "outside jit, its loop is the same compiled program"}
@@ -82,8 +83,8 @@ ROWS = [
         pmap=True,
     ),
     Row(
-        name="zoo.decoding.penalize_repetition",
-        function=functools.partial(decoding.penalize_repetition, penalty=1.5),
+        name="zoo.decoding.filters.penalize_repetition",
+        function=functools.partial(penalize_repetition, penalty=1.5),
         arguments=penalized_arguments,
         axes=(0, 0),
         extreme=0.5,

@@ -15,14 +15,8 @@ from scipy import stats
 
 from tests.battery import quick_jit
 from tests.transformer.test_model import build
-from zoo.decoding import (
-    beam_search,
-    filter_logits,
-    guide,
-    penalize_repetition,
-    prefill,
-    sample,
-)
+from zoo.decoding import beam_search, filter_logits, guide, prefill, sample
+from zoo.decoding.filters import penalize_repetition
 from zoo.decoding.steps import Prefilled, guide_logits
 from zoo.ordered import OnLstmLanguageModel
 from zoo.training import functional, make_mesh, put_batch

@@ -17,7 +17,12 @@ from zoo.energy.composition import (
 )
 from zoo.energy.health import chain_health
 from zoo.energy.langevin import LangevinState, MetropolisState
-from zoo.energy.objectives import classifier_energy, nearest_neighbor_entropy, sampler_kl_loss
+from zoo.energy.objectives import (
+    classifier_energy,
+    nearest_neighbor_entropy,
+    recovery_energy,
+    sampler_kl_loss,
+)
 from zoo.energy.spectral import spectral_normalize
 from zoo.energy.underdamped import UnderdampedState
 
@@ -201,9 +206,7 @@ FACTORY = "returns functions; its sampler or energy has tests of its own"
 CHAIN = "takes a sampler and its state; the state's step has a row"
 EXEMPT = {
     "zoo.energy.adapt_step_size": CHAIN,
-    "zoo.energy.annealed_log_normalizer": "takes static sizes and an energy, no array argument",
     "zoo.energy.chain_agreement": "compiled inside, slowly; equal to ArviZ in test_convergence.py",
-    "zoo.energy.recovery_energy": FACTORY,
     "zoo.energy.replay_init": "zeros from static sizes",
     "zoo.energy.run_chain": CHAIN,
     "zoo.energy.sample_chain": CHAIN,
@@ -279,16 +282,18 @@ CHAIN_OF = {
 CLOSURES = {f"zoo.energy.{name}": moving(make, num_steps=1) for name, make in CHAIN_OF.items()} | {
     "zoo.energy.sample_chain": moving(CHAIN_OF["langevin"], energy.sample_chain, num_samples=1),
     "zoo.energy.adapt_step_size": adapting,
-    "zoo.energy.annealed_log_normalizer": reading(
-        lambda e: energy.annealed_log_normalizer(KEY, e, (2, 1), num_steps=2, step_size=0.1)
+    "zoo.energy.likelihood.annealed_log_normalizer": reading(
+        lambda e: energy.likelihood.annealed_log_normalizer(
+            KEY, e, (2, 1), num_steps=2, step_size=0.1
+        )
     ),
     "zoo.energy.denoising_score_matching_loss": reading(
         lambda e: energy.denoising_score_matching_loss(KEY, e, X, noise_scale=1.0)
     ),
     "zoo.energy.objectives.sampler_kl_loss": reading(kl_loss),
     "zoo.energy.health.chain_health": reading(lambda e: chain_health(e, X, 2 * X)),
-    "zoo.energy.recovery_energy": wrapping(
-        functools.partial(energy.recovery_energy, noisy=X, noise_scale=1.0)
+    "zoo.energy.objectives.recovery_energy": wrapping(
+        functools.partial(recovery_energy, noisy=X, noise_scale=1.0)
     ),
     "zoo.energy.composition.product_energy": wrapping(lambda e: product_energy([e, quadratic])),
     "zoo.energy.composition.mixture_energy": wrapping(lambda e: mixture_energy([e, quadratic])),

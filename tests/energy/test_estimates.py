@@ -8,10 +8,8 @@ import pytest
 
 from tests.battery import quick_jit
 from zoo.energy import (
-    annealed_log_normalizer,
     denoising_score_matching_loss,
     langevin,
-    recovery_energy,
     run_chain,
     stochastic_gradient_langevin,
 )
@@ -23,7 +21,8 @@ from zoo.energy.composition import (
     product_energy,
 )
 from zoo.energy.health import chain_health
-from zoo.energy.objectives import sampler_kl_loss
+from zoo.energy.likelihood import annealed_log_normalizer
+from zoo.energy.objectives import recovery_energy, sampler_kl_loss
 
 KEY = jax.random.key(0)
 

@@ -8,16 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.battery import quick_jit
-from zoo.energy import (
-    contrastive_loss,
-    denoising_score_matching_loss,
-    langevin,
-    recovery_energy,
-)
+from zoo.energy import contrastive_loss, denoising_score_matching_loss, langevin
 from zoo.energy.health import chain_health
 from zoo.energy.objectives import (
     classifier_energy,
     nearest_neighbor_entropy,
+    recovery_energy,
     sampler_kl_loss,
     softplus_contrastive_loss,
     weighted_contrastive_loss,

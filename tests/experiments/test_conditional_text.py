@@ -20,7 +20,8 @@ from experiments.conditional_text.model import transformer_config
 from experiments.conditional_text.train import Data, build
 from tests.battery import quick_jit
 from zoo.training import make_mesh
-from zoo.transformer import Transformer, TransformerConfig, load_bert, save_bert
+from zoo.transformer import Transformer, TransformerConfig, load_bert
+from zoo.transformer.weights import save_bert
 
 ROOT = pathlib.Path(__file__).parents[2]
 SENTENCES = [("a b c . d e", "new"), ("b a !", "old"), ("c d e f g h", "new"), ("a", "old")]

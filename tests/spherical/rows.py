@@ -12,6 +12,7 @@ from zoo import spherical
 from zoo.spherical.objective import two_hinges_loss
 from zoo.spherical.optimizers import RiemannianSgdState, riemannian_adam, riemannian_momentum
 from zoo.spherical.von_mises_fisher import (
+    random_von_mises_fisher,
     von_mises_fisher_entropy,
     von_mises_fisher_log_density,
     von_mises_fisher_mean,
@@ -177,8 +178,8 @@ ROWS = [
         for function in (spherical.fit_von_mises_fisher, spherical.frechet_mean)
     ),
     Row(
-        name="zoo.spherical.random_von_mises_fisher",
-        function=functools.partial(spherical.random_von_mises_fisher, concentration=2.0),
+        name="zoo.spherical.von_mises_fisher.random_von_mises_fisher",
+        function=functools.partial(random_von_mises_fisher, concentration=2.0),
         arguments=lambda generator, batch, dtype: (
             key(generator),
             *vectors(1)(generator, batch, dtype),

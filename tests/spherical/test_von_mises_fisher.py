@@ -11,13 +11,9 @@ import scipy.special
 import scipy.stats
 
 from tests.battery import quick_jit
-from zoo.spherical import (
-    fit_von_mises_fisher,
-    frechet_mean,
-    logarithmic_map,
-    random_von_mises_fisher,
-)
+from zoo.spherical import fit_von_mises_fisher, frechet_mean, logarithmic_map
 from zoo.spherical.von_mises_fisher import (
+    random_von_mises_fisher,
     von_mises_fisher_entropy,
     von_mises_fisher_log_density,
     von_mises_fisher_mean,

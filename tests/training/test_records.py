@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.training import MetricsLog, open_workdir, records, write_summary
+from zoo.training import MetricsLog, open_workdir, records
+from zoo.training.records import write_summary
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,11 @@ from flax import nnx
 
 from tests.battery import quick_jit
 from tests.transformer.test_model import build
-from zoo.transformer import TransformerConfig, load_bert, save_bert
+from zoo.transformer import TransformerConfig, load_bert
 from zoo.transformer.architectures import ACTIVATIONS, ARCHITECTURES, FIXED, PASSED
 from zoo.transformer.checkpoint_files import INDEX
 from zoo.transformer.layers import LayerNorm
-from zoo.transformer.weights import bert_config, state_dict
+from zoo.transformer.weights import bert_config, save_bert, state_dict
 
 TINY = TransformerConfig(
     vocab_size=31,

@@ -15,11 +15,11 @@ import pytest
 from flax import nnx
 
 from tests.transformer.test_model import build
-from zoo.transformer import TransformerConfig, load_bert, save_bert
+from zoo.transformer import TransformerConfig, load_bert
 from zoo.transformer import checkpoint_files as files
 from zoo.transformer.architectures import ARCHITECTURES, FIXED, read_config
 from zoo.transformer.tensor_names import fill_parameters
-from zoo.transformer.weights import state_dict
+from zoo.transformer.weights import save_bert, state_dict
 
 COUNT = int(os.environ.get("ZOO_FUZZ", "300"))
 TINY = TransformerConfig(

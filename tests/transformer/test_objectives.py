@@ -10,13 +10,13 @@ from jax.sharding import PartitionSpec
 
 from tests.battery import data_mesh, quick_jit
 from zoo.transformer import (
-    cross_entropy_sums,
     mask_tokens,
     masked_cross_entropy,
     next_tokens,
     pack_sentences,
     split_prefix,
 )
+from zoo.transformer.loss import cross_entropy_sums
 
 VOCAB, MASK, SPECIAL = 50, 4, (0, 2, 3)
 IDS = jnp.arange(4)[None]

@@ -19,13 +19,8 @@ from zoo.training import (
     put_batch,
 )
 from zoo.training.placement import shardings
-from zoo.transformer import (
-    Transformer,
-    TransformerConfig,
-    cross_entropy_sums,
-    next_tokens,
-    placement_rules,
-)
+from zoo.transformer import Transformer, TransformerConfig, next_tokens, placement_rules
+from zoo.transformer.loss import cross_entropy_sums
 from zoo.transformer.optimizers import uncorrected_lamb
 
 CONFIG = {

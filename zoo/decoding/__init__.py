@@ -1,7 +1,7 @@
 """Generation from a model that predicts the next token (https://kexue.fm/archives/7124)."""
 
 from zoo.decoding.beams import beam_search
-from zoo.decoding.filters import filter_logits, penalize_repetition
+from zoo.decoding.filters import filter_logits
 from zoo.decoding.sampling import sample
 from zoo.decoding.steps import guide, prefill
 
@@ -9,7 +9,6 @@ __all__ = [
     "beam_search",
     "filter_logits",
     "guide",
-    "penalize_repetition",
     "prefill",
     "sample",
 ]

@@ -10,12 +10,10 @@ from zoo.energy.chains import Sampler, run_chain, sample_chain
 from zoo.energy.convergence import chain_agreement
 from zoo.energy.hamiltonian import hamiltonian_monte_carlo
 from zoo.energy.langevin import langevin, metropolis_langevin
-from zoo.energy.likelihood import annealed_log_normalizer
 from zoo.energy.networks import ResNetEnergy
 from zoo.energy.objectives import (
     contrastive_loss,
     denoising_score_matching_loss,
-    recovery_energy,
 )
 from zoo.energy.replay import ReplayBuffer, replay_draw, replay_init, replay_insert
 from zoo.energy.stochastic_gradient import stochastic_gradient_langevin
@@ -26,14 +24,12 @@ __all__ = [
     "ResNetEnergy",
     "Sampler",
     "adapt_step_size",
-    "annealed_log_normalizer",
     "chain_agreement",
     "contrastive_loss",
     "denoising_score_matching_loss",
     "hamiltonian_monte_carlo",
     "langevin",
     "metropolis_langevin",
-    "recovery_energy",
     "replay_draw",
     "replay_init",
     "replay_insert",

@@ -16,7 +16,6 @@ from zoo.spherical.inference import embed_documents
 from zoo.spherical.objective import jose_loss
 from zoo.spherical.optimizers import riemannian_sgd
 from zoo.spherical.trainer import JoseTrainer, train_jose
-from zoo.spherical.von_mises_fisher import random_von_mises_fisher
 from zoo.spherical.word2vec import load_word2vec
 
 __all__ = [
@@ -34,7 +33,6 @@ __all__ = [
     "normalize",
     "parallel_transport",
     "random_uniform",
-    "random_von_mises_fisher",
     "retract",
     "riemannian_sgd",
     "save_embeddings",

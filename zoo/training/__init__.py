@@ -3,7 +3,7 @@
 from zoo.training.checkpoint import Checkpointer
 from zoo.training.fit import Loop, fit
 from zoo.training.mesh import initialize_distributed, make_mesh, put_batch
-from zoo.training.records import MetricsLog, open_workdir, results_table, write_summary
+from zoo.training.records import MetricsLog, open_workdir, results_table
 from zoo.training.state import TrainState, functional, init_state
 from zoo.training.step import LossOutput, make_train_step
 
@@ -22,5 +22,4 @@ __all__ = [
     "open_workdir",
     "put_batch",
     "results_table",
-    "write_summary",
 ]
