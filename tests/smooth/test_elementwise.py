@@ -247,3 +247,11 @@ def test_axes_of_argmax():
     assert smooth.soft_one_hot(jnp.zeros((2, 0))).shape == (2, 0)
     with pytest.raises(ValueError, match="at least one item"):
         smooth.smooth_argmax(jnp.zeros((2, 0)))
+
+
+@pytest.mark.parametrize("kernel", ["logistic", "gaussian", "square"])
+def test_relu_is_exact_at_infinity_whatever_the_temperature(kernel):
+    x = jnp.array([-jnp.inf, jnp.inf], jnp.float16)
+    for temperature in (1.0, 1e30):
+        found = smooth.smooth_relu(x, temperature=temperature, kernel=kernel)
+        assert found.tolist() == [0, np.inf]

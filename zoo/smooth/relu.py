@@ -185,8 +185,13 @@ _KERNELS = {
 def _mollify(kernel: Kernel) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """max(x, 0) + τ excess(|x|/τ) with its derivatives, of x and τ."""
     quotient = clipped_quotient(kernel.far)
+
+    def value(x: jax.Array, t: jax.Array) -> jax.Array:
+        excess = t * kernel.excess(jnp.abs(_LONGEST(x, t)))
+        return jnp.maximum(x, 0) + jnp.where(jnp.isinf(x), 0, excess)  # clipped, it would show
+
     return with_slopes(
-        lambda x, t: jnp.maximum(x, 0) + t * kernel.excess(jnp.abs(_LONGEST(x, t))),
+        value,
         in_x=lambda x, t: kernel.cdf(quotient(x, t)),
         in_temperature=lambda x, t: kernel.spread(jnp.abs(quotient(x, t))),
     )
