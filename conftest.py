@@ -21,6 +21,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Examples in docstrings that build whole models; they run with the slow tests.
 SLOW_EXAMPLES = {
+    "zoo.energy.adaptation.adapt_step_size",
+    "zoo.energy.convergence.chain_agreement",
+    "zoo.energy.hamiltonian.hamiltonian_monte_carlo",
+    "zoo.ordered.language_model.OnLstmLanguageModel",
+    "zoo.spherical.trainer.JoseTrainer",
+    "zoo.spherical.trainer.train_jose",
+    "zoo.spherical.von_mises_fisher.random_von_mises_fisher",
     "zoo.ordered.language_model.OnLstmLanguageModel.generate",
     "zoo.spherical.evaluation.word_similarity",
     "zoo.spherical.inference.embed_documents",

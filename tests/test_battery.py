@@ -40,17 +40,15 @@ ROWS = [
 ]
 
 
-# How a function is wired into JAX's transformations takes most of the time and is slow, except for
-# the rows that also run under pmap, one or two a package. The numbers are checked for every row;
-# what is neither, for the first of the rows of one function, which differ in an option.
+# How a function is wired into JAX's transformations, shapes and caches takes most of the time and
+# is slow, except for the rows that also run under pmap, one or two a package. The numbers are
+# checked for every row.
 WIRING = {
     "jit_equals_eager",
     "scan_equals_loop",
     "sharded_equals_unsharded",
     "shard_map_equals_unsharded",
     "donation_is_safe",
-}
-FIRST = {
     "vmap_equals_loop",
     "compiles_once",
     "known_from_shapes",
@@ -60,20 +58,12 @@ FIRST = {
 
 
 def pairs(rows):
-    first = {}
-    for row in rows:
-        first.setdefault(row.name, row)
-
-    def is_slow(row, check):
-        name = check.__name__
-        return (name in WIRING and not row.pmap) or (name in FIRST and row is not first[row.name])
-
     return [
         pytest.param(
             row,
             check,
             id=f"{row}-{check.__name__}",
-            marks=(pytest.mark.slow,) if is_slow(row, check) else (),
+            marks=[pytest.mark.slow] * (check.__name__ in WIRING and not row.pmap),
         )
         for row in rows
         for check in checks_of(row)

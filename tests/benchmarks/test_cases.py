@@ -10,17 +10,8 @@ from benchmarks.case import discover
 from tests.battery import quick_jit
 
 CASES = discover()
-OTHERS = ("PyTorch", "Hugging Face", "softjax", "blackjax", "gensim", "authors")  # not only JAX
-MODELS = ("transformer.Transformer", "ordered.OnLstmLanguageModel")  # seconds to compile
 PROGRAMS = [
-    pytest.param(
-        case,
-        name,
-        id=f"{case.name}-{name}",
-        marks=[pytest.mark.slow] * (name.startswith(OTHERS) or case.name.startswith(MODELS)),
-    )
-    for case in CASES
-    for name in case.rivals
+    pytest.param(case, name, id=f"{case.name}-{name}") for case in CASES for name in case.rivals
 ]
 
 
@@ -56,6 +47,7 @@ def run(program):
     return quick_jit(function)(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name"), PROGRAMS)
 def test_rival_builds_and_agrees(case, name, ours):
     try:

@@ -80,6 +80,7 @@ def test_forward_and_gradient_of_plain_functions(keeps_output):
         gradient.rivals["absent"](rows=3, n=2)
 
 
+@pytest.mark.slow
 def test_rows_hold_what_was_measured(file, capsys):
     assert command.run([(toy(), "small")], rounds=3, output=file) == 0
     rows = {row["program"]: row for row in map(json.loads, file.read_text().splitlines())}

@@ -3,12 +3,14 @@ import re
 
 import jax
 import numpy as np
+import pytest
 
 import zoo.capture
 
 README = pathlib.Path(zoo.capture.__file__).with_name("README.md")
 
 
+@pytest.mark.slow
 def test_code_and_links_of_the_readme_work():
     text = README.read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

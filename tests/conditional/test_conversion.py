@@ -69,6 +69,7 @@ def test_step_0_is_the_pretrained_model_to_the_last_bit():
     assert "ConditionalLayerNorm" not in kinds, "the model that was given was changed"
 
 
+@pytest.mark.slow
 def test_the_condition_learns_from_the_second_step_on():
     def norms(parameters, condition):
         gradient, to_condition = gradients_and_logits(parameters, condition)[0]

@@ -95,6 +95,7 @@ def test_rows_without_a_choice_and_numbers_out_of_range():
     assert jnp.isnan(filter_logits(z.at[0].set(jnp.nan), top_k=1)).any()
 
 
+@pytest.mark.slow
 def test_samples_keep_their_law():
     """χ² of 8192 draws per setting, at level 1e-3 with fixed seeds."""
 
@@ -247,6 +248,7 @@ def on_lstm():
     return model, None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [pytest.param(transformer, marks=pytest.mark.slow), on_lstm])
 def test_beams_over_a_model_are_its_likeliest_texts(build):
     """Eight tokens of which three are allowed: eight beams are all hypotheses of four tokens.
@@ -437,6 +439,7 @@ UNEQUAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

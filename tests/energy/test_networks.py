@@ -306,6 +306,7 @@ def test_labels_of_any_integers(small_networks):
 # Convolutions.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "lengths", "stride"), [((7, 6), (4, 4), 2), ((5, 4), (3, 2), 1), ((4, 7), (1, 4), 3)]
 )

@@ -113,6 +113,7 @@ def test_adjusted_langevin_on_a_double_well():
     assert 0.5 < distribution[3000] < 0.75  # the left well is heavier: not a symmetric toy
 
 
+@pytest.mark.slow
 def test_adapted_steps_are_accepted_as_often_as_wanted():
     """From steps that are 10⁵ times too small or too large; then the law is exact."""
 
@@ -270,6 +271,7 @@ def test_kept_positions_suit_the_diagnostics_of_blackjax():
     assert of_mean == pytest.approx(expected, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_rounded_once_a_step(dtype):
     """Steps that are small beside the spacing of the numbers keep their law."""

@@ -34,6 +34,7 @@ def parts(learner):
     return learner.args, quick_jit(learner.func.__wrapped__)
 
 
+@pytest.mark.slow
 def test_persistent_chains_learn_a_density_at_their_temperature():
     """A broad normal law: the energy of chains at a quarter is to be read at a quarter."""
     config = Config(features=16, steps=300, learning_rate=5e-3, step_size=0.05, cells=40, runs=1)

@@ -162,6 +162,7 @@ def test_treebanks_of_other_languages(tmp_path):
     assert parsing.open_treebank(ParsingConfig()) == []
 
 
+@pytest.mark.slow
 def test_depths_do_not_depend_on_the_company_of_a_sentence():
     init, merge = functional(lambda rngs: OnLstmLanguageModel(9, 4, 4, 2, chunk_size=2, rngs=rngs))
     parameters = init(jax.random.key(0))

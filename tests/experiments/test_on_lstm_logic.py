@@ -274,6 +274,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 def test_neither_padding_nor_the_order_of_reading_changes_the_answer(pairs):
     model = nnx.split(PairClassifier("on_lstm", **SIZES, rngs=nnx.Rngs(0)))
     logits = quick_jit(lambda model, batch: nnx.merge(*model)(batch))

@@ -86,6 +86,7 @@ def test_splits_of_an_archive(tmp_path):
     assert (len(train), len(test)) == (4, 2)
 
 
+@pytest.mark.slow
 def test_augmentation_moves_and_mirrors():
     image = np.zeros((1, 9, 9, 1), np.float32)
     image[0, 4, 4:6] = [[1], [2]]  # a 1 with a 2 on its right

@@ -122,6 +122,7 @@ def loss(function, *arguments, **kinds):
     return sum(jnp.vdot(jnp.sin(jnp.arange(x.size)), x.ravel()) for x in leaves), output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("master_input", "reverse"), [(gate, gate == "reverse") for gate in GATES])
 def test_the_loop_equals_a_scan_of_the_step(master_input, reverse, arguments):
     """Values, gradient and directional derivative of the private fast form."""
@@ -232,6 +233,7 @@ def test_units_of_a_chunk_are_interchangeable():
     )
 
 
+@pytest.mark.slow
 def test_what_stands_at_padding_has_no_influence():
     params = random_layer(20)
     xs = normal(21, (6, 3, 5)).at[4:, 1].set(jnp.nan)
@@ -260,6 +262,7 @@ def test_reversed_reads_from_the_end():
     np.testing.assert_array_equal(output.hidden[0], output.carry.hidden)
 
 
+@pytest.mark.slow
 def test_without_master_gates_it_is_a_plain_lstm():
     params = random_layer(24)
     xs = normal(25, (6, 3, 5))
@@ -278,6 +281,7 @@ def test_without_master_gates_it_is_a_plain_lstm():
     np.testing.assert_allclose(output.depths.forget[0], 1 - forget.mean(-1), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("master_input", ["complement", "reverse"])
 def test_master_gates_stay_in_their_bounds_and_in_order(master_input):
     # 1 - cumsum in float32 is negative in one draw of ten at this size.
@@ -303,6 +307,7 @@ def test_no_step_is_the_identity():
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), output.carry, carry))
 
 
+@pytest.mark.slow
 def test_gradient_in_bfloat16():
     params = random_layer(14, scale=0.3)
     xs = normal(15, (1, 3, 5))  # in a loop of one step XLA merges the transpose

@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 
 from tests.battery import quick_jit
@@ -141,6 +142,7 @@ def step_in_numpy(params, carry, x, kind):
     return o * np.tanh(new), new.reshape(cell.shape), *depths
 
 
+@pytest.mark.slow
 @given(st.sampled_from(STEPS), st.sampled_from([1e-3, 1.0, 1e2, 1e4]), st.integers(0, 10_000))
 def test_the_step_and_the_loop(case, scale, seed):
     (kind, dtype), random = case, np.random.default_rng(seed)

@@ -256,11 +256,13 @@ def test_values_in_single_precision(x, temperature):
     assert_matches(values(x, np.float32(temperature)), x, np.float32(temperature))
 
 
+@pytest.mark.slow
 @given(x=items(np.float16), temperature=st.sampled_from(TEMPERATURES))
 def test_values_in_half_precision(x, temperature):
     assert_matches(values(x, np.float32(temperature)), x, np.float32(temperature))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, pytest.param(2, marks=pytest.mark.slow)])
 @given(x=items(np.float32), temperature=st.sampled_from(TEMPERATURES))
 def test_derivatives_are_finite(x, temperature, order):
@@ -350,6 +352,7 @@ def test_items_at_minus_infinity_take_no_part(name):
                 np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4 * np.abs(a).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(6))
 def test_nan_is_never_swallowed(place):
     x = np.where(np.arange(6) == place, np.nan, np.arange(6)).astype(np.float32)

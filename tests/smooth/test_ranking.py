@@ -42,6 +42,7 @@ def test_reciprocal_rank_and_correlation_end_at_the_exact_ones():
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [smooth_ndcg, smooth_mrr, smooth_spearman])
 def test_padding_and_lists_without_anything(function):
     where = np.arange(9) < 6

@@ -39,6 +39,7 @@ def test_is_the_product_with_its_matrix(double_precision):
         np.testing.assert_allclose(by_recurrence, by_matrix, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_the_matrix(double_precision):
     x, weights = np.random.default_rng(1).normal(size=(2, 9))
 
@@ -91,6 +92,7 @@ def test_limits_ties_infinities_nan_and_order():
     np.testing.assert_array_equal(soft_sort(half), np.sort(half))
 
 
+@pytest.mark.slow
 def test_masked_items_come_last_and_count_nowhere():
     x = np.array([2.0, NAN, 4.0, 5.0, INF], np.float32)
     where = np.array([True, False, True, True, False])

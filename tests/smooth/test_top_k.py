@@ -86,6 +86,7 @@ def log_space_recursion(x, k):
     return lax.scan(step, start, x)[0][-1]
 
 
+@pytest.mark.slow
 def test_gradient_form_agrees_with_the_recursion_in_logarithms(double_precision):
     for scale in (1.0, 1000.0):
         x = scale * np.random.default_rng(1).normal(size=200)

@@ -67,6 +67,7 @@ def opposite(x, e, angle):
     return np.cos(angle) * x + np.sin(angle) * e
 
 
+@pytest.mark.slow
 @hypothesis.given(
     dtype=st.sampled_from(DTYPES),
     size=st.sampled_from(SIZES),
@@ -113,6 +114,7 @@ def test_distance(frame, angle):
     assert 0 <= found <= np.float32(np.pi)
 
 
+@pytest.mark.slow
 @hypothesis.given(frame=frames(), angle=angles)
 def test_exponential_and_logarithm(frame, angle):
     dtype, x, e, _ = frame

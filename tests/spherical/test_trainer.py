@@ -69,6 +69,7 @@ def vectors(tables, rows):
     return [tables[name][row] for name, row in zip(names, rows, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [pytest.param("two_hinges", marks=pytest.mark.slow), "joint"])
 def test_a_step_is_riemannian_sgd_on_the_sum_of_the_public_losses(objective):
     lines, _ = topics(documents=6)
@@ -332,6 +333,7 @@ def test_tables_split_over_eight_devices_give_the_same_vectors():
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_given_vectors_are_where_it_starts(toy):
     embeddings, lines, _ = toy
     options = SMALL | {"dimension": 16, "passes": 1}

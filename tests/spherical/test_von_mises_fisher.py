@@ -212,6 +212,7 @@ def moved(step):
     return jnp.stack([along, fit_von_mises_fisher(y).concentration])
 
 
+@pytest.mark.slow
 @double
 def test_derivatives_of_estimates():
     values = quick_jit(lambda step: jax.jvp(moved, (step,), (1.0,)))

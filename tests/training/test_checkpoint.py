@@ -230,6 +230,7 @@ def test_changed_value_is_found_by_its_checksum(folder, tmp_path, state):
             assert checkpointer.restore(abstract_on(1))[1]["batch"] == 4
 
 
+@pytest.mark.slow
 def test_all_damaged_lists_each(folder):
     for step in (2, 4, 6):
         (folder / str(step) / "manifest" / "data.json").unlink()
@@ -311,6 +312,7 @@ def refusing(load, place, error):
     return refuse
 
 
+@pytest.mark.slow
 def test_what_the_system_refuses_ends_the_run_and_leaves_the_checkpoint(folder, state, monkeypatch):
     with Checkpointer(folder) as checkpointer:
         orbax, name = type(checkpointer._orbax), "load_checkpointables"

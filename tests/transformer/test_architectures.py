@@ -292,6 +292,7 @@ def test_fine_tuned_checkpoints_of_transformers(tmp_path, monkeypatch, name, hea
         np.testing.assert_array_equal(loaded.head[key], value.numpy())
 
 
+@pytest.mark.slow
 def test_attention_weights_are_dropped():
     generator = np.random.default_rng(0)
     q, k, v = (jnp.asarray(generator.normal(size=(2, 5, 2, 4)), jnp.float32) for _ in range(3))

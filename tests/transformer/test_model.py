@@ -133,6 +133,7 @@ def test_masks_let_exactly_the_allowed_positions_attend(ids):
     np.testing.assert_array_equal(prefix, (order[:, None] >= order[None]) | (order[None] < 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mask", "norm_position"), [("bidirectional", "post"), ("causal", "pre"), ("prefix", "post")]
 )
@@ -220,6 +221,7 @@ def test_narrow_ids_are_those_numbers(dtype):
     np.testing.assert_allclose(found, wide, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_padding_holds_reaches_nothing(ids):
     """Ids that are none, segments and documents longer than the model, in values and gradients.
 
@@ -261,6 +263,7 @@ def test_rows_padded_on_the_left_are_what_they_are_alone(ids):
     np.testing.assert_allclose(found[:, 3:], run(model, ids), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_ids_outside_the_vocabulary_give_nan_in_their_row(ids):
     model = build()
     for wrong in (TINY.vocab_size, -1, -TINY.vocab_size - 1):
@@ -298,6 +301,7 @@ def test_tokens_read_one_by_one_give_the_same_logits(ids):
     assert jnp.isnan(full).all()  # no room left
 
 
+@pytest.mark.slow
 def test_a_prefix_and_its_continuation_may_be_read_in_one_call(ids):
     graph, parameters = nnx.split(build(changed(mask="prefix")))
     segments = jnp.array([[0, 0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1]])
@@ -314,6 +318,7 @@ def test_a_prefix_and_its_continuation_may_be_read_in_one_call(ids):
     np.testing.assert_allclose(*decode(parameters, ids), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_an_unstacked_model_computes_the_same(ids):
     graph, parameters = nnx.split(build(changed(dropout=0.3)))
 
@@ -391,6 +396,7 @@ def test_linen_can_use_it(ids):
     assert jax.eval_shape(linen.apply, variables, ids).shape == (BATCH, TIME, TINY.vocab_size)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32(ids):
     graph, parameters = nnx.split(build())
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parameters)
