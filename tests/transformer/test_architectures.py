@@ -212,7 +212,7 @@ def hugging_face(name):
 @pytest.mark.parametrize("name", THEIRS)
 def test_logits_of_transformers(tmp_path, name):
     """To 1e-5 of the largest, with padding; and theirs from what we write."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     theirs = hugging_face(name)
     theirs.save_pretrained(tmp_path)
@@ -245,7 +245,7 @@ def test_logits_of_transformers(tmp_path, name):
 @pytest.mark.slow
 def test_continuations_of_transformers(tmp_path):
     """GPT-2, greedy: left-padded prompts, penalty over the prompt, n-grams, several ends."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     theirs = hugging_face("GPT2LMHeadModel")
     theirs.save_pretrained(tmp_path)

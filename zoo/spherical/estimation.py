@@ -99,7 +99,8 @@ def _frechet_mean(x: jax.Array, shares: jax.Array) -> jax.Array:
     start = normalize(jnp.sum(fixed[1] * fixed[0], axis=-2))
     # Points that balance have no mean direction: the first of them is as good.
     start = jnp.where(jnp.any(start != 0, axis=-1, keepdims=True), start, fixed[0][..., 0, :])
-    begin = start, jnp.full((), jnp.inf, x.dtype), jnp.zeros((), jnp.int32)
+    # Made from `start`, so that under shard_map it varies over devices as it does.
+    begin = start, jnp.inf + 0 * jnp.sum(start), jnp.zeros((), jnp.int32)
     mean, _, _ = jax.lax.while_loop(moves, step, begin)
     return jax.lax.fori_loop(0, 2, newton, mean)
 
