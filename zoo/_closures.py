@@ -62,7 +62,13 @@ def hoisted(function: Callable[..., Any], *arguments: Any) -> tuple[Equations, l
     >>> first == second, run(first, constants, x), run(second, changed, x)
     (True, Array([2.], dtype=float32), Array([3.], dtype=float32))
     """
-    values = closed_over(function)
+    return _hoisted(function, closed_over(function), arguments)
+
+
+def _hoisted(
+    function: Callable[..., Any], values: list[Any] | None, arguments: tuple[Any, ...]
+) -> tuple[Equations, list[Any]]:
+    """:func:`hoisted` of a function that reads these values."""
     if values is None:
         trace_anew = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)
         closed, out = trace_anew(*arguments)
@@ -95,7 +101,7 @@ def run_current(function: Callable[..., Any], *arguments: Any, **options: Any) -
     values = closed_over(bound)
     if values is not None and not any(isinstance(value, _Same) and value.array for value in values):
         return _run_constant(_Current(bound, values), *arguments)
-    equations, constants = hoisted(bound, *arguments)
+    equations, constants = _hoisted(bound, values, arguments)
     return _run(equations, constants, *arguments)
 
 

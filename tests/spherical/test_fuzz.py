@@ -12,6 +12,7 @@ import os
 import numpy as np
 import pytest
 
+from tests.edits import edited
 from zoo import spherical
 from zoo.data import Vocabulary
 from zoo.spherical.corpus import read_corpus
@@ -26,34 +27,11 @@ PARTS = [
 ]
 
 
-def mutated(random, seed):
-    """A few edits of a valid file: bytes replaced, cut out, repeated, inserted; or no such file."""
-    if random.random() < 0.1:
-        return random.bytes(random.integers(0, 60))
-    if random.random() < 0.2:
-        return b"".join(PARTS[i] for i in random.integers(0, len(PARTS), random.integers(0, 20)))
-    data = bytearray(seed)
-    for _ in range(random.integers(1, 4)):
-        at, length = random.integers(0, len(data) + 1), random.integers(0, 9)
-        match random.integers(0, 5):
-            case 0:
-                data[at : at + 1] = random.bytes(1)
-            case 1:
-                del data[at : at + length]
-            case 2:
-                data[at:at] = data[at : at + length]
-            case 3:
-                data[at:at] = PARTS[random.integers(0, len(PARTS))]
-            case 4:
-                del data[at:]
-    return bytes(data)
-
-
 def fuzz(path, seeds, read, check):
     """Every file is read and checked, or refused by a ValueError that names it."""
     random, refusals = np.random.default_rng(0), []
     for number in range(COUNT):
-        path.write_bytes(mutated(random, seeds[number % len(seeds)]))
+        path.write_bytes(edited(random, seeds[number % len(seeds)], PARTS))
         try:
             result = read(path)
         except ValueError as error:
