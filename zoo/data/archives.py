@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 from zoo.data.lines import read_bytes
 
 # What the modules raise on an archive that is cut off, damaged or none.
-_DAMAGED = (
+DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError),
     *(ValueError, RuntimeError, OSError),  # NotImplementedError: an unknown method of compression
 )
@@ -29,12 +29,12 @@ def read_zip(path: pathlib.Path, wanted: Callable[[str], bool]) -> Iterator[tupl
     try:
         archive = zipfile.ZipFile(data)
         names = sorted(filter(wanted, archive.namelist()))
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ValueError(f"{path} is damaged or no zip archive ({error})") from error
     for name in names:
         try:
             content = archive.read(name)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise ValueError(f"{path} is damaged or no plain zip archive ({error})") from error
         yield name, content
 
@@ -50,7 +50,7 @@ def read_tar(path: pathlib.Path) -> list[tuple[str, bytes]]:
             stream = cast(BinaryIO, archive.fileobj)
             stream.seek(archive.offset)
             end = stream.read(tarfile.BLOCKSIZE)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ValueError(f"{path} is damaged or no tar archive ({error})") from error
     if end != bytes(tarfile.BLOCKSIZE):
         raise ValueError(f"{path} is damaged or cut off behind its member {len(files)}")

@@ -5,25 +5,24 @@ claims.
 """
 
 import io
-import lzma
 import math
 import pathlib
 import struct
 import tokenize
 import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import IO
 
 import numpy as np
 
+from zoo.data.archives import DAMAGED
 from zoo.data.lines import read_bytes
 
 # What zipfile and NumPy raise on a file that is damaged, encrypted or none at all.
 _DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
-    *(SyntaxError, tokenize.TokenError, MemoryError, RecursionError),  # of a header
-    *(ValueError, TypeError, KeyError, RuntimeError, OverflowError, OSError),
+    *DAMAGED,
+    *(struct.error, SyntaxError, tokenize.TokenError, MemoryError),  # of a header
+    *(TypeError, KeyError, OverflowError),
 )
 
 
