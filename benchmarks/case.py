@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import zoo
-from benchmarks import cases
 from zoo.extras import require
+
+from . import cases
 
 # (function, arguments) for JAX, which the harness jits; or a thunk that runs another framework to
 # its end and returns the outputs.
@@ -162,7 +163,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 def torch_programs() -> Any:
     """The rivals in PyTorch, or an ImportError that says what to install."""
     require("torch", "bench")
-    return importlib.import_module("benchmarks.cases.torch_programs")
+    return importlib.import_module(f"{cases.__name__}.torch_programs")
 
 
 # Where cases are found.

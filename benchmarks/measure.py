@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.case import Floor
+from .case import Floor
 
 ROUND_SECONDS = 0.02  # fast programs run several times a round
 GROUP_SECONDS = 90.0  # slow groups stop early, but not before MIN_ROUNDS

@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 
-from benchmarks import measure, report
-from benchmarks.case import Case, Program, discover, select
-from benchmarks.report import BUSY, HEAD
+from . import measure, report
+from .case import Case, Program, discover, select
+from .report import BUSY, HEAD
 
 WIDTHS = (28, 36, 6, 18, 8, 8, 14)  # of the columns of benchmarks.report.cells
 

@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cases.smooth import (
+from zoo.smooth import soft_rank, soft_sort, soft_top_k
+
+from .cases.smooth import (
     ALONG,
     OPERATORS,
     our_operator,
@@ -27,7 +29,6 @@ from benchmarks.cases.smooth import (
     softjax_rank,
     softjax_top_k,
 )
-from zoo.smooth import soft_rank, soft_sort, soft_top_k
 
 Function = Callable[[jax.Array, float], jax.Array]
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)

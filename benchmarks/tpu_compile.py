@@ -29,10 +29,11 @@ import jax
 from jax.experimental import topologies
 from jax.extend.core import jaxprs_in_params
 
-from benchmarks.measure import planned_bytes
-from benchmarks.tpu_steps import STEPS, Step
 from zoo._paths import path_name
 from zoo.training import make_mesh
+
+from .measure import planned_bytes
+from .tpu_steps import STEPS, Step
 
 GIB = 2**30
 SMALL = 2**24  # bytes of a matrix that may be kept whole: a thousandth of a v5e chip's memory

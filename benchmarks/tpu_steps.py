@@ -8,6 +8,7 @@ for the others.
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,35 +16,38 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from benchmarks.jose_scale import chunks_and_tables
-from experiments.command_line import change
-from experiments.conditional_text import config as text_config
-from experiments.conditional_text import train as text
-from experiments.conditional_text.texts import Pieces
-from experiments.energy_model import config as energy_config
-from experiments.energy_model import train as energy
-from experiments.image_captioning import config as caption_config
-from experiments.image_captioning import train as caption
-from experiments.image_captioning.data import Captioned, Vectors
-from experiments.on_lstm_language_model import config as on_lstm_config
-from experiments.on_lstm_language_model import train as on_lstm
-from experiments.on_lstm_logic import config as logic_config
-from experiments.on_lstm_logic import train as logic
-from experiments.on_lstm_logic.batches import LONG
-from experiments.on_lstm_logic.logic import Corpus, Pair
-from experiments.pretraining import train as pretraining_train
-from experiments.pretraining.config import PRESETS, Config, ModelConfig, ObjectiveConfig
-from experiments.running import Experiment
-from experiments.self_orthogonality import config as orthogonality_config
-from experiments.self_orthogonality import train as orthogonality
-from experiments.weight_averaging import config as averaging_config
-from experiments.weight_averaging import train as averaging
 from zoo.data import Vocabulary
 from zoo.spherical import riemannian_sgd
 from zoo.spherical.options import JoseOptions
 from zoo.spherical.trainer import RULES, compile_step
 from zoo.training.mesh import batch_sharding
 from zoo.training.state import abstract_state
+
+from .jose_scale import chunks_and_tables
+
+
+def _experiment(name: str) -> Any:
+    """A module of the experiments; in an installed package they are ``zoo.experiments``."""
+    return importlib.import_module(f"{__package__.removesuffix('benchmarks')}experiments.{name}")
+
+
+change, Experiment = _experiment("command_line").change, _experiment("running").Experiment
+averaging = _experiment("weight_averaging.train")
+averaging_config = _experiment("weight_averaging.config")
+caption = _experiment("image_captioning.train")
+caption_config = _experiment("image_captioning.config")
+caption_data = _experiment("image_captioning.data")
+energy, energy_config = _experiment("energy_model.train"), _experiment("energy_model.config")
+formulas, formula_batches = _experiment("on_lstm_logic.logic"), _experiment("on_lstm_logic.batches")
+logic, logic_config = _experiment("on_lstm_logic.train"), _experiment("on_lstm_logic.config")
+on_lstm = _experiment("on_lstm_language_model.train")
+on_lstm_config = _experiment("on_lstm_language_model.config")
+orthogonality = _experiment("self_orthogonality.train")
+orthogonality_config = _experiment("self_orthogonality.config")
+pretraining_train = _experiment("pretraining.train")
+pretraining_config = _experiment("pretraining.config")
+text, text_config = _experiment("conditional_text.train"), _experiment("conditional_text.config")
+texts = _experiment("conditional_text.texts")
 
 ROWS = 24  # per device; on no slice their number is that of the units of a layer
 
@@ -76,7 +80,7 @@ def words(size: int) -> Vocabulary:
     return Vocabulary(("<unk>", "<eos>", *map(str, range(size - 2))), "whitespace")
 
 
-def pretraining(config: Config, vocab_size: int, mesh: Mesh) -> Step:
+def pretraining(config: Any, vocab_size: int, mesh: Mesh) -> Step:
     """Of `experiments.pretraining`."""
     length, rows = config.data.length, config.training.batch_size
     row = {
@@ -96,7 +100,8 @@ def ordered_language_model(mesh: Mesh) -> Step:
     config = on_lstm_config.PRESETS["penn_treebank"]
     config = change(config, training={"batch_size": rows, "bfloat16": True})
     ids = np.zeros(rows * 100, np.int32)
-    data = on_lstm.Data({}, words(10_000), {"train": ids}, [])
+    splits = dict.fromkeys(("train", "valid", "test"), ids)
+    data = on_lstm.Data({}, words(10_000), splits, [])
     return step_of(on_lstm.build(config, mesh, data), mesh)
 
 
@@ -104,9 +109,9 @@ def logic_classifier(mesh: Mesh) -> Step:
     """Of `experiments.on_lstm_logic`, on its longest formulas in training."""
     rows = ROWS * mesh.size
     config = change(logic_config.PRESETS["paper"], training={"batch_size": rows})
-    formula = " ".join(["a"] * LONG)
-    pairs = [Pair("#", formula, formula)] * rows
-    experiment = logic.build(config, mesh, corpus=Corpus(pairs, pairs[:1], {}))
+    formula = " ".join(["a"] * formula_batches.LONG)
+    pairs = [formulas.Pair("#", formula, formula)] * rows
+    experiment = logic.build(config, mesh, corpus=formulas.Corpus(pairs, pairs[:1], {}))
     return step_of(experiment, mesh)
 
 
@@ -120,7 +125,7 @@ def conditional_text(mesh: Mesh) -> Step:
     config = change(text_config.PRESETS["paper"], model={"num_layers": 2}, training=training)
     size = config.data.max_vocabulary + 64 - config.data.max_vocabulary % 64
     ids = [np.zeros(config.training.length - 1, np.int32)] * rows
-    pieces = Pieces(ids, np.zeros(rows, np.int32))
+    pieces = texts.Pieces(ids, np.zeros(rows, np.int32))
     data = text.Data(["negative", "positive"], words(size), pieces, pieces)
     return step_of(text.build(config, mesh, data, "norm"), mesh)
 
@@ -135,10 +140,10 @@ def image_captions(mesh: Mesh) -> Step:
         training={"batch_size": rows, "bfloat16": True},
     )
     vectors = {"train": np.zeros((rows, 1280), np.float32), "valid": np.zeros((1, 1280))}
-    sets = {name: Captioned(x, [[["0"]]] * len(x)) for name, x in vectors.items()}
+    sets = {name: caption_data.Captioned(x, [[["0"]]] * len(x)) for name, x in vectors.items()}
     scale = np.zeros(1280, np.float32), np.ones(1280, np.float32)
     size = 3008  # words that occur five times in Flickr8k
-    data = caption.Data(sets, words(size), Vectors(vectors, *scale))
+    data = caption.Data(sets, words(size), caption_data.Vectors(vectors, *scale))
     return step_of(caption.build(config, mesh, data), mesh)
 
 
@@ -204,10 +209,10 @@ def spherical_embeddings(mesh: Mesh) -> Step:
     return Step(step, arguments, len(chunk.centers), True, gathered=moves)
 
 
-BASE = PRESETS["base"]
+BASE = pretraining_config.PRESETS["base"]
 GPT = dataclasses.replace(
     change(BASE, data={"length": 1024}, training={"batch_size": 128}),
-    model=ModelConfig(  # 1.3 billion parameters
+    model=pretraining_config.ModelConfig(  # 1.3 billion parameters
         features=2048,
         num_layers=24,
         num_heads=16,
@@ -217,7 +222,7 @@ GPT = dataclasses.replace(
         initial_scale=0.02,
         remat="full",
     ),
-    objective=ObjectiveConfig(kind="causal"),
+    objective=pretraining_config.ObjectiveConfig(kind="causal"),
 )
 STEPS: dict[str, Callable[[Mesh], Step]] = {
     "base": functools.partial(pretraining, BASE, 30592),

@@ -19,7 +19,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from experiments.command_line import LoopConfig, RunConfig
 from zoo._paths import matches
 from zoo.data import Pipeline
 from zoo.training import (
@@ -38,6 +37,8 @@ from zoo.training import (
 from zoo.training.placement import Rules
 from zoo.training.records import write_summary
 from zoo.training.state import abstract_state
+
+from .command_line import LoopConfig, RunConfig
 
 
 class Experiment(NamedTuple):

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pictures import new_figure
 from zoo.ordered import bracket_scores, tree_spans
 from zoo.ordered.baselines import baseline_trees
 from zoo.ordered.scores import treebank_scores
 from zoo.ordered.treebank import GoldTree
 from zoo.ordered.trees import Tree, tree_words
+
+from .pictures import new_figure
 
 SCORES = ("sentence F1", "corpus F1", "EVALB F1")
 SHORT = 10  # words

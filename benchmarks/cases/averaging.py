@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.case import Case, Floor, Program, make_case
 from zoo.averaging import (
     average_init,
     lookahead,
@@ -22,6 +21,8 @@ from zoo.averaging import (
     stochastic_weight_average,
 )
 from zoo.averaging.power import post_hoc_weights
+
+from ..case import Case, Floor, Program, make_case
 
 DECAY = 0.999
 GAIN = (1 - DECAY) / (1 - DECAY**11)  # of the eleventh term of a debiased average

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.case import Case, Program
 from zoo.capture import capture, tap
 from zoo.capture.equations import Equation
+
+from ..case import Case, Program
 
 partial = functools.partial
 Reader = Callable[[nn.Module], Callable[..., Any]]  # from a model to a function of variables and x

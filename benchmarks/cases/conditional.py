@@ -12,9 +12,10 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from benchmarks.case import Floor, forward_and_gradient, make_case
 from zoo.conditional import conditional_layer_norm
 from zoo.conditional.layer_norm import conditional_rms_norm
+
+from ..case import Floor, forward_and_gradient, make_case
 
 
 def inputs(*, batch: int, time: int, units: int, features: int) -> list[np.ndarray]:

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.case import Case, Floor, Program, torch_programs
 from zoo.decoding import prefill, sample
 from zoo.transformer import Transformer, TransformerConfig
+
+from ..case import Case, Floor, Program, torch_programs
 
 TINY = {"prompt": 4, "new": 6, "vocabulary": 500, "units": 64, "depth": 2, "heads": 2}
 MINI_LM = {"prompt": 16, "new": 64, "vocabulary": 30522, "units": 384, "depth": 6, "heads": 12}

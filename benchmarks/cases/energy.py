@@ -13,13 +13,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.case import Case, Floor, Program, make_case, normal, torch_programs
 from zoo import energy
 from zoo.energy.clipped_adam import clipped_adam
 from zoo.energy.networks import MnistEnergy
 from zoo.extras import require
 from zoo.training import functional
 from zoo.training.state import get_model_state
+
+from ..case import Case, Floor, Program, make_case, normal, torch_programs
 
 partial = functools.partial
 OPTIONS = {"step_size": 10.0, "noise_scale": 0.005, "gradient_clip": 0.01, "bounds": (0.0, 1.0)}

@@ -14,7 +14,10 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from benchmarks.case import (
+from zoo import ordered
+from zoo.ordered import OnLstmParams
+
+from ..case import (
     Case,
     Floor,
     Program,
@@ -24,8 +27,6 @@ from benchmarks.case import (
     normal,
     torch_programs,
 )
-from zoo import ordered
-from zoo.ordered import OnLstmParams
 
 
 def naive_cumax(x: jax.Array) -> jax.Array:

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.case import Case, Floor, make_case, normal
 from zoo import orthogonal
 from zoo.orthogonal.angles import random_angle_density
+
+from ..case import Case, Floor, make_case, normal
 
 ITERATIONS = 10
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.case import Case, Floor, forward_and_gradient, make_case, normal
 from zoo import smooth
 from zoo.extras import require
 from zoo.smooth.hardening import harden
 from zoo.smooth.streaming import streaming_f1, streaming_f1_init
+
+from ..case import Case, Floor, forward_and_gradient, make_case, normal
 
 Function = Callable[..., jax.Array]
 T = 0.1  # temperature

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.case import Case, Program, make_case
 from zoo import spherical
 from zoo.extras import require
 from zoo.spherical.blocks import BlockMasks, BlockVectors, block_loss
@@ -21,6 +20,8 @@ from zoo.spherical.objective import two_hinges_loss
 from zoo.spherical.options import JoseOptions
 from zoo.spherical.von_mises_fisher import random_von_mises_fisher
 from zoo.training import make_mesh
+
+from ..case import Case, Program, make_case
 
 WINDOW, NEGATIVES = 10, 2
 BLOCK, NUMBER = 32, (2 * WINDOW + 1) * NEGATIVES  # positions and negatives of a block

@@ -15,11 +15,12 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from benchmarks.measure import cores
 from zoo.extras import require
 from zoo.transformer import Transformer
 from zoo.transformer.architectures import write_config
 from zoo.transformer.weights import state_dict
+
+from ..measure import cores
 
 Tensor = torch.Tensor
 Thunk = Callable[[], Any]

@@ -13,10 +13,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.case import Case, Floor, Program, make_case, torch_programs
-from benchmarks.cases.decoding import bert
 from zoo.transformer import Transformer, masked_cross_entropy
 from zoo.transformer.optimizers import STACKED, uncorrected_lamb
+
+from ..case import Case, Floor, Program, make_case, torch_programs
+from .decoding import bert
 
 TINY = {"batch": 2, "time": 32, "vocabulary": 500, "units": 64, "depth": 2, "heads": 2}
 MINI_LM = {"batch": 8, "time": 128, "vocabulary": 30522, "units": 384, "depth": 6, "heads": 12}

@@ -18,10 +18,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.command_line import local_path
 from zoo import extras
 from zoo.capture import capture
 from zoo.capture.equations import Equation
+
+from ..command_line import local_path
 
 LETTERS = "abcdefghij"
 LENGTH, BATCH, FEATURES, HEADS = 12, 64, 32, 2

@@ -13,7 +13,7 @@ section "sentiment"; it shows samples and no numbers.
 import dataclasses
 from typing import Literal, get_args
 
-from experiments.command_line import (
+from ..command_line import (
     LoopConfig,
     RunConfig,
     all_different,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pictures import new_figure, save_figure
+from ..pictures import new_figure, save_figure
 
 COLORS = ("tab:blue", "tab:orange", "tab:green")
 

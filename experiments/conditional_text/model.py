@@ -17,13 +17,14 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from experiments.command_line import local_path
-from experiments.conditional_text.config import Config, Variant
-from experiments.conditional_text.texts import start_of
 from zoo.conditional import ClassCondition, ConditionalLayerNorm
 from zoo.data import Vocabulary
 from zoo.transformer import Transformer, TransformerConfig, load_bert
 from zoo.transformer.weights import bert_config
+
+from ..command_line import local_path
+from .config import Config, Variant
+from .texts import start_of
 
 SIZES = ("features", "num_layers", "num_heads", "feedforward_features", "dropout")
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.command_line import local_path
-from experiments.conditional_text.config import Config
 from zoo.data import Vocabulary, build_vocabulary, open_source
 from zoo.data.archives import read_zip
+
+from ..command_line import local_path
+from .config import Config
 
 SPLITS = ("train", "held out")
 SENTIMENTS = ("negative", "positive")

@@ -11,12 +11,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments.command_line import MAY_CHANGE
-from experiments.conditional_text import figures, metrics, texts
-from experiments.conditional_text.config import Config, Variant
-from experiments.conditional_text.model import Generator, transformer_config, with_pretrained
-from experiments.conditional_text.texts import SPLITS, Pieces, banned, start_of
-from experiments.running import (
+from zoo._files import replace_file
+from zoo.data import Pipeline, Vocabulary
+from zoo.decoding import guide, prefill, sample
+from zoo.training import LossOutput, functional, open_workdir, results_table
+from zoo.transformer import placement_rules
+
+from ..command_line import MAY_CHANGE
+from ..running import (
     Experiment,
     announce,
     decaying_adamw,
@@ -27,11 +29,10 @@ from experiments.running import (
     open_mesh,
     train,
 )
-from zoo._files import replace_file
-from zoo.data import Pipeline, Vocabulary
-from zoo.decoding import guide, prefill, sample
-from zoo.training import LossOutput, functional, open_workdir, results_table
-from zoo.transformer import placement_rules
+from . import figures, metrics, texts
+from .config import Config, Variant
+from .model import Generator, transformer_config, with_pretrained
+from .texts import SPLITS, Pieces, banned, start_of
 
 NAMES = {"norm": "conditional norms", "prefix": "prefix token", "embedding": "added to embedding"}
 SHORTEST = 3  # tokens of a sample at least

@@ -22,8 +22,9 @@ the network need not learn what the noise does to the density, |x|²/(2·noise²
 import dataclasses
 from typing import Any, Literal
 
-from experiments.command_line import LoopConfig, RunConfig, at_least, in_unit_interval
 from zoo.energy import langevin
+
+from ..command_line import LoopConfig, RunConfig, at_least, in_unit_interval
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from experiments.energy_model.config import DataConfig
-from experiments.image_sets import head
 from zoo.data import open_source
 from zoo.data.images import image_arrays
 from zoo.extras import require
+
+from ..image_sets import head
+from .config import DataConfig
 
 SHRINK = 4  # pixels of a photograph per pixel of a patch, along each side
 

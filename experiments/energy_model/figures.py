@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pictures import new_figure
+from ..pictures import new_figure
 
 BINS = 60
 

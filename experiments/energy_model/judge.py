@@ -13,10 +13,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.command_line import local_path
-from experiments.efficientnet import load_efficientnet, make_encoder
-from experiments.energy_model.config import EvaluationConfig
 from zoo.extras import require
+
+from ..command_line import local_path
+from ..efficientnet import load_efficientnet, make_encoder
+from .config import EvaluationConfig
 
 BATCH = 128
 ENCODED_SIZE = 224  # pixels a side that EfficientNet-Lite0 was trained on

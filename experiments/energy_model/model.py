@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.energy_model.config import ModelConfig
 from zoo._checks import floating
 from zoo.energy.networks import (
     RESNET,
@@ -20,6 +19,8 @@ from zoo.energy.networks import (
     ResNetEnergy,
 )
 from zoo.energy.spectral import SpectralKernel
+
+from .config import ModelConfig
 
 GAIN = 6.0
 

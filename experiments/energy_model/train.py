@@ -14,16 +14,6 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from experiments.command_line import MAY_CHANGE
-from experiments.energy_model import uses
-from experiments.energy_model.config import Config, DataConfig, TrainingConfig
-from experiments.energy_model.data import outliers
-from experiments.energy_model.figures import draw_energies, draw_rows, draw_samples
-from experiments.energy_model.judge import auroc, encoded_distances, score, train_classifier
-from experiments.energy_model.model import make_network
-from experiments.image_sets import head, open_splits
-from experiments.pictures import save_figures
-from experiments.running import Experiment, announce, finish, is_main_process, open_mesh, train
 from zoo._files import replace_file
 from zoo.data import Pipeline
 from zoo.data.arrays import read_npy
@@ -49,6 +39,17 @@ from zoo.training import (
 )
 from zoo.training.rollback import Rollback
 from zoo.training.state import get_model_state
+
+from ..command_line import MAY_CHANGE
+from ..image_sets import head, open_splits
+from ..pictures import save_figures
+from ..running import Experiment, announce, finish, is_main_process, open_mesh, train
+from . import uses
+from .config import Config, DataConfig, TrainingConfig
+from .data import outliers
+from .figures import draw_energies, draw_rows, draw_samples
+from .judge import auroc, encoded_distances, score, train_classifier
+from .model import make_network
 
 ROWS = 256  # images and chains that are looked at along the way
 PIECE = 250  # images whose energies are computed at once

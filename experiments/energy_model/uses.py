@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.energy_model.figures import draw_rows
-from experiments.pictures import save_figures
 from zoo.energy.composition import clamped_energy, energies_by_label, product_energy
 from zoo.training import results_table
+
+from ..pictures import save_figures
+from .figures import draw_rows
 
 COLUMNS = 20
 FIRST, SECOND = 3, 8  # the classes that are composed; 0 and 1 if there are fewer

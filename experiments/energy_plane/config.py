@@ -6,8 +6,9 @@ smoke   a narrow network and few steps, seconds
 
 import dataclasses
 
-from experiments.command_line import at_least
 from zoo._checks import number
+
+from ..command_line import at_least
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,13 +27,14 @@ import optax
 from flax import nnx
 from scipy.special import logsumexp, softmax, xlogy
 
-from experiments.command_line import MAY_CHANGE
-from experiments.energy_plane.config import Config
-from experiments.energy_plane.figures import draw_densities, draw_temperature
-from experiments.pictures import save_figures
-from experiments.running import finish
 from zoo.energy import contrastive_loss, langevin, run_chain
 from zoo.training import functional, open_workdir, results_table
+
+from ..command_line import MAY_CHANGE
+from ..pictures import save_figures
+from ..running import finish
+from .config import Config
+from .figures import draw_densities, draw_temperature
 
 HALF = 2.0  # the plane is -HALF … HALF in both coordinates
 READ = np.geomspace(0.1, 2.5, 40)  # temperatures at which an energy is read

@@ -11,7 +11,7 @@ Article: https://kexue.fm/archives/7124, section on image captions.
 
 import dataclasses
 
-from experiments.command_line import (
+from ..command_line import (
     LoopConfig,
     RunConfig,
     all_different,

@@ -7,10 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.command_line import local_path
-from experiments.efficientnet import load_efficientnet, make_encoder
-from experiments.image_captioning.config import DataConfig
-from experiments.running import is_main_process
 from zoo._files import replace_file
 from zoo.data import Vocabulary, open_source
 from zoo.data.arrays import read_npz
@@ -18,6 +14,11 @@ from zoo.data.fingerprint import fingerprint
 from zoo.data.images import image_arrays
 from zoo.data.sources import fingerprint_of
 from zoo.extras import require
+
+from ..command_line import local_path
+from ..efficientnet import load_efficientnet, make_encoder
+from ..running import is_main_process
+from .config import DataConfig
 
 SPLITS = ("train", "valid", "test")
 ARCHIVE, CAPTIONS = "flickr8k_64px_jpeg.npz", "Flickr8k.token.txt.gz"

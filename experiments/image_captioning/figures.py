@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.pictures import new_figure, save_figure
+from ..pictures import new_figure, save_figure
 
 COLUMNS = 6
 

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments.command_line import local_path
-from experiments.efficientnet import enlarge, load_efficientnet
-from experiments.image_captioning.config import Config
-from experiments.image_captioning.data import Vectors
 from zoo.conditional import ConditionalLayerNorm
 from zoo.transformer import Transformer, TransformerConfig
+
+from ..command_line import local_path
+from ..efficientnet import enlarge, load_efficientnet
+from .config import Config
+from .data import Vectors
 
 SIZES = ("features", "num_layers", "num_heads", "feedforward_features", "dropout")
 

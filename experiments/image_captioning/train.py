@@ -11,29 +11,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments.command_line import MAY_CHANGE
-from experiments.image_captioning import figures, scores
-from experiments.image_captioning.config import Config
-from experiments.image_captioning.data import (
-    Captioned,
-    Vectors,
-    digits_named,
-    examples,
-    read,
-    vectors_of,
-)
-from experiments.image_captioning.model import Captioner, make_captioner, transformer_config
-from experiments.running import (
-    Experiment,
-    announce,
-    decaying_adamw,
-    finish,
-    held_out_means,
-    is_main_process,
-    on_host,
-    open_mesh,
-    train,
-)
 from zoo._files import replace_file
 from zoo.data import Pipeline, Vocabulary, build_vocabulary
 from zoo.decoding import beam_search, prefill, sample
@@ -45,6 +22,30 @@ from zoo.training import (
     results_table,
 )
 from zoo.transformer import placement_rules
+
+from ..command_line import MAY_CHANGE
+from ..running import (
+    Experiment,
+    announce,
+    decaying_adamw,
+    finish,
+    held_out_means,
+    is_main_process,
+    on_host,
+    open_mesh,
+    train,
+)
+from . import figures, scores
+from .config import Config
+from .data import (
+    Captioned,
+    Vectors,
+    digits_named,
+    examples,
+    read,
+    vectors_of,
+)
+from .model import Captioner, make_captioner, transformer_config
 
 NORM_RULES = (  # of the bottleneck between the image vector and each norm
     (r"layers/\w+_norm/hidden_kernel$", PartitionSpec(None, "fsdp", None)),

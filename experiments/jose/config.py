@@ -12,8 +12,9 @@ Paper: Yu Meng et al., "Spherical Text Embedding", arXiv 1911.01196.
 import dataclasses
 from typing import Literal
 
-from experiments.command_line import DistributedConfig, LoopConfig, RunConfig, at_least
 from zoo.spherical.options import JoseOptions
+
+from ..command_line import DistributedConfig, LoopConfig, RunConfig, at_least
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.jose.documents import Documents
 from zoo import extras
 from zoo.spherical import JoseEmbeddings
+
+from .documents import Documents
 
 LEAST = 5  # points that t-SNE can place
 

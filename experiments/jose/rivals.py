@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments import command_line
-from experiments.command_line import MAY_CHANGE
-from experiments.jose.config import PRESETS, Config
-from experiments.jose.documents import read_documents
-from experiments.jose.train import read_pairs, report, score, score_words, tokenizer
 from zoo.data import Vocabulary
 from zoo.extras import require
 from zoo.spherical import JoseEmbeddings
 from zoo.training import open_workdir
 from zoo.training.records import write_summary
+
+from .. import command_line
+from ..command_line import MAY_CHANGE
+from .config import PRESETS, Config
+from .documents import read_documents
+from .train import read_pairs, report, score, score_words, tokenizer
 
 NEGATIVES = 5
 
@@ -86,6 +87,6 @@ def mean_vector(text: list[str], rows: dict[str, int], vectors: np.ndarray) -> n
 
 
 if __name__ == "__main__":
-    from experiments.jose import rivals  # under its own name, by which the folder is called
+    from . import rivals  # under its own name, by which the folder is called
 
     command_line.main(rivals.run, PRESETS, __doc__)

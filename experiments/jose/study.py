@@ -11,15 +11,16 @@ import json
 import time
 from typing import Any
 
-from experiments import command_line
-from experiments.command_line import MAY_CHANGE
-from experiments.jose.config import PRESETS, Config
-from experiments.jose.documents import read_documents
-from experiments.jose.train import build, score
-from experiments.running import open_mesh, read_records
 from zoo._files import replace_file
 from zoo.data.fingerprint import fingerprint
 from zoo.training import open_workdir, results_table
+
+from .. import command_line
+from ..command_line import MAY_CHANGE
+from ..running import open_mesh, read_records
+from .config import PRESETS, Config
+from .documents import read_documents
+from .train import build, score
 
 # Name -> fields that differ from the config.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -86,6 +87,6 @@ def changed(config: Config, changes: dict[str, Any]) -> Config:
 
 
 if __name__ == "__main__":
-    from experiments.jose import study  # under its own name, by which the folder is called
+    from . import study  # under its own name, by which the folder is called
 
     command_line.main(study.run, PRESETS, __doc__)

@@ -7,12 +7,6 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.command_line import MAY_CHANGE, local_path
-from experiments.jose import figures
-from experiments.jose.config import Config
-from experiments.jose.documents import Documents, read_documents
-from experiments.pictures import save_figure
-from experiments.running import finish, on_devices, open_mesh
 from zoo import spherical
 from zoo.spherical import JoseEmbeddings, JoseTrainer
 from zoo.spherical.corpus import Tokenizer, letters
@@ -24,6 +18,13 @@ from zoo.spherical.evaluation import (
 )
 from zoo.spherical.word2vec import WordVectors, save_word2vec
 from zoo.training import Loop, MetricsLog, open_workdir, results_table
+
+from ..command_line import MAY_CHANGE, local_path
+from ..pictures import save_figure
+from ..running import finish, on_devices, open_mesh
+from . import figures
+from .config import Config
+from .documents import Documents, read_documents
 
 SIMILARITY = {
     "WordSim-353": "wordsim353/combined.csv",

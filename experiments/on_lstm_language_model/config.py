@@ -12,7 +12,7 @@ Paper: Shen, Tan, Sordoni, Courville, "Ordered Neurons", arXiv 1810.09536, secti
 import dataclasses
 from typing import Literal
 
-from experiments.command_line import LoopConfig, RunConfig, at_least, in_unit_interval
+from ..command_line import LoopConfig, RunConfig, at_least, in_unit_interval
 
 
 @dataclasses.dataclass(frozen=True)

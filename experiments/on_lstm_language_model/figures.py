@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.on_lstm_language_model.parsing import Seen
-from experiments.pictures import new_figure, save_figures
-from experiments.trees import draw_trees, text_width
 from zoo.ordered import depths_to_tree
 from zoo.ordered.trees import Tree
+
+from ..pictures import new_figure, save_figures
+from ..trees import draw_trees, text_width
+from .parsing import Seen
 
 
 def brackets(tree: Tree) -> str:

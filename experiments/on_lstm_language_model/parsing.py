@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.on_lstm_language_model.config import ParsingConfig
-from experiments.trees import tree_table
 from zoo.data import Source, Vocabulary
 from zoo.ordered import depths_to_tree, read_treebank
 from zoo.ordered.treebank import GoldTree
 from zoo.ordered.trees import Tree
+
+from ..trees import tree_table
+from .config import ParsingConfig
 
 NOTE = (
     "The training text of Penn Treebank covers sections 00 and 01 of the Wall Street Journal, "

@@ -11,20 +11,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments.command_line import MAY_CHANGE
-from experiments.on_lstm_language_model import figures, ngram, parsing
-from experiments.on_lstm_language_model.config import Config, DataConfig, TrainingConfig
-from experiments.on_lstm_language_model.windows import RandomWindows
-from experiments.running import (
-    Experiment,
-    announce,
-    check_rows,
-    decaying_adamw,
-    finish,
-    is_main_process,
-    open_mesh,
-    train,
-)
 from zoo.data import (
     Source,
     StreamPipeline,
@@ -39,6 +25,21 @@ from zoo.ordered.nt_asgd import nt_asgd_parameters, observe_validation
 from zoo.ordered.regularization import activation_penalty
 from zoo.ordered.treebank import GoldTree
 from zoo.training import LossOutput, TrainState, functional, open_workdir, put_batch, results_table
+
+from ..command_line import MAY_CHANGE
+from ..running import (
+    Experiment,
+    announce,
+    check_rows,
+    decaying_adamw,
+    finish,
+    is_main_process,
+    open_mesh,
+    train,
+)
+from . import figures, ngram, parsing
+from .config import Config, DataConfig, TrainingConfig
+from .windows import RandomWindows
 
 SPLITS = ("train", "valid", "test")
 

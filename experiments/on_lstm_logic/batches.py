@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.on_lstm_logic.logic import RELATIONS, TOKENS, Pair
 from zoo import _checks as checks
 from zoo.data.iterator import Batch, BatchIterator, host_rows
+
+from .logic import RELATIONS, TOKENS, Pair
 
 LONG = 37  # tokens of six binary operators, the longest formulas in training
 SHORT = 7  # tokens of one binary operator

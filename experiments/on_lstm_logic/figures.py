@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pictures import new_figure, save_figures
-from experiments.trees import draw_trees
 from zoo.ordered.treebank import GoldTree
+
+from ..pictures import new_figure, save_figures
+from ..trees import draw_trees
 
 
 def save(

@@ -23,10 +23,11 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from experiments.command_line import local_path
 from zoo.data.archives import read_tar
 from zoo.ordered.treebank import GoldTree
 from zoo.ordered.trees import Tree
+
+from ..command_line import local_path
 
 VARIABLES = "abcdef"
 TOKENS = ("(", ")", "and", "or", "not", *VARIABLES)

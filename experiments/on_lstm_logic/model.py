@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.on_lstm_logic.logic import RELATIONS, TOKENS
 from zoo.ordered import OnLstm, OnLstmParams, on_lstm
 from zoo.ordered.regularization import dropout
+
+from .logic import RELATIONS, TOKENS
 
 Encoder = Literal["on_lstm", "lstm"]
 

@@ -12,13 +12,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments.command_line import MAY_CHANGE
-from experiments.on_lstm_logic import figures
-from experiments.on_lstm_logic.batches import PairBatches, encode
-from experiments.on_lstm_logic.config import Config, TrainingConfig
-from experiments.on_lstm_logic.logic import Corpus, Pair, count_operators, gold_tree, open_corpus
-from experiments.on_lstm_logic.model import Encoder, PairClassifier
-from experiments.running import (
+from zoo.ordered import depths_to_tree
+from zoo.ordered.treebank import GoldTree
+from zoo.ordered.trees import Tree, prune_tree
+from zoo.training import LossOutput, TrainState, functional, open_workdir, put_batch, results_table
+
+from ..command_line import MAY_CHANGE
+from ..running import (
     Experiment,
     check_rows,
     finish,
@@ -28,11 +28,12 @@ from experiments.running import (
     open_mesh,
     train,
 )
-from experiments.trees import tree_table
-from zoo.ordered import depths_to_tree
-from zoo.ordered.treebank import GoldTree
-from zoo.ordered.trees import Tree, prune_tree
-from zoo.training import LossOutput, TrainState, functional, open_workdir, put_batch, results_table
+from ..trees import tree_table
+from . import figures
+from .batches import PairBatches, encode
+from .config import Config, TrainingConfig
+from .logic import Corpus, Pair, count_operators, gold_tree, open_corpus
+from .model import Encoder, PairClassifier
 
 ENCODERS: dict[Encoder, str] = {"on_lstm": "ON-LSTM", "lstm": "plain LSTM"}
 RULES = ((r"(layer|inner)/.*kernel$", PartitionSpec("fsdp", "model")),)

@@ -14,7 +14,7 @@ al., "BERT", arXiv 1810.04805; Yang You et al., "Large Batch Optimization", arXi
 import dataclasses
 from typing import Literal
 
-from experiments.command_line import LoopConfig, RunConfig, at_least, in_unit_interval
+from ..command_line import LoopConfig, RunConfig, at_least, in_unit_interval
 
 
 @dataclasses.dataclass(frozen=True)

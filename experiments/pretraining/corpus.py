@@ -24,15 +24,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.command_line import local_path
-from experiments.pretraining import records
-from experiments.pretraining.config import Config, DataConfig
 from zoo._files import replace_file
 from zoo.data import Vocabulary, build_vocabulary, open_source
 from zoo.data.sources import fingerprint_of
 from zoo.data.vocabulary import check_vocabulary
 from zoo.training import open_workdir
 from zoo.transformer import pack_sentences
+
+from ..command_line import local_path
+from . import records
+from .config import Config, DataConfig
 
 PAD, UNKNOWN, CLS, SEP, MASK = range(5)  # the order of BERT's special tokens
 SPLITS = ("train", "valid", "test")
@@ -233,8 +234,8 @@ def prepare_only(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    from experiments import command_line
-    from experiments.pretraining import corpus
-    from experiments.pretraining.config import PRESETS
+    from .. import command_line
+    from . import corpus
+    from .config import PRESETS
 
     command_line.main(corpus.prepare_only, PRESETS, __doc__)

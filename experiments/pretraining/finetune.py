@@ -20,18 +20,6 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from experiments.command_line import MAY_CHANGE, RunConfig, at_least, local_path
-from experiments.pretraining.config import TrainingConfig
-from experiments.pretraining.corpus import load_vocabulary
-from experiments.pretraining.train import make_optimizer
-from experiments.running import (
-    Experiment,
-    finish,
-    held_out_means,
-    is_main_process,
-    open_mesh,
-    read_records,
-)
 from zoo.data import Pipeline, open_source
 from zoo.data.fingerprint import fingerprint
 from zoo.training import (
@@ -46,6 +34,19 @@ from zoo.training import (
 )
 from zoo.transformer import Transformer, TransformerConfig, load_bert, placement_rules
 from zoo.transformer.weights import bert_config
+
+from ..command_line import MAY_CHANGE, RunConfig, at_least, local_path
+from ..running import (
+    Experiment,
+    finish,
+    held_out_means,
+    is_main_process,
+    open_mesh,
+    read_records,
+)
+from .config import TrainingConfig
+from .corpus import load_vocabulary
+from .train import make_optimizer
 
 PRETRAINED, SCRATCH = "pretrained", "from scratch"
 Reviews = list[dict[str, Any]]
@@ -244,7 +245,7 @@ def report(workdir: pathlib.Path, arms: dict[str, list[float]], data: Data) -> N
 
 
 if __name__ == "__main__":
-    from experiments import command_line
-    from experiments.pretraining import finetune
+    from .. import command_line
+    from . import finetune
 
     command_line.main(finetune.run, {"small": finetune.Config()}, __doc__)

@@ -12,23 +12,6 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from experiments.command_line import MAY_CHANGE, change
-from experiments.pictures import new_figure, save_figures
-from experiments.pretraining import corpus
-from experiments.pretraining.baselines import entropies
-from experiments.pretraining.config import Config, ObjectiveConfig, TrainingConfig
-from experiments.pretraining.records import RecordRows
-from experiments.running import (
-    Experiment,
-    announce,
-    finish,
-    held_out_means,
-    is_main_process,
-    on_host,
-    open_mesh,
-    read_records,
-    train,
-)
 from zoo._files import replace_file
 from zoo.averaging import averaged_parameters, lookahead, parameter_ema
 from zoo.data import Pipeline
@@ -45,6 +28,24 @@ from zoo.transformer.loss import cross_entropy_sums
 from zoo.transformer.objectives import PretrainingExample
 from zoo.transformer.optimizers import STACKED, excluding, uncorrected_lamb
 from zoo.transformer.weights import save_bert
+
+from ..command_line import MAY_CHANGE, change
+from ..pictures import new_figure, save_figures
+from ..running import (
+    Experiment,
+    announce,
+    finish,
+    held_out_means,
+    is_main_process,
+    on_host,
+    open_mesh,
+    read_records,
+    train,
+)
+from . import corpus
+from .baselines import entropies
+from .config import Config, ObjectiveConfig, TrainingConfig
+from .records import RecordRows
 
 PATTERNS = {"masked": "bidirectional", "causal": "causal", "prefix": "prefix"}
 # Where the corpus lies and how it is read; what it holds belongs to the checkpoints' identity.

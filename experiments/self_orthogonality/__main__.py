@@ -1,8 +1,8 @@
 """Do penalties make filters more orthogonal than chance has them, and does that help?"""
 
-from experiments import command_line
-from experiments.self_orthogonality.config import PRESETS
-from experiments.self_orthogonality.train import run
+from .. import command_line
+from .config import PRESETS
+from .train import run
 
 if __name__ == "__main__":
     command_line.main(run, PRESETS, __doc__)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.self_orthogonality.config import AblationConfig
 from zoo.orthogonal import filter_angles, self_orthogonality
+
+from .config import AblationConfig
 
 
 class Setting(NamedTuple):

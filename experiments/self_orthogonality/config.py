@@ -13,7 +13,7 @@ https://kexue.fm/archives/7169.
 import dataclasses
 from typing import Literal, get_args
 
-from experiments.command_line import (
+from ..command_line import (
     LoopConfig,
     RunConfig,
     all_different,

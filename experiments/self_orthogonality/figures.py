@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pictures import new_figure
-from experiments.self_orthogonality.model import LAYERS
 from zoo.orthogonal.angles import random_angle_density, random_angle_std
+
+from ..pictures import new_figure
+from .model import LAYERS
 
 TITLES = {
     "none": "none",

@@ -13,9 +13,17 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from experiments.command_line import MAY_CHANGE
-from experiments.pictures import save_figures
-from experiments.running import (
+from zoo._paths import matches
+from zoo.data import Pipeline, open_source
+from zoo.data.images import image_arrays
+from zoo.orthogonal import add_orthogonality_penalty, filter_angles, self_orthogonality
+from zoo.orthogonal.angles import random_angle_std
+from zoo.training import LossOutput, TrainState, functional, open_workdir, results_table
+from zoo.training.state import get_model_state
+
+from ..command_line import MAY_CHANGE
+from ..pictures import save_figures
+from ..running import (
     Experiment,
     finish,
     is_main_process,
@@ -24,16 +32,9 @@ from experiments.running import (
     read_records,
     train,
 )
-from experiments.self_orthogonality import ablation, figures
-from experiments.self_orthogonality.config import Config, DataConfig, Method
-from experiments.self_orthogonality.model import LAYERS, Classifier
-from zoo._paths import matches
-from zoo.data import Pipeline, open_source
-from zoo.data.images import image_arrays
-from zoo.orthogonal import add_orthogonality_penalty, filter_angles, self_orthogonality
-from zoo.orthogonal.angles import random_angle_std
-from zoo.training import LossOutput, TrainState, functional, open_workdir, results_table
-from zoo.training.state import get_model_state
+from . import ablation, figures
+from .config import Config, DataConfig, Method
+from .model import LAYERS, Classifier
 
 EVALUATION_ROWS = 500
 HIDDEN_KERNELS = rf"^({'|'.join(LAYERS)})/kernel$"

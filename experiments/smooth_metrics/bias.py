@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.smooth_metrics.config import BiasConfig
 from zoo.smooth import smooth_f1
 from zoo.smooth.streaming import streaming_f1, streaming_f1_init
+
+from .config import BiasConfig
 
 Rows = list[dict[str, float]]
 

@@ -9,7 +9,7 @@ Article: https://kexue.fm/archives/6620, which has no experiment of its own.
 
 import dataclasses
 
-from experiments.command_line import all_different, at_least
+from ..command_line import all_different, at_least
 
 
 @dataclasses.dataclass(frozen=True)

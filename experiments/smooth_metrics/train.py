@@ -11,17 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.pictures import save_figures
-from experiments.running import finish, read_records
-from experiments.smooth_metrics import figures
-from experiments.smooth_metrics.bias import bias_table
-from experiments.smooth_metrics.config import Config
 from zoo.data import open_source
 from zoo.data.fingerprint import fingerprint
 from zoo.data.images import image_arrays
 from zoo.smooth import smooth_accuracy, smooth_f1
 from zoo.smooth.streaming import streaming_f1, streaming_f1_init
 from zoo.training import MetricsLog, open_workdir, results_table
+
+from ..pictures import save_figures
+from ..running import finish, read_records
+from . import figures
+from .bias import bias_table
+from .config import Config
 
 CROSS_ENTROPY = "cross entropy"
 TUNED = "cross entropy, threshold tuned"

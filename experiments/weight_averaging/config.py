@@ -13,8 +13,9 @@ import dataclasses
 
 import numpy as np
 
-from experiments.command_line import LoopConfig, RunConfig, all_different, at_least
 from zoo.averaging.power import power_law_exponent
+
+from ..command_line import LoopConfig, RunConfig, all_different, at_least
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pictures import new_figure
-from experiments.weight_averaging import dirac_gan
+from ..pictures import new_figure
+from . import dirac_gan
 
 
 def draw_accuracy(curves: dict[str, dict[int, float]]) -> Any:

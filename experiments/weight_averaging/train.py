@@ -16,22 +16,6 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
-from experiments.command_line import MAY_CHANGE
-from experiments.image_sets import head, open_splits
-from experiments.pictures import save_figures
-from experiments.running import (
-    Experiment,
-    announce,
-    finish,
-    is_main_process,
-    open_mesh,
-    read_records,
-    train,
-)
-from experiments.weight_averaging import dirac_gan
-from experiments.weight_averaging.config import AveragingConfig, Config, DataConfig
-from experiments.weight_averaging.figures import draw_accuracy, draw_orbit, draw_widths
-from experiments.weight_averaging.resnet import ResNet
 from zoo._files import replace_file
 from zoo.averaging import averaged_parameters, parameter_ema, post_hoc_average, power_law_ema
 from zoo.averaging.statistics import recompute_statistics
@@ -40,6 +24,23 @@ from zoo.data.arrays import read_npz
 from zoo.data.images import image_arrays
 from zoo.training import LossOutput, TrainState, functional, open_workdir, results_table
 from zoo.training.state import get_model_state
+
+from ..command_line import MAY_CHANGE
+from ..image_sets import head, open_splits
+from ..pictures import save_figures
+from ..running import (
+    Experiment,
+    announce,
+    finish,
+    is_main_process,
+    open_mesh,
+    read_records,
+    train,
+)
+from . import dirac_gan
+from .config import AveragingConfig, Config, DataConfig
+from .figures import draw_accuracy, draw_orbit, draw_widths
+from .resnet import ResNet
 
 LAST = 10  # evaluations that the spread is taken over
 RAW, RUNNING = "parameters", "parameters, running statistics"
