@@ -37,7 +37,7 @@ DAGGER = f" † Other processes took more than {BUSY:.0%} of the cores: not to b
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report",
+        prog=f"python -m {__package__}.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

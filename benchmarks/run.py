@@ -24,7 +24,7 @@ WIDTHS = (28, 36, 6, 18, 8, 8, 14)  # of the columns of benchmarks.report.cells
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.run", description=__doc__)
     parser.add_argument("pattern", nargs="?", default="", help="part of case/size, * allowed")
     parser.add_argument("--sizes", choices=("small", "full"), default="small")
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds of timing")

@@ -1,6 +1,6 @@
 """Compiles training steps for TPU slices on a machine that has none, and says what they need.
 
-    pip install 'zoo[train,data,tpu]'
+    pip install 'kexue-zoo[train,data,tpu]'
     python -m benchmarks.tpu_compile                 # every step on every slice
     python -m benchmarks.tpu_compile base v5e-16     # one of them
 

@@ -228,7 +228,7 @@ def parse(
         type(presets[preset]),
         default=dataclasses.replace(presets[preset], workdir=workdir),
         args=others,
-        prog=f"python -m {package}",
+        prog=f"python -m {package}".replace("python -m zoo.experiments.", "zoo run "),
         config=(tyro.conf.FlagConversionOff,),  # --any.field value for truth values too
         description=f"{description or ''}\n\nPresets: --preset {' | '.join(presets)}.",
     )

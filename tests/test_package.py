@@ -60,7 +60,7 @@ message(lambda: next(zoo.data.Pipeline([{"x": 1}], batch_size=1, seed=0)))
 message(lambda: zoo.training.Checkpointer("nowhere"))
 """
     )
-    extras = re.findall(r"needs the module '(\w+).*?'.*pip install 'zoo\[(\w+)\]'", out)
+    extras = re.findall(r"needs the module '(\w+).*?'.*pip install 'kexue-zoo\[(\w+)\]'", out)
     assert [extra for _, extra in extras] == ["data", "data", "data", "train"], out
 
 

@@ -12,13 +12,12 @@
 =============================================  =====================================================
 
 The frame that their experiments share: ``zoo.training`` and ``zoo.data``. A package is imported
-when it is first used.
+when it is first used. The command ``zoo`` lists and runs the experiments.
 """
 
 import importlib
-from types import ModuleType
-
-__version__ = "0.1.0"
+import importlib.metadata
+from typing import Any
 
 IDEAS = (
     "averaging",
@@ -35,7 +34,12 @@ IDEAS = (
 FRAME = ("data", "training")
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        try:
+            return importlib.metadata.version("kexue-zoo")
+        except importlib.metadata.PackageNotFoundError:  # a folder that was never installed
+            return "unknown"
     if name in (*IDEAS, *FRAME):
         return importlib.import_module(f"zoo.{name}")
     raise AttributeError(

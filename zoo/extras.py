@@ -9,7 +9,7 @@ def require(module: str, extra: str) -> Any:
 
     Args:
         module: dotted name of the module, such as ``"matplotlib.figure"``.
-        extra: the extra of ``zoo`` that installs it, such as ``"plot"``.
+        extra: the extra of ``kexue-zoo`` that installs it, such as ``"plot"``.
 
     Returns:
         The imported module.
@@ -28,5 +28,5 @@ def require(module: str, extra: str) -> Any:
             raise
         raise ImportError(
             f"this needs the module {error.name!r}, which is not installed; "
-            f"install it with: pip install 'zoo[{extra}]'"
+            f"install it with: pip install 'kexue-zoo[{extra}]'"
         ) from error
