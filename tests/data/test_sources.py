@@ -161,8 +161,16 @@ def test_tfds(monkeypatch):
             raise ValueError(f"Unknown split {split!r}. Should be one of {list(content)}.")
         return content[split] if split in content else content["train"][:1]
 
+    class Builder:
+        data_dir = "/nowhere/reviews"
+        info = types.SimpleNamespace(features="FeaturesDict({'text': Text()})")
+
+        def is_prepared(self):
+            return True
+
     fake = types.ModuleType("tensorflow_datasets")
     fake.data_source = data_source
+    fake.builder = lambda name, file_format: Builder()
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
     assert open_source("tfds:reviews", split="train")[0] == {"text": "café", "label": 1}
     assert texts(open_source("tfds:reviews", split="valid")) == ["c"]
@@ -173,16 +181,52 @@ def test_tfds(monkeypatch):
         open_source("tfds:reviews", split="test")
     with pytest.raises(ValueError, match="does not say which splits"):
         open_source("tfds:nothing")
+    # Preparing it would need TensorFlow: said before anything is fetched.
+    Builder.is_prepared = lambda self: False
+    assert open_source("tfds:reviews", split="train")  # it needs none
+    calls.clear()
+    monkeypatch.setattr(sys.modules[__name__], "tf", None, raising=False)
+    with pytest.raises(
+        ValueError, match=r"(?s)needs TensorFlow.*pip install tensorflow .*'reviews'"
+    ):
+        open_source("tfds:reviews", split="train")
+    assert not calls
+    fake.builder = lambda name, file_format: 1 / 0
+    with pytest.raises(ValueError, match="tfds:reviews: division by zero"):
+        open_source("tfds:reviews")
 
 
 @pytest.mark.slow
-def test_tfds_itself_without_tensorflow():
+def test_tfds_itself_without_tensorflow(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
-    with tfds.testing.mock_data(num_examples=3):
-        source = open_source("tfds:mnist", split="train")
-        assert len(source) == 3
-        assert source[2]["image"].shape == (28, 28, 1)
-        assert isinstance(open_source("tfds:imdb_reviews", split="test")[0]["text"], str)
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+
+    class TinyReviews(tfds.core.GeneratorBasedBuilder):
+        """Three reviews."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "text": tfds.features.Text(),
+                "label": tfds.features.ClassLabel(num_classes=3),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(3), "validation": self._generate_examples(1)}
+
+        def _generate_examples(self, count):
+            yield from ((n, {"text": f"é {n}", "label": n}) for n in range(count))
+
+    source = open_source("tfds:tiny_reviews", split="train")
+    assert sorted(texts(source)) == ["é 0", "é 1", "é 2"]
+    assert sum(example["label"] for example in source) == 3
+    assert len(open_source("tfds:tiny_reviews", split="valid")) == 1
+    with pytest.raises(ValueError, match=r"tfds:mnist is not prepared in .* needs TensorFlow"):
+        open_source("tfds:mnist", split="train")
     assert "tensorflow" not in sys.modules
 
 
@@ -193,8 +237,15 @@ def test_tfds_itself_without_tensorflow():
         ("/etc/passwd", None, "builtin:.*write a path as file:PATH"),
         ("builtin:shakespeer", None, "knows shakespeare and digits, got 'builtin:shakespeer'"),
         ("builtin:digits", "dev", "split must be one of .*'valid'.* got 'dev'"),
-        ("file:a.txt?columns=a", None, "only query is"),
-        ("file:a.tsv?rows=3", None, "only query is .*'rows=3'"),
+        ("file:a.txt?columns=a", None, "columns is of .tsv and .csv"),
+        ("file:a.png?columns=a", None, "columns is of .tsv and .csv"),
+        ("file:a.tsv?size=3", None, "are of images"),
+        ("file:a.tsv?rows=3", None, "may follow a path is .*'rows=3'"),
+        ("file:a?size=0", None, "may follow a path is .*'size=0'"),
+        ("file:a?channels=2", None, "may follow a path is .*'channels=2'"),
+        ("gs://", None, "expected a bucket and a path"),
+        ("memory://a/../b", None, "may not climb"),
+        ("hf:a?split=b", None, r"expected hf:OWNER/NAME"),
         ("file:", None, "expected file:PATH, got 'file:'"),
         ("file:a\0b", None, "expected file:PATH, got"),
         ("file:~no_such_user/a", None, "folder that ~ stands for in 'file:~no_such_user/a'"),
@@ -258,7 +309,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         open_source("file:$NOT_SET/a.txt")
     with pytest.raises(TypeError, match="uri must be a string"):
         open_source(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"cannot read .*train-images-idx3-ubyte"):
+    with pytest.raises(FileNotFoundError, match="no data file in or at"):
         open_source(f"file:{tmp_path}")
 
     def forbidden(*_):
@@ -276,13 +327,20 @@ def test_too_few_examples_to_cut(write):
 
 
 def test_missing_extra(monkeypatch):
-    for module in ("grain", "tokenizers", "sklearn.datasets", "tensorflow_datasets"):
-        monkeypatch.setitem(sys.modules, module, None)
-    for needs in (
-        lambda: next(Pipeline([{"x": 1}], batch_size=1, seed=0)),
-        lambda: build_vocabulary(["a"], split="subwords", max_size=300),
-        lambda: open_source("builtin:digits"),
-        lambda: open_source("tfds:mnist"),
+    for module in (
+        *("grain", "tokenizers", "sklearn.datasets", "tensorflow_datasets", "datasets"),
+        *("fsspec", "gcsfs", "pyarrow", "PIL.Image"),
     ):
-        with pytest.raises(ImportError, match=r"pip install 'zoo\[data\]'"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for extra, needs in (
+        ("data", lambda: next(Pipeline([{"x": 1}], batch_size=1, seed=0))),
+        ("data", lambda: build_vocabulary(["a"], split="subwords", max_size=300)),
+        ("data", lambda: open_source("builtin:digits")),
+        ("data", lambda: open_source("file:a.parquet")),
+        ("data", lambda: open_source("file:a.png")),
+        ("tfds", lambda: open_source("tfds:mnist")),
+        ("hf", lambda: open_source("hf:a/b")),
+        ("remote", lambda: open_source("gs://a/b")),
+    ):
+        with pytest.raises(ImportError, match=rf"pip install '.*zoo\[{extra}\]'"):
             needs()

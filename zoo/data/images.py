@@ -1,5 +1,6 @@
-"""Labelled images by number, from the two formats in which small sets are distributed.
+"""Labelled images by number, from the formats in which sets are distributed.
 
+- files ``.png`` and ``.jpg`` whose folder is their class;
 - an archive ``.npz`` with ``x_train``, ``y_train``, ``x_test``, ``y_test``;
 - a folder with the four idx files of MNIST, ``.gz`` or not: ``train-images-idx3-ubyte``,
   ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte``, ``t10k-labels-idx1-ubyte``.
@@ -8,15 +9,19 @@ An idx file starts with two zero bytes, a type (8: unsigned bytes), the number o
 of every axis as big-endian 32-bit numbers; the values follow in C order.
 """
 
+import collections
+import io
 import math
 import operator
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from zoo.data.arrays import read_npz
-from zoo.data.lines import read_bytes
+from zoo.data.lines import map_file, read_bytes
+from zoo.extras import require
 
 _IDX_NAMES = {"train": "train", "test": "t10k"}
 
@@ -54,6 +59,94 @@ class Images:
         return self.images, self.labels
 
 
+class ImageFiles:
+    """Images in files, decoded when they are read; grey ones have one channel, others RGB.
+
+    Every header is read at once, so that a file that is no image is found before training.
+
+    Args:
+        files: with the endings of PNG or JPEG.
+        labels: int ``[N]``.
+        classes: their names.
+        size: the shorter side is scaled to so many pixels, and a square cut out of the middle; None
+            keeps the images as they are, and they must then have one size.
+        channels: 1 or 3; None: 1 if all images are grey.
+        uri: named in errors.
+
+    Raises:
+        ValueError: a file is no image, or they differ in size and none is given.
+        ImportError: without the extra ``data`` (Pillow).
+    """
+
+    def __init__(
+        self,
+        files: Sequence[pathlib.Path],
+        labels: Sequence[int],
+        classes: Sequence[str],
+        *,
+        size: int | None,
+        channels: int | None,
+        uri: str,
+    ):
+        self.files, self.labels = list(files), np.array(labels, np.int32)
+        self.classes = tuple(classes)
+        headers = [_read_picture(file) for file in self.files]
+        sizes = collections.Counter(header.size for header in headers)
+        if size is None and len(sizes) > 1:
+            raise ValueError(
+                f"the images of {uri} have {len(sizes)} sizes, {min(sizes)} and {max(sizes)} among "
+                f"them; give one with {uri.partition('?')[0]}?size=64"
+            )
+        grey = all(header.mode in ("1", "L") for header in headers)
+        self._size, self._channels = size, channels or (1 if grey else 3)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = operator.index(index)
+        path = self.files[index]
+        operations = require("PIL.ImageOps", "data")
+        try:
+            picture = operations.exif_transpose(_read_picture(path))
+            picture = picture.convert("L" if self._channels == 1 else "RGB")
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+        if self._size is not None:
+            picture = operations.fit(picture, (self._size, self._size))
+        array = np.asarray(picture, np.uint8).reshape(picture.height, picture.width, self._channels)
+        return {"image": array, "label": self.labels[index]}
+
+    def fingerprinted(self) -> Any:
+        """What a fingerprint is made of: contents, classes and how they are read."""
+        files = [StoredFile(file) for file in self.files]
+        return files, self.labels, self.classes, self._size, self._channels
+
+
+class StoredFile:
+    """A file that is opened only while its fingerprint is taken."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def fingerprinted(self) -> Any:
+        """Its bytes."""
+        return map_file(self.path)
+
+
+def _read_picture(path: pathlib.Path) -> Any:
+    """An image of which only the header has been read; the file is closed."""
+    pictures = require("PIL.Image", "data")
+    data = read_bytes(path)
+    try:
+        picture = pictures.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+    except (OSError, SyntaxError, pictures.DecompressionBombError) as error:
+        raise ValueError(f"{path} is damaged or no PNG or JPEG image ({error})") from error
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"{path} must have 8 bits a channel, got the mode {picture.mode}")
+    return picture
+
+
 def int32(values: np.ndarray, name: str) -> np.ndarray:
     """Integers as int32; a ValueError if they are none or one does not fit."""
     if values.dtype.kind not in "iu":
@@ -62,6 +155,11 @@ def int32(values: np.ndarray, name: str) -> np.ndarray:
     if values.size and not limits.min <= int(values.min()) <= int(values.max()) <= limits.max:
         raise ValueError(f"{name} must fit in 32 bits, got {values.min()} to {values.max()}")
     return values.astype(np.int32)
+
+
+def has_idx_files(folder: pathlib.Path) -> bool:
+    """Whether a folder holds files of MNIST's format."""
+    return folder.is_dir() and any("-idx" in file.name for file in folder.iterdir())
 
 
 def read_images(path: pathlib.Path, split: str) -> Images:

@@ -9,7 +9,9 @@ the file is opened, so that a bad byte is reported before training.
 
 import bz2
 import collections
+import csv
 import functools
+import io
 import json
 import lzma
 import mmap
@@ -21,9 +23,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from zoo._files import decompressed
+
 _CHUNK = 1 << 24  # bytes per piece: bounds the memory of opening a file
-_PIECE = 1 << 18  # bytes of a compressed file: what is behind a member is copied, so not many
 _BYTE_ORDER_MARK = "\ufeff"
+_LONGEST_FIELD = 2**31 - 1  # characters of a field in a .csv; the module's own limit is 2**17
+_SMALL = 1 << 16  # bytes up to which a file is read: a process has 65,530 mappings
 # Endings of compressed files, each with what decompresses one member.
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": functools.partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS),
@@ -39,7 +44,8 @@ class Lines:
         path: of the file.
         kind: ``".jsonl"``: a JSON object on every line that is not blank; ``".tsv"``: tab-separated
             columns on every line that is not blank (tabs are not blank: they part empty columns);
-            any other: the text of every line.
+            ``".csv"``: comma-separated columns, where quotation marks hold commas, line breaks and
+            doubled quotation marks; any other: the text of every line.
         columns: names of the columns; None: they are on the first line.
 
     Attributes:
@@ -66,16 +72,19 @@ class Lines:
             mark = _BYTE_ORDER_MARK.encode()
             filled = [i for i, line in enumerate(lines) if line.removeprefix(mark).strip(blanks)]
             starts, stops = starts[filled], stops[filled]
+        if kind == ".csv":
+            firsts, lasts = _csv_records(self._data, starts, stops, path)
+            starts, stops = starts[firsts], stops[lasts]
         self.starts, self.stops = starts, stops
         self._parse = _parse_object if kind == ".jsonl" else _parse_text
-        if kind == ".tsv":
+        if kind in _TABLES:
             if columns is None:
-                columns = self._line(0).split("\t")
+                columns = _TABLES[kind](self._line(0))
                 self.starts, self.stops = starts[1:], stops[1:]
             if twice := [name for name, n in collections.Counter(columns).items() if n > 1]:
                 raise ValueError(f"{path}: columns must have different names, {twice} come twice")
             self._columns = list(columns)
-            self._parse = functools.partial(_parse_columns, columns=columns)
+            self._parse = functools.partial(_parse_columns, columns=columns, kind=kind)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -137,28 +146,67 @@ def _parse_object(line: str) -> dict[str, Any]:
     return value
 
 
-def _parse_columns(line: str, columns: Sequence[str]) -> dict[str, Any]:
-    values = line.split("\t")
+def _split_csv(record: str) -> list[str]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        return next(csv.reader(io.StringIO(record, newline=""), strict=True))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
+# Kinds of tables, each with how the fields of a row are parted.
+_TABLES: dict[str, Callable[[str], list[str]]] = {
+    ".tsv": lambda line: line.split("\t"),
+    ".csv": _split_csv,
+}
+
+
+def _parse_columns(line: str, columns: Sequence[str], kind: str) -> dict[str, Any]:
+    values = _TABLES[kind](line)
     if len(values) != len(columns):
         raise ValueError(
-            f"expected {len(columns)} tab-separated columns ({', '.join(columns)}), "
-            f"got {len(values)}"
+            f"expected {len(columns)} {'comma' if kind == '.csv' else 'tab'}-separated columns "
+            f"({', '.join(columns)}), got {len(values)}"
         )
     return dict(zip(columns, values, strict=True))
+
+
+def _csv_records(
+    data: bytes | mmap.mmap, starts: np.ndarray, stops: np.ndarray, path: pathlib.Path
+) -> tuple[list[int], list[int]]:
+    """First and last line of every record that is not blank: quotation marks hold line breaks."""
+    csv.field_size_limit(_LONGEST_FIELD)
+    bounds = zip(starts.tolist(), stops.tolist(), strict=True)
+    mark = _BYTE_ORDER_MARK
+    lines = (data[start:stop].decode().removeprefix(mark) + "\n" for start, stop in bounds)
+    reader = csv.reader(lines, strict=True)
+    firsts, lasts, number = [], [], 0
+    try:
+        for row in reader:
+            if any(field.strip() for field in row):
+                firsts.append(number)
+                lasts.append(reader.line_num - 1)
+            number = reader.line_num
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {number + 1}: {error}; a field with commas, line breaks or quotation "
+            'marks stands in quotation marks, those inside it doubled ("")'
+        ) from error
+    return firsts, lasts
 
 
 def read_bytes(path: pathlib.Path) -> bytes | mmap.mmap:
     """The bytes of a file: mapped, or decompressed into memory.
 
     Raises:
-        ValueError: a compressed file is cut off or damaged anywhere.
+        ValueError: a compressed file is cut off or damaged anywhere, or grows too much.
         OSError: the file is missing or cannot be read.
     """
     if (new := DECOMPRESSORS.get(path.suffix.lower())) is None:
         return map_file(path)
     try:
         with _open(path) as file:
-            return _decompress(file, new)
+            return b"".join(decompressed(file, new))
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(
             f"{path} is truncated or damaged ({error}); fetch it or compress it again"
@@ -174,8 +222,8 @@ def read_bytes(path: pathlib.Path) -> bytes | mmap.mmap:
 def map_file(path: pathlib.Path) -> bytes | mmap.mmap:
     """The bytes of a file as they are stored."""
     with _open(path) as file:
-        if not os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
-            return b""
+        if os.fstat(file.fileno()).st_size <= _SMALL:  # an empty one cannot be mapped either
+            return file.read()
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
@@ -186,27 +234,6 @@ def _open(path: pathlib.Path) -> BinaryIO:
         hint = "; is the environment variable in its path set?" if "$" in str(path) else ""
         message = f"cannot read the data file: {error.strerror}{hint}"
         raise type(error)(error.errno, message, str(path)) from error
-
-
-def _decompress(file: BinaryIO, new: Callable[[], Any]) -> bytes:
-    """All members of a compressed file, one after the other.
-
-    The modules gzip, lzma and bz2 take what they cannot read behind a complete member for padding.
-    """
-    parts: list[bytes] = []
-    member: Any = None
-    data = b""
-    while data := data or file.read(_PIECE):
-        if member is None and parts and not (data := data.lstrip(b"\0")):  # padding
-            continue
-        member = member or new()
-        parts.append(member.decompress(data))
-        data = b""
-        if member.eof:
-            member, data = None, member.unused_data
-    if member is not None:
-        raise EOFError("the end of the compressed data is missing")
-    return b"".join(parts)
 
 
 def _checked_chunks(data: bytes | mmap.mmap, path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
