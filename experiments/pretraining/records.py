@@ -65,6 +65,9 @@ class RecordRows:
             shards = [shard for shard in manifest["shards"] if shard["split"] == split]
             self._dtype = row_dtype(manifest["length"])
             self._files = [directory / shard["file"] for shard in shards]
+            for file, shard in zip(self._files, shards, strict=True):
+                if file.parent != directory or not 0 <= shard["rows"] <= _size(file):
+                    raise ValueError(f"{file} is no file of {shard['rows']} rows")
             self._starts = np.cumsum([0, *(shard["rows"] for shard in shards)])
             self._contents = [[s["split"], s["rows"], s.get("sha256")] for s in manifest["shards"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -123,9 +126,15 @@ class RecordRows:
         return row
 
 
+def _size(path: pathlib.Path) -> int:
+    """Bytes, more than there can be rows."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: prepare the corpus again")
+    return path.stat().st_size
+
+
 @functools.lru_cache(maxsize=1024)
 def _reader(path: pathlib.Path) -> Any:
     """An open file; every process opens its own."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: prepare the corpus again")
+    _size(path)
     return require("array_record.python.array_record_module", "data").ArrayRecordReader(str(path))

@@ -8,13 +8,11 @@ import lzma
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
-from zoo._files import replace_file
+from zoo._files import decompressed, replace_file
 from zoo.data.lines import DECOMPRESSORS
-
-_PIECE = 1 << 16  # compressed bytes at a time
 
 _COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": functools.partial(gzip.compress, mtime=0),
@@ -43,15 +41,13 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 class _Members(io.RawIOBase):
-    """What is in all members of a compressed file, one after the other.
-
-    The modules lzma and bz2 take what they cannot read behind a complete member for padding.
-    """
+    """What is in all members of a compressed file, one after the other."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
         self._file = open(path, "rb")  # noqa: SIM115 (closed by close)
-        self._pieces, self._rest = self._decompress(), memoryview(b"")
+        new = DECOMPRESSORS[path.suffix.lower()]
+        self._pieces, self._rest = decompressed(self._file, new), memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -75,15 +71,3 @@ class _Members(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
-
-    def _decompress(self) -> Iterator[bytes]:
-        new = DECOMPRESSORS[self._path.suffix.lower()]
-        member, seen, data = None, False, b""
-        while data := data or self._file.read(_PIECE):
-            if member is None and seen and not (data := data.lstrip(b"\0")):  # padding
-                continue
-            member, seen = member or new(), True
-            yield member.decompress(data)
-            member, data = (None, member.unused_data) if member.eof else (member, b"")
-        if member is not None:
-            raise EOFError("the end of the compressed data is missing")

@@ -21,7 +21,7 @@ from zoo.spherical.files import open_bytes, write_bytes
 Errors = Literal["strict", "replace", "ignore"]
 
 _HEADER = re.compile(rb"\s*([0-9]{1,18})\s+([1-9][0-9]{0,17})\s*")
-_LONGEST_LINE, _LONGEST_WORD = 1 << 26, 1 << 16  # bytes, beyond which a file is of another kind
+_LONGEST_LINE, _LONGEST_WORD = 1 << 18, 1 << 16  # bytes, beyond which a file is of another kind
 _PART = 1 << 20  # bytes read at a time, whatever the first line promises
 
 
