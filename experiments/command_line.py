@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from zoo import extras
+from zoo.training.mesh import leave_distributed
 from zoo.training.records import check_local, leave_workdirs
 
 # What every experiment uses in the end: a module that is missing is found out at the start.
@@ -131,6 +132,13 @@ class DistributedConfig:
     """host:port of process 0; "auto" on Cloud TPU, Slurm and GKE."""
     num_processes: int | None = None
     process_id: int | None = None
+    initialization_timeout: int = 300
+    """Seconds to wait for the other processes at the start."""
+    heartbeat_timeout: int = 60
+    """Seconds without a sign of life of a process after which the others end."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "initialization_timeout", "heartbeat_timeout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,28 +192,35 @@ def main(
     noticed. What such a run wrote in a folder of its own is removed, unless it has trained.
     """
     with _lasting("stdout"), _lasting("stderr"):
-        failed = False
+        failed, code = False, 1
         try:
             config = parse(run, presets, description, arguments)
             for module, extra in NEEDED.items():
                 extras.require(module, extra)
             run(config)
+            code = 0
+        except SystemExit:  # after a signal, on which all processes agree
+            code = 0
+            raise
         except jax.errors.JaxRuntimeError:  # of the machine, not of the command
             raise
         except _MISTAKES as error:
-            failed = True
+            failed, code = True, 2
             if os.environ.get("ZOO_TRACEBACK"):
                 raise
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             print("(ZOO_TRACEBACK=1 shows where.)", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
+            code = 130
             if os.environ.get("ZOO_TRACEBACK"):
                 raise
             print("interrupted; the same command continues", file=sys.stderr)
             sys.exit(130)
         finally:
             leave_workdirs(failed=failed)
+            if code:
+                leave_distributed(code)
 
 
 def parse(
@@ -222,13 +237,16 @@ def parse(
     if (preset := chosen.preset) not in presets:
         raise ValueError(f"--preset must be one of {', '.join(presets)}, got {preset!r}")
     package = run.__module__.rpartition(".")[0]
+    program = run.__module__.removesuffix(".train")  # such as experiments.pretraining.finetune
     folder = package.rpartition(".")[2] + ("" if preset == "small" else f"_{preset}")
     workdir = presets[preset].workdir or f"runs/{folder}"
     config = tyro.cli(
         type(presets[preset]),
         default=dataclasses.replace(presets[preset], workdir=workdir),
         args=others,
-        prog=f"python -m {package}".replace("python -m zoo.experiments.", "zoo run "),
+        prog=f"python -m {program} [--preset NAME]".replace(
+            "python -m zoo.experiments.", "zoo run "
+        ),
         config=(tyro.conf.FlagConversionOff,),  # --any.field value for truth values too
         description=f"{description or ''}\n\nPresets: --preset {' | '.join(presets)}.",
     )

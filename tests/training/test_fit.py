@@ -2,6 +2,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.training import program
 from zoo.training import Checkpointer, Loop, MetricsLog, fit, make_mesh, make_train_step
+from zoo.training.mesh import GONE
 from zoo.training.progress import Progress
 
 MESH = make_mesh(devices=jax.devices()[:2])
@@ -89,25 +91,37 @@ def test_stopped_by_a_signal_the_same_command_ends_bit_for_bit(
     assert read_log(tmp_path).keys() == losses.keys()
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one_and_agree_on_stopping(tmp_path, tracing, uninterrupted):
-    """Two processes of two devices; one is told to stop, both save, one process finishes."""
-    import socket
-
+def run_together(folder, count, *arguments):
+    """Runs the program in several processes; gives their codes and outputs."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    environment = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
     processes = [
-        run_elsewhere(
-            tmp_path,
-            *("--signal", "SIGTERM", "--at", "4", "--process", "1"),
-            environment=environment | {"JAX_PROCESS_ID": str(number)},
-        )
-        for number in range(2)
+        run_elsewhere(folder, *arguments, environment=environment | {"JAX_PROCESS_ID": str(number)})
+        for number in range(count)
     ]
-    outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], outputs
+    # JAX alone would let one wait for the other for 300 seconds.
+    outputs = [process.communicate(timeout=250)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def assert_close(parameters, expected):
+    """Several processes add in another order."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        jax.device_get(parameters),
+        expected,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_and_agree_on_stopping(tmp_path, tracing, uninterrupted):
+    """Two processes of two devices; one is told to stop, both save, one process finishes."""
+    stop = ("--signal", "SIGTERM", "--at", "4", "--process", "1")
+    codes, outputs = run_together(tmp_path, 2, *stop)
+    assert codes == [143, 143], outputs
+    assert GONE not in "".join(outputs)
     parameters, losses = uninterrupted
     found = read_log(tmp_path)
     assert list(found) == [2, 4, 6]
@@ -116,11 +130,21 @@ def test_two_processes_equal_one_and_agree_on_stopping(tmp_path, tracing, uninte
     assert found.keys() == losses.keys()
     for step, loss in losses.items():
         np.testing.assert_allclose(found[step], loss, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        jax.device_get(state.parameters),
-        parameters,
-    )
+    assert_close(state.parameters, parameters)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_process_is_killed_the_other_says_so_and_one_goes_on(
+    killed, tmp_path, tracing, uninterrupted
+):
+    kill = ("--signal", "SIGKILL", "--at", "7", "--process", str(killed))
+    codes, outputs = run_together(tmp_path, 2, *kill)
+    assert codes[killed] == -signal.SIGKILL
+    assert codes[1 - killed] not in (0, None)
+    assert all(output.endswith(f"{GONE}\n") for output in outputs), outputs
+    state = program.run(tmp_path, mesh=MESH, step=tracing.step)
+    assert_close(state.parameters, uninterrupted[0])
 
 
 def test_continued_in_this_process_it_is_the_same_and_traces_once(tmp_path, tracing, uninterrupted):

@@ -48,3 +48,11 @@ def test_distributed_settings_come_together(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(ValueError, match=r"together, got localhost:1, 2, None\."):
         initialize_distributed(coordinator_address="localhost:1")
+
+
+@pytest.mark.parametrize("name", ["initialization_timeout", "heartbeat_timeout"])
+def test_seconds_to_wait_are_positive(name):
+    with pytest.raises(ValueError, match=rf"{name} .*got 0"):
+        initialize_distributed(
+            coordinator_address="localhost:1", num_processes=2, process_id=0, **{name: 0}
+        )

@@ -5,10 +5,16 @@ The mesh always has the three axes ``data``, ``fsdp`` and ``model``. The batch i
 ``zoo.training.placement``. An axis of size one costs nothing, so the same script runs anywhere.
 """
 
+import atexit
+import contextlib
 import functools
 import math
 import os
 import re
+import subprocess
+import sys
+import threading
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +22,19 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from zoo import _checks as checks
 from zoo._paths import path_name
 
 AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
+
+# What a process of several says last that ends before its run.
+GONE = (
+    "This process ends before its run does: for the reason above, or because another process of "
+    "the run is gone or never came. The same command in every process goes on from the last "
+    "checkpoint."
+)
+_last_words: list[subprocess.Popen[bytes]] = []
 
 
 def initialize_distributed(
@@ -27,16 +42,23 @@ def initialize_distributed(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    initialization_timeout: int = 300,
+    heartbeat_timeout: int = 60,
 ) -> None:
     """Joins the processes of one run; does nothing when there is only one.
 
-    Call it before anything touches a device.
+    Call it before anything touches a device. When a process is gone, the others end as soon as they
+    notice: at once where the connection breaks, else after ``heartbeat_timeout``. JAX ends them
+    from C++; a line behind its dump says what that means.
 
     Args:
         coordinator_address: ``"host:port"`` of process 0, or ``"auto"`` where JAX finds the other
             processes itself (Cloud TPU, Slurm, Open MPI); default ``$JAX_COORDINATOR_ADDRESS``.
         num_processes: how many processes take part; default ``$JAX_NUM_PROCESSES``.
         process_id: this one's number, from 0; default ``$JAX_PROCESS_ID``.
+        initialization_timeout: seconds to wait for the others at the start.
+        heartbeat_timeout: seconds without a sign of life after which a process counts as gone, and
+            the others end.
 
     Raises:
         ValueError: if only some of the three are known, or one is not of its form.
@@ -49,8 +71,18 @@ def initialize_distributed(
         os.environ.get(variable) if value is None else value
         for value, variable in zip(given, variables, strict=True)
     )
+    for name, value in (
+        ("initialization_timeout", initialization_timeout),
+        ("heartbeat_timeout", heartbeat_timeout),
+    ):
+        checks.count(name, value, at_least=1)
+    join = functools.partial(
+        _join,
+        initialization_timeout=initialization_timeout,
+        heartbeat_timeout_seconds=heartbeat_timeout,
+    )
     if address == "auto":
-        jax.distributed.initialize()
+        join()
         return
     if (address, count, number) == (None,) * 3 or str(count).strip() == "1":
         return
@@ -72,8 +104,54 @@ def initialize_distributed(
             "num_processes must be a whole number and process_id one from 0 to num_processes - 1, "
             f"got {count!r} and {number!r}"
         )
+    join(coordinator_address=address, num_processes=processes, process_id=own)
+
+
+def _join(**options: Any) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read on CPU only
-    jax.distributed.initialize(address, processes, own)
+    # It catches SIGTERM from here on, so that nothing stops a run before its first step.
+    jax.config.update("jax_enable_preemption_service", False)
+    with contextlib.suppress(OSError):  # no such shell
+        # C++ may end this process without a word of Python: the shell sees the pipe close.
+        last_words = subprocess.Popen(
+            ["/bin/sh", "-c", 'read word || echo "$0" >&2', GONE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        _last_words.append(last_words)
+        atexit.register(_end_well)
+    jax.distributed.initialize(**options)
+
+
+def _end_well() -> None:
+    """Nothing is to be said at the end of this process."""
+    while _last_words:
+        with contextlib.suppress(OSError):
+            _last_words.pop().communicate(b"well\n")
+
+
+def leave_distributed(code: int, *, seconds: float = 10.0) -> None:
+    """Ends this process, which has failed, if it is one of several; the others then end, too.
+
+    JAX would wait at its end for the others, which may be waiting for this one.
+
+    Args:
+        code: of the exit.
+        seconds: to wait for the others, which may be about to end for the same reason.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    if (error := sys.exception()) is not None and not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    print(GONE, file=sys.stderr)
+    _end_well()
+    leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(seconds)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def make_mesh(
