@@ -12,11 +12,11 @@ from zoo.data import Vocabulary, build_vocabulary, open_source
 from zoo.data.archives import read_zip
 
 from ..command_line import local_path
+from ..labelled_texts import Labelled, read_labelled
 from .config import Config
 
 SPLITS = ("train", "held out")
 SENTIMENTS = ("negative", "positive")
-Labelled = list[tuple[str, str]]  # text, name of its class
 Row = tuple[bool, str, str]  # whether it is held out, text, name of its class
 
 # The plays in their order, each by its first line.
@@ -204,9 +204,5 @@ def _treebank(folder: pathlib.Path) -> Iterator[Row]:
 
 def _fields(uri: str) -> Iterator[Row]:
     """Any source with the fields text and label."""
-    for part in ("train", "valid", "test"):
-        for example in open_source(uri, split=part):
-            if not {"text", "label"} <= example.keys():
-                got = f"{sorted(example)} from {uri}"
-                raise ValueError(f"data.uri must have the fields text and label, got {got}")
-            yield part != "train", str(example["text"]), str(example["label"])
+    for held_out, rows in enumerate(read_labelled(uri)):
+        yield from ((bool(held_out), text, label) for text, label in rows)

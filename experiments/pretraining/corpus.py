@@ -162,7 +162,12 @@ def documents(source: Any, start: int, stop: int) -> Iterator[tuple[int, str]]:
     document = 0
     for index in range(start, stop):
         example = source[index]
-        text = example["text"]
+        text = example.get("text")
+        if not isinstance(text, str):
+            raise ValueError(
+                f"data.uri must give examples with a field text, got {', '.join(example)} from "
+                f"{source.uri}; ?columns=… behind the path of a table names its columns"
+            )
         is_line = set(example) == {"text"}
         document += not is_line or not text.strip()
         for sentence in [text] if is_line else map(str.strip, _SENTENCE_END.split(text)):

@@ -1,16 +1,20 @@
-"""Sentiment of reviews, from pretrained weights and from scratch, at the same budget.
+"""Classifies texts, from pretrained weights and from scratch, at the same budget.
 
     python -m experiments.pretraining.finetune --pretrained runs/pretraining_reviews/bert
+    python -m experiments.pretraining.finetune --pretrained runs/mine/bert --uri file:labelled.csv
 
 The encoder is a folder in Hugging Face's format with ``tokenizer.json``, such as ``bert/`` in the
 workdir of a masked-language-model run. A linear layer reads the mean of the hidden states. Both
-arms see the same reviews in the same order with the same schedule, once per seed; the margin is
-taken seed by seed. Finished arms are kept: the same command continues with the rest.
+arms see the same texts in the same order with the same schedule, once per seed; the margin is
+taken seed by seed. Finished arms are kept: the same command continues with the rest. The first
+classifier from pretrained weights is kept in ``classifier/``, for ``….pretraining.predict``.
 """
 
 import dataclasses
 import itertools
+import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +24,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from zoo.data import Pipeline, open_source
+from zoo._files import replace_file
+from zoo.data import Pipeline, Vocabulary, open_source
 from zoo.data.fingerprint import fingerprint
 from zoo.training import (
     Loop,
@@ -33,14 +38,16 @@ from zoo.training import (
     results_table,
 )
 from zoo.transformer import Transformer, TransformerConfig, load_bert, placement_rules
-from zoo.transformer.weights import bert_config
+from zoo.transformer.weights import bert_config, save_transformer
 
 from ..command_line import MAY_CHANGE, RunConfig, at_least, local_path
+from ..labelled_texts import Labelled, read_labelled
 from ..running import (
     Experiment,
     finish,
     held_out_means,
     is_main_process,
+    on_host,
     open_mesh,
     read_records,
 )
@@ -49,7 +56,7 @@ from .corpus import load_vocabulary
 from .train import make_optimizer
 
 PRETRAINED, SCRATCH = "pretrained", "from scratch"
-Reviews = list[dict[str, Any]]
+Examples = list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +65,23 @@ class Fields:
 
     pretrained: str = "runs/pretraining_reviews/bert"
     """Folder with config.json, model.safetensors and tokenizer.json."""
+    uri: str = ""
+    """Labelled texts: file:PATH of a .csv, .tsv, .jsonl or .parquet, hf:NAME, or a folder of text
+    files, one class a file or subfolder; {split} stands for train and test, else a tenth is for
+    the test. Empty: the reviews below."""
+    text_field: str = "text"
+    """Column of the text."""
+    label_field: str = "label"
+    """Column of the class, words or numbers."""
     positive: str = "file:$ZOO_DATA/imdb/{split}_pos.tsv.xz?columns=id,rating,text"
     """Reviews with a field text; {split} stands for train and test."""
     negative: str = "file:$ZOO_DATA/imdb/{split}_neg.tsv.xz?columns=id,rating,text"
-    train_examples: int = 2000
-    test_examples: int = 4000
+    train_examples: int | None = None
+    """So many, evenly over the classes; None: all there are, of the reviews 2,000."""
+    test_examples: int | None = None
+    """None: all there are, of the reviews 4,000."""
     length: int = 128
-    """Tokens per review; the rest is cut off."""
+    """Tokens per text; the rest is cut off."""
     num_epochs: int = 3
     batch_size: int = 32
     learning_rate: float = 5e-4
@@ -78,17 +95,18 @@ class Fields:
 
 @dataclasses.dataclass(frozen=True)
 class Config(RunConfig, Fields):
-    """Fine-tuning on reviews."""
+    """Fine-tuning on labelled texts."""
 
     workdir: str = "runs/finetune"
 
 
 class Data(NamedTuple):
-    """The reviews, and the encoder that they are encoded for."""
+    """The texts, and the encoder that they are encoded for."""
 
     encoder: TransformerConfig
-    train: Reviews
-    test: Reviews
+    labels: list[str]  # names of the classes
+    train: Examples
+    test: Examples
 
 
 class Classifier(nnx.Module):
@@ -137,9 +155,13 @@ def run(config: Config) -> None:
                 batches(config, data, seed),
                 num_steps=experiment.num_steps,
                 mesh=mesh,
-                loop=Loop(rate_unit="reviews", progress=config.loop.progress),
+                loop=Loop(rate_unit="texts", progress=config.loop.progress),
             )
             values = experiment.evaluate(state)[1]
+            if (name, seed) == (PRETRAINED, 0) and is_main_process():
+                save_classifier(
+                    workdir / "classifier", experiment, on_host(state.parameters), data, config
+                )
             done[name, seed] = values["accuracy"]
             found = {"weights": name, "seed": seed, **values, "data": identity}
             log.write(experiment.num_steps, found)
@@ -150,30 +172,90 @@ def run(config: Config) -> None:
 
 
 def load(config: Config) -> Data:
-    """Reads as many reviews as are asked for, half of each label."""
+    """Reads as many texts as are asked for, evenly over the classes."""
     folder = local_path(config.pretrained)
+    if not folder.is_dir():
+        raise ValueError(
+            f"pretrained must be a folder with a BERT, such as bert/ of a run of "
+            f"experiments.pretraining, got {config.pretrained!r}"
+        )
     encoder = dataclasses.replace(
         bert_config(folder), head="none", pooler=False, attention_dropout=0.0
     )
+    if config.length > encoder.max_positions:
+        raise ValueError(
+            f"length must be at most the {encoder.max_positions} positions of {config.pretrained}, "
+            f"got {config.length}"
+        )
     vocabulary = load_vocabulary(folder)
+    splits = read_texts(config)
+    labels = sorted({name for _, name in splits["train"]}, key=natural)
+    counts = (config.train_examples, config.test_examples)
+    defaults = (None, None) if config.uri else (2000, 4000)
+    examples: dict[str, Examples] = {}
+    for (split, rows), count, default in zip(splits.items(), counts, defaults, strict=True):
+        by_class = [[words for words, name in rows if name == label] for label in labels]
+        each = -(-(count or default or len(rows) * len(labels)) // len(labels))
+        examples[split] = [
+            {"ids": ids, "label": np.int32(number)}
+            for number, texts in enumerate(by_class)
+            for ids in encode(texts[:each], vocabulary, config.length)
+        ]
+    return Data(encoder, labels, **examples)
+
+
+def read_texts(config: Config) -> dict[str, Labelled]:
+    """Texts with the names of their classes, by split."""
+    if config.uri:
+        names = {"text": config.text_field, "label": config.label_field}
+        advice = "name yours with --text-field and --label-field; "
+        train, test = read_labelled(config.uri, **names, flag="uri", advice=advice)
+        return {"train": train, "test": test}
+    reviews = {"negative": config.negative, "positive": config.positive}
+    return {
+        split: [
+            (example["text"], name)
+            for name, uri in reviews.items()
+            for example in open_source(uri.replace("{split}", split))
+        ]
+        for split in ("train", "test")
+    }
+
+
+def natural(name: str) -> tuple[bool, float, str]:
+    """Sorts numbers by their value, before words."""
+    return (False, float(name), name) if name.isdecimal() else (True, 0.0, name)
+
+
+def encode(texts: Iterable[str], vocabulary: Vocabulary, length: int) -> list[np.ndarray]:
+    """Ids ``[length]`` of every text between [CLS] and [SEP], padded with 0."""
     cls, sep = vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"]
-    reviews: dict[str, Reviews] = {"train": [], "test": []}
-    for split, count in (("train", config.train_examples), ("test", config.test_examples)):
-        for label, uri in enumerate((config.negative, config.positive)):
-            source = open_source(uri.replace("{split}", split))
-            texts = [source[index]["text"] for index in range(min(len(source), -(-count // 2)))]
-            for ids in vocabulary.encode_batch(texts):
-                row = [cls, *ids[: config.length - 2], sep]
-                padded = np.pad(np.array(row, np.int32), (0, config.length - len(row)))
-                reviews[split].append({"ids": padded, "label": np.int32(label)})
-    return Data(encoder, **reviews)
+    rows = ([cls, *ids[: length - 2], sep] for ids in vocabulary.encode_batch(texts))
+    return [np.pad(np.array(row, np.int32), (0, length - len(row))) for row in rows]
+
+
+def save_classifier(
+    folder: pathlib.Path, experiment: Experiment, parameters: Any, data: Data, config: Config
+) -> None:
+    """Writes what :mod:`….predict` reads: the encoder, the linear layer, the tokens, the labels."""
+    model = experiment.merge(parameters)
+    head = {
+        "classifier.weight": np.asarray(model.output_kernel[...]).T,
+        "classifier.bias": np.asarray(model.output_bias[...]),
+    }
+    save_transformer(folder, model.encoder, architecture="bert", head=head)
+    for name in ("tokenizer.json", "vocab.txt"):
+        if (file := local_path(config.pretrained) / name).exists():
+            replace_file(folder / name, file.read_bytes())
+    content = {"labels": data.labels, "length": config.length}
+    replace_file(folder / "classifier.json", json.dumps(content, ensure_ascii=False))
 
 
 def batches(config: Config, data: Data, seed: int) -> Pipeline:
-    """Batches of training reviews."""
+    """Batches of training texts."""
     return Pipeline(
         data.train,
-        batch_size=config.batch_size,
+        batch_size=min(config.batch_size, len(data.train)),
         seed=seed,
         remainder="drop",
         depends_on=data.test,
@@ -191,7 +273,7 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
         warmup_steps=num_steps // 10,
         weight_decay=config.weight_decay,
     )
-    init, merge = functional(lambda rngs: Classifier(data.encoder, 2, rngs=rngs))
+    init, merge = functional(lambda rngs: Classifier(data.encoder, len(data.labels), rngs=rngs))
 
     def loss(parameters: Any, batch: Any, *, key: jax.Array | None, carry: Any = ()) -> LossOutput:
         ids = batch["ids"]
@@ -219,7 +301,7 @@ def build(config: Config, mesh: Mesh, data: Data | None = None) -> Experiment:
         batches=first,
         num_steps=num_steps,
         evaluate=evaluate,
-        rate_unit="reviews",
+        rate_unit="texts",
         rules=placement_rules(data.encoder),
     )
 
@@ -238,10 +320,15 @@ def report(workdir: pathlib.Path, arms: dict[str, list[float]], data: Data) -> N
             {"weights": name, "test accuracy, %": 100 * row["mean"], "±": 100 * row["std"]}
             for name, row in rows.items()
         ],
-        title=f"{len(data.test):,} reviews after {len(data.train):,}, {len(margins)} seeds",
+        title=f"{len(data.test):,} texts after {len(data.train):,}, {len(margins)} seeds",
     )
+    most = np.bincount([int(row["label"]) for row in data.train]).argmax()
+    constant = float(np.mean([row["label"] == most for row in data.test]))
     if is_main_process():
-        finish(workdir, {**rows, "accuracies": arms, **counts})
+        print(f"always {data.labels[most]!r}, the most frequent class: {constant:.1%}")
+        finish(workdir, {**rows, "accuracies": arms, **counts, "most_frequent": constant})
+        classifier = workdir / "classifier"
+        print(f'to use it: python -m {__package__}.predict {classifier} "a line of text"')
 
 
 if __name__ == "__main__":

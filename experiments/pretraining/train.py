@@ -50,6 +50,10 @@ from .records import RecordRows
 PATTERNS = {"masked": "bidirectional", "causal": "causal", "prefix": "prefix"}
 # Where the corpus lies and how it is read; what it holds belongs to the checkpoints' identity.
 CORPUS_MAY_CHANGE = ("data.directory", "data.workers", "data.corrupt")
+NO_BERT = (
+    "no bert/ for fine-tuning: BERT's form is objective.kind masked with model.norm_position post, "
+    "as in the presets smoke, reviews, base and paper"
+)
 BASELINE_ROWS = 20_000  # training rows whose tokens are counted
 
 
@@ -77,6 +81,8 @@ def run(config: Config) -> None:
     if is_main_process():
         if config.objective.kind == "masked" and config.model.norm_position == "post":
             export(workdir / "bert", experiment.merge(parameters), corpus.directory_of(config))
+        else:
+            print(NO_BERT)
         report(workdir, baseline, results)
 
 

@@ -114,8 +114,25 @@ def test_sets_by_their_form(tmp_path):
     (tmp_path / "own.tsv").write_text("label\ttext\n" + "x\tone\ny\ttwo\n" * 30)
     assert len(texts.read(f"file:{tmp_path}/own.tsv")["held out"]) == 6
     (tmp_path / "own.tsv").write_text("label\ttext\n" + "x\tone\n" * 57 + "y\ttwo\n" * 3)
-    with pytest.raises(ValueError, match=r"texts of each in training and held out, got \['x'\]"):
+    assert ("two", "y") in texts.read(f"file:{tmp_path}/own.tsv")["held out"]
+    for rest in ("", "y\ttwo\n"):  # one class; a class with nothing left to train on
+        (tmp_path / "own.tsv").write_text("label\ttext\n" + "x\tone\n" * 9 + rest)
+        with pytest.raises(ValueError, match=r"two classes or more, each with several texts"):
+            texts.read(f"file:{tmp_path}/own.tsv")
+    with pytest.raises(ValueError, match=r"fields text and label, .* has a, b; where the first"):
+        texts.read(f"file:{tmp_path}/own.tsv?columns=a,b")
+    (tmp_path / "own.tsv").write_text("label\ttext\n \tone\n")
+    with pytest.raises(ValueError, match=r"example 1 of .* has no text or no label"):
         texts.read(f"file:{tmp_path}/own.tsv")
+    (tmp_path / "files/b").mkdir(parents=True)
+    (tmp_path / "files/a.txt").write_text("one\ntwo\n\n \nthree\n")
+    (tmp_path / "files/b/x.txt").write_text("four\n" * 4)
+    found = texts.read(f"file:{tmp_path}/files")  # a class a file, or a folder of files
+    assert sorted(found["train"] + found["held out"]) == [
+        *[("four", "b")] * 4,
+        ("one\ntwo", "a"),
+        ("three", "a"),
+    ]
 
 
 def test_self_bleu_is_that_of_nltk():

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import command_line
 from experiments.command_line import LoopConfig
-from experiments.pretraining import corpus, finetune, records
+from experiments.pretraining import corpus, finetune, predict, records
 from experiments.pretraining.baselines import entropies
 from experiments.pretraining.config import (
     PRESETS,
@@ -27,7 +28,9 @@ from experiments.running import read_records
 from zoo.data import build_vocabulary, open_source
 from zoo.data.fingerprint import fingerprint
 from zoo.training import make_mesh
+from zoo.transformer import Transformer, TransformerConfig
 from zoo.transformer.packing import PackedRows
+from zoo.transformer.weights import save_bert
 
 # Compiling is most of the cost of these runs. On level 1 the programs are compiled in a fifth of
 # the time and run nearly as fast.
@@ -111,6 +114,81 @@ def fine_tune_from(pretrained, folder):
     margins = pretrained - scratch
     assert summary["margin"] == pytest.approx({"mean": margins.mean(), "std": margins.std(ddof=1)})
     assert (summary["train_examples"], summary["test_examples"]) == (24, 20)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """A BERT as a masked run leaves it."""
+    folder = tmp_path_factory.mktemp("bert")
+    vocabulary = build_vocabulary(
+        ["a good play", "one bad or plain"], split="wordpiece", max_size=60
+    )
+    (folder / "tokenizer.json").write_text(vocabulary.model)
+    config = TransformerConfig(
+        vocab_size=len(vocabulary),
+        features=8,
+        num_layers=1,
+        num_heads=2,
+        feedforward_features=8,
+        max_positions=24,
+        head="mlm",
+    )
+    save_bert(folder, Transformer(config, rngs=nnx.Rngs(0)))
+    return folder
+
+
+@pytest.mark.slow
+def test_own_labels_in_a_table_and_a_prediction(untrained, tmp_path, capsys):
+    words = {"10": "good", "9": "bad", "plain, 0": "plain"}
+    rows = [(f"a {word} play", label) for label, word in words.items()] * 20
+    lines = "".join(f'"{text}","{label}"\n' for text, label in rows)
+    (tmp_path / "own.csv").write_text(lines)
+    flags = [f"--pretrained={untrained}", f"--workdir={tmp_path}/run", "--length=12", "--seeds=1"]
+    flags += [f"--uri=file:{tmp_path}/own.csv?columns=words,kind", "--text-field=words"]
+    flags += ["--label-field=kind", "--num-epochs=30", "--learning-rate=0.02", "--batch-size=24"]
+    command_line.main(finetune.run, {"small": finetune.Config()}, None, flags)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["most_frequent"] == pytest.approx(1 / 3)
+    assert summary["pretrained"]["mean"] == 1
+    assert (summary["train_examples"], summary["test_examples"]) == (54, 6)
+    assert "[OPTIONS]" not in capsys.readouterr().out
+    predict.main([f"{tmp_path}/run/classifier", "a plain play", "one bad play"])
+    found = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [(label, text) for label, _, text in found] == [
+        ("plain, 0", "a plain play"),
+        ("9", "one bad play"),
+    ]
+    assert all(0.5 < float(share) <= 1 for _, share, _ in found)
+    labels = json.loads((tmp_path / "run/classifier/classifier.json").read_text())["labels"]
+    assert labels == ["9", "10", "plain, 0"]
+    with pytest.raises(SystemExit, match="2"):
+        predict.main([f"{tmp_path}/run", "a play"])
+    assert "give the classifier/ of a run of finetune" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--pretrained=/nowhere", "must be a folder with a BERT"),
+        ("--length=99", "at most the 24 positions"),
+        ("--uri=file:{}/own.csv", "has a, b; name yours with --text-field and --label-field"),
+    ],
+)
+def test_mistakes_in_fine_tuning(untrained, tmp_path, flag, message):
+    (tmp_path / "own.csv").write_text("a,b\nx,1\ny,2\n")
+    flags = [f"--pretrained={untrained}", "--length=12", flag.format(tmp_path)]
+    config = command_line.parse(finetune.run, {"small": finetune.Config()}, None, flags)
+    with pytest.raises(ValueError, match=message):
+        finetune.load(config)
+
+
+def test_the_usage_line_names_the_program(capsys):
+    with pytest.raises(SystemExit):
+        command_line.parse(finetune.run, {"small": finetune.Config()}, None, ["--help"])
+    usage = capsys.readouterr().out.splitlines()[0]
+    assert (
+        usage == "usage: python -m experiments.pretraining.finetune [--preset NAME] [-h] [OPTIONS]"
+    )
 
 
 @pytest.mark.slow

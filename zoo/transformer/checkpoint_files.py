@@ -65,7 +65,7 @@ def write_tensors(
         if tensor.nbytes > room and shards[-1]:
             shards.append({})
             room = shard_bytes
-        shards[-1][name] = tensor
+        shards[-1][name] = np.asarray(tensor, order="C")  # a view is written as it lies in memory
         room -= tensor.nbytes
     before = {path.name for path in directory.glob("model*.safetensors*")}
     count, places = len(shards), dict[str, str]()
