@@ -9,6 +9,8 @@ as read by https://kexue.fm/archives/6612.
                      energies, hidden halves filled in
     mnist            MNIST against Fashion-MNIST with a network that two CPU cores can sample, ten
                      minutes
+    images           pictures of one's own, --data.uri 'file:FOLDER?size=28', with the numbers of
+                     mnist
     paper            CIFAR-10 with the published network and numbers, on an accelerator
 
 The published sampler (``paper``) is a noisy descent at the temperature 0.005²/(2·10) = 10⁻⁶. The
@@ -32,10 +34,11 @@ class DataConfig:
     """Labelled images, and others that the energy must tell from them."""
 
     uri: str = "builtin:digits"
-    """builtin:digits (every fifth image is for the test), or file:PATH.npz, or a folder of idx
-    files, or tfds:NAME, with splits train and test."""
+    """builtin:digits (every fifth image is for the test), file:PATH.npz, file:FOLDER of idx files
+    or of PNG and JPEG (?size=28 behind it scales them, ?channels=1 makes them grey), tfds:NAME or
+    hf:NAME."""
     outliers: str = "builtin:photographs"
-    """Images of another kind and the same size: builtin:photographs are grey patches of the two
+    """Images of another kind and the same size: builtin:photographs are patches of the two
     photographs that scikit-learn brings along; else as uri."""
     levels: int = 17
     """Distinct values of a pixel as stored; each is spread evenly over its share of 0..1."""
@@ -178,6 +181,21 @@ class Config(RunConfig, Fields):
     loop: LoopConfig = LoopConfig(log_every=100, checkpoint_every=1000)
 
 
+_MNIST: dict[str, Any] = dict(
+    model=ModelConfig(features=256, reference=0.2),
+    # The curvature due to the noise is 1/0.2² = 25; a step of 0.016 contracts by two fifths.
+    sampler=SamplerConfig(
+        step_size=0.016,
+        gradient_clip=1000.0,
+        bounds=(-1.0, 2.0),
+        replay_capacity=4096,
+        fresh_rate=0.05,
+    ),
+    training=TrainingConfig(steps=6000, l2=1e-4),
+    rollback=RollbackConfig(max_energy_gap=1000.0),
+    evaluation=EvaluationConfig(num_steps=1000, test_images=2000, classifier_epochs=3),
+)
+
 PRESETS = {
     "small": Config(),
     "smoke": Config(
@@ -202,18 +220,10 @@ PRESETS = {
             levels=256,
             noise=0.2,
         ),
-        model=ModelConfig(features=256, reference=0.2),
-        # The curvature due to the noise is 1/0.2² = 25; a step of 0.016 contracts by two fifths.
-        sampler=SamplerConfig(
-            step_size=0.016,
-            gradient_clip=1000.0,
-            bounds=(-1.0, 2.0),
-            replay_capacity=4096,
-            fresh_rate=0.05,
-        ),
-        training=TrainingConfig(steps=6000, l2=1e-4),
-        rollback=RollbackConfig(max_energy_gap=1000.0),
-        evaluation=EvaluationConfig(num_steps=1000, test_images=2000, classifier_epochs=3),
+        **_MNIST,
+    ),
+    "images": Config(  # data.uri is the user's
+        data=DataConfig(uri="", levels=256, noise=0.2), **_MNIST
     ),
     "paper": Config(
         data=DataConfig(uri="tfds:cifar10", outliers="tfds:svhn_cropped", levels=256, noise=0.0),

@@ -33,24 +33,29 @@ def outliers(data: DataConfig, test: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def photographs(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Patches ``[N, height, width, 1]`` of scikit-learn's two photographs, float32 in 0..1.
+    """Patches ``[N, height, width, channels]`` of scikit-learn's two photographs, float32 in 0..1.
 
-    Each pixel is the mean of ``SHRINK²`` of theirs.
+    Grey if ``channels`` is 1. Each pixel is the mean of ``SHRINK²`` of theirs, of fewer where the
+    photographs are too small for that.
     """
     count, height, width, channels = shape
-    if channels != 1:
-        raise ValueError(
-            f"data.outliers: builtin:photographs are grey, but data.uri has {channels} channels; "
-            "give the URI of a set"
-        )
     pictures = require("sklearn.datasets", "data").load_sample_images().images
-    grey = [picture.mean(axis=2) / 255 for picture in pictures]
+    if channels == 1:
+        pictures = [picture.mean(axis=2, keepdims=True) for picture in pictures]
+    pictures = [picture / 255 for picture in pictures]
+    shrink = min(SHRINK, *(min(p.shape[0] // height, p.shape[1] // width) for p in pictures))
+    if channels not in (1, 3) or not shrink:
+        raise ValueError(
+            f"data.outliers: builtin:photographs are smaller or of other channels than the images "
+            f"of data.uri, {height} x {width} x {channels}; give the URI of a set"
+        )
     patches = np.empty(shape, np.float32)
     for number in range(count):
-        picture = grey[number % len(grey)]
-        rows, columns = SHRINK * height, SHRINK * width
-        top = generator.integers(picture.shape[0] - rows)
-        left = generator.integers(picture.shape[1] - columns)
+        picture = pictures[number % len(pictures)]
+        rows, columns = shrink * height, shrink * width
+        top = generator.integers(max(1, picture.shape[0] - rows))
+        left = generator.integers(max(1, picture.shape[1] - columns))
         patch = picture[top : top + rows, left : left + columns]
-        patches[number, ..., 0] = patch.reshape(height, SHRINK, width, SHRINK).mean(axis=(1, 3))
+        blocks = patch.reshape(height, shrink, width, shrink, channels)
+        patches[number] = blocks.mean(axis=(1, 3))
     return patches

@@ -116,6 +116,8 @@ def run(config: Config) -> None:
 
 def load(config: Config) -> Data:
     """Reads the images."""
+    if not config.data.uri:
+        raise ValueError("--data.uri must name your images, such as 'file:FOLDER?size=28'")
     source, test_source = open_splits(config.data.uri)
     test = image_arrays(head(test_source, config.evaluation.test_images))
     return Data(source, image_arrays(source), test, outliers(config.data, test[0]))

@@ -74,7 +74,7 @@ def _flickr8k(folder: pathlib.Path) -> dict[str, Captioned]:
         by_name.setdefault(name.partition("#")[0], []).append(words_of(caption))
     archive = read_npz(folder / ARCHIVE, ("jpeg", "offsets", "names", "split"))
     data, offsets, names, splits = archive.values()
-    pictures = require("PIL.Image", "plot")
+    pictures = require("PIL.Image", "data")
     images = []
     for name, start, stop in zip(names, offsets[:-1], offsets[1:], strict=True):
         try:

@@ -1,6 +1,7 @@
 """Trains the captioner, generates captions by greedy and beam search, and scores them."""
 
 import functools
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from zoo._files import replace_file
 from zoo.data import Pipeline, Vocabulary, build_vocabulary
 from zoo.decoding import beam_search, prefill, sample
+from zoo.extras import require
 from zoo.training import (
     LossOutput,
     TrainState,
@@ -23,7 +25,7 @@ from zoo.training import (
 )
 from zoo.transformer import placement_rules
 
-from ..command_line import MAY_CHANGE
+from ..command_line import MAY_CHANGE, local_path
 from ..running import (
     Experiment,
     announce,
@@ -38,6 +40,8 @@ from ..running import (
 from . import figures, scores
 from .config import Config
 from .data import (
+    ARCHIVE,
+    CAPTIONS,
     Captioned,
     Vectors,
     digits_named,
@@ -78,6 +82,7 @@ class Results(NamedTuple):
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
     mesh = open_mesh(config)
+    check_needs(config)
     workdir = open_workdir(config.workdir, config, ignore=MAY_CHANGE)
     data = load(config, workdir / "features.npz")
     if config.search.beam_size > len(data.vocabulary):
@@ -97,6 +102,21 @@ def run(config: Config) -> None:
     write = make_writer(experiment.merge, on_host(state.parameters), data.vocabulary, config)
     if is_main_process():
         report(workdir, data, caption(config, data, write, values["valid_perplexity"]))
+
+
+def check_needs(config: Config) -> None:
+    """An error that names what is missing, before anything is read or trained."""
+    require("nltk.translate.bleu_score", "data")  # scores the captions at the end
+    flickr8k = config.data.uri.startswith("file:")
+    if flickr8k:
+        require("PIL.Image", "data")
+    files = [local_path(config.data.uri) / name for name in (ARCHIVE, CAPTIONS)] if flickr8k else []
+    files += [local_path(config.data.encoder)] if config.data.encoder else []
+    if missing := [os.fspath(file) for file in files if not file.exists()]:
+        raise FileNotFoundError(
+            f"there is no {', '.join(missing)}; the README of image_captioning says what they are, "
+            "`python -m zoo.data.fetch flickr8k efficientnet_lite0` fetches what can be fetched"
+        )
 
 
 def load(config: Config, store: pathlib.Path | None = None) -> Data:

@@ -13,7 +13,7 @@ from experiments.energy_model.config import PRESETS, DataConfig, ModelConfig
 from experiments.energy_model.data import outliers
 from experiments.energy_model.judge import auroc, frechet_distance
 from experiments.energy_model.model import make_network
-from experiments.energy_model.train import Data, build, noisy, sample_from_noise
+from experiments.energy_model.train import Data, build, load, noisy, sample_from_noise
 from experiments.image_sets import head, open_splits
 from tests.battery import quick_jit
 from zoo.data.images import image_arrays
@@ -83,8 +83,30 @@ def test_outliers_are_what_they_are_called():
     shuffled = others["shuffled pixels"]
     assert not np.array_equal(shuffled, test)
     np.testing.assert_array_equal(np.sort(shuffled.reshape(40, -1)), np.sort(test.reshape(40, -1)))
-    with pytest.raises(ValueError, match=r"photographs are grey, but data\.uri has 3 channels"):
-        outliers(DataConfig(), np.zeros((2, 8, 8, 3), np.float32))
+    colour = outliers(DataConfig(), np.zeros((4, 213, 200, 3), np.float32))["photographs"]
+    assert np.ptp(colour, axis=-1).max() > 0.1
+    for shape in ((2, 8, 8, 2), (2, 500, 8, 3)):
+        with pytest.raises(ValueError, match=r"photographs are smaller or of other channels"):
+            outliers(DataConfig(), np.zeros(shape, np.float32))
+
+
+def test_a_folder_of_pictures(tmp_path):
+    """What ``--preset images`` reads: pictures of any size, the class is the folder."""
+    pictures = pytest.importorskip("PIL.Image")
+    for name, colour in (("cat", (200, 9, 9)), ("dog", (9, 200, 9))):
+        (tmp_path / name).mkdir()
+        for n in range(20):
+            pictures.new("RGB", (20 + n, 30), colour).save(tmp_path / name / f"{n}.png")
+    config = change(
+        PRESETS["images"], data={"uri": f"file:{tmp_path}?size=9"}, training={"batch_size": 4}
+    )
+    data = load(config)
+    assert data.train[0].shape == (36, 9, 9, 3)
+    np.testing.assert_array_equal(data.train[1], data.train[0][:, 0, 0, 1] > 0.5)
+    experiment = build(config, MESH, data)
+    assert experiment.abstract_state(MESH).parameters["kernels"]
+    with pytest.raises(ValueError, match="must name your images"):
+        load(PRESETS["images"])
 
 
 def test_another_set_as_outliers(tmp_path):

@@ -274,3 +274,11 @@ def test_scores_by_hand():
 def test_mistakes_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_what_is_missing_is_named_before_anything_is_trained(refused, tmp_path, monkeypatch):
+    flags = f"--data.uri=file:{tmp_path} --data.encoder=file:{tmp_path}/encoder.npz"
+    refused("image_captioning", flags, f"there is no {tmp_path}/{data.ARCHIVE}, ")
+    refused("image_captioning", flags, f"{tmp_path}/encoder.npz; the README of image_captioning")
+    monkeypatch.setitem(sys.modules, "nltk.translate.bleu_score", None)
+    refused("image_captioning", "", "module 'nltk.translate.bleu_score'")
