@@ -15,13 +15,15 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from zoo import extras
+from zoo._remote import is_remote
 from zoo.training.mesh import leave_distributed
 from zoo.training.records import check_local, leave_workdirs
+from zoo.training.remote import stage
 
 # What every experiment uses in the end: a module that is missing is found out at the start.
 NEEDED = {"rich.table": "train", "orbax.checkpoint": "train", "matplotlib.figure": "plot"}
@@ -39,7 +41,11 @@ def local_path(name: str) -> pathlib.Path:
     """
     filled = os.path.expandvars(name.removeprefix("file:"))
     if (unset := re.search(r"\$(\w+|\{\w+\})", filled)) and not os.path.exists(filled):
-        raise ValueError(f"{name}: the environment variable {unset[1].strip('{}')} is not set")
+        hint = "; `python -m zoo.data.fetch` fetches the sets of the READMEs into it"
+        raise ValueError(
+            f"{name}: the environment variable {unset[1].strip('{}')} is not set"
+            + (hint if "ZOO_DATA" in unset[1] else "")
+        )
     try:
         return pathlib.Path(filled).expanduser()
     except RuntimeError as error:
@@ -149,6 +155,8 @@ class LoopConfig:
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     progress: bool = True
+    logger: Literal["tensorboard", "wandb"] | None = None
+    """Where the records of metrics.jsonl also go; the extra logging installs both."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "log_every", "checkpoint_every", "keep_checkpoints")
@@ -164,7 +172,7 @@ class RunConfig:
     """
 
     workdir: str = ""
-    """Folder of the run; the same command continues it."""
+    """Folder of the run, or gs://… or s3://…; the same command continues it."""
     loop: LoopConfig = LoopConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
@@ -254,6 +262,13 @@ def parse(
     if not config.workdir.strip():
         raise ValueError("workdir must name a folder, got an empty name")
     check_local(config.workdir)
+    if is_remote(config.workdir):
+        if config.distributed.coordinator_address or config.distributed.num_processes:
+            raise ValueError(
+                f"workdir must be a folder that all processes see, got {config.workdir}; mount the "
+                "bucket on every machine"
+            )
+        return dataclasses.replace(config, workdir=os.fspath(stage(config.workdir)))
     return dataclasses.replace(config, workdir=os.fspath(local_path(config.workdir)))
 
 

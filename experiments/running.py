@@ -36,6 +36,7 @@ from zoo.training import (
 )
 from zoo.training.placement import Rules
 from zoo.training.records import write_summary
+from zoo.training.remote import url_of
 from zoo.training.state import abstract_state
 
 from .command_line import LoopConfig, RunConfig
@@ -137,17 +138,19 @@ def train(
     folder: pathlib.Path,
     loop: LoopConfig,
     step: Callable[..., Any] | None = None,
+    part: tuple[int, int] = (1, 1),
 ) -> TrainState:
     """Draws the parameters, compiles the step and fits, with checkpoints and a log in the folder.
 
     A run that was stopped continues from its last checkpoint. ``step`` is that of an experiment
     which differs in seed and batches alone: several seeds then share one compilation.
+    ``part`` says which of how many such runs this is, for the time that is left.
     """
     state = experiment.initial_state(mesh)
     step = experiment.train_step(state.shardings) if step is None else step
     with (
         Checkpointer(folder / "checkpoints", keep=loop.keep_checkpoints) as checkpointer,
-        MetricsLog(folder / "metrics.jsonl") as log,
+        MetricsLog(folder / "metrics.jsonl", logger=loop.logger) as log,
     ):
         return fit(
             step,
@@ -162,6 +165,7 @@ def train(
                 max_nonfinite_steps=experiment.max_nonfinite_steps,
                 rate_unit=experiment.rate_unit,
                 progress=loop.progress,
+                part=part,
             ),
             checkpointer=checkpointer,
             log=log,
@@ -249,7 +253,7 @@ def finish(
     """Writes ``summary.json``, with JAX's version and the devices, and lists what was written."""
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     path = write_summary(workdir, {**summary, "jax": jax.__version__, "device": device})
-    print("written:", ", ".join(str(path) for path in (*pictures, path)))
+    print("written:", ", ".join(url_of(path) or str(path) for path in (*pictures, path)))
 
 
 def on_host(parameters: Any) -> Any:

@@ -109,7 +109,11 @@ def tokenizer(config: Config) -> Tokenizer:
 
 
 def fit(
-    trainer: JoseTrainer, config: Config, workdir: pathlib.Path, suffix: str = ""
+    trainer: JoseTrainer,
+    config: Config,
+    workdir: pathlib.Path,
+    suffix: str = "",
+    part: tuple[int, int] = (1, 1),
 ) -> JoseEmbeddings:
     """Trains, with checkpoints and a log in the folder of the run."""
     loop = Loop(
@@ -117,8 +121,9 @@ def fit(
         checkpoint_every=config.loop.checkpoint_every,
         rate_unit="words",
         progress=config.loop.progress,
+        part=part,
     )
-    with MetricsLog(workdir / f"metrics{suffix}.jsonl") as log:
+    with MetricsLog(workdir / f"metrics{suffix}.jsonl", logger=config.loop.logger) as log:
         return trainer.fit(
             checkpoints=workdir / f"checkpoints{suffix}",
             keep=config.loop.keep_checkpoints,

@@ -240,16 +240,37 @@ def test_a_signal_at_the_very_end_is_not_lost(when, tmp_path, tracing, monkeypat
     assert '"seen": 1.0' in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_the_time_left_is_by_the_whole_run(monkeypatch, capsys):
-    """Nine steps of 1 s and one of 11 s: 2 s a step for the ten that are left."""
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [((1, 1), "step 11/21  loss 1  1 rows/s  ETA 0:00:20"), ((2, 4), "part 2/4  step 11/21 ")],
+)
+def test_the_time_left_is_by_the_whole_run(monkeypatch, capsys, part, said):
+    """Nine steps of 1 s and one of 11 s: 2 s a step for the ten left and for two parts."""
     now = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    with Progress(21, 0, "rows") as display:
+    with Progress(21, 0, "rows", part=part) as display:
         for done in range(1, 12):
             display.advance(done)
             now += {10: 11.0, 11: 0.0}.get(done, 1.0)
         display.report(11, {"loss": 1.0, "nonfinite_steps": 0}, rate=1.0)
-    assert "ETA 0:00:20" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith(said)
+    assert out.endswith("ETA 0:00:20\n" if part == (1, 1) else "ETA 0:01:44\n")
+
+
+def test_the_time_left_forgets_a_slow_beginning(monkeypatch, capsys):
+    """100 s for the second step, as of a first evaluation, which compiles; then 1 s a step."""
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    with Progress(100, 0, "rows") as display:
+        for done in range(1, 41):
+            display.advance(done)
+            now += 100.0 if done == 2 else 1.0
+            display.report(done, {"loss": 1.0, "nonfinite_steps": 0}, rate=1.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("ETA ?")
+    assert lines[1].endswith("ETA 2:43:20")  # 98 steps of 100 s
+    assert lines[-1].endswith("ETA 0:01:00")
 
 
 class Poisoned(program.Batches):

@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 from zoo import _checks as checks
 from zoo import extras
 from zoo._paths import path_name
+from zoo.training import remote
 from zoo.training.digest import describe, is_key
 from zoo.training.state import TrainState
 
@@ -118,6 +119,12 @@ class Checkpointer:
         items = {**_items(state), "manifest": manifest}
         with _named(self.directory):
             self._orbax.save_checkpointables_async(step, items, force=True)
+        if remote.is_staged(self.directory):
+            self.wait()
+            try:
+                remote.publish(self.directory)
+            except OSError as error:  # the next checkpoint may get through
+                warnings.warn(str(error), stacklevel=2)
         return True
 
     def restore(self, like: TrainState) -> tuple[TrainState, Any] | None:

@@ -42,6 +42,7 @@ class Loop(NamedTuple):
         max_nonfinite_steps: refused updates in a row that end the run.
         rate_unit: what ``weight`` counts, for the display.
         progress: show a bar on a terminal, else a line per record.
+        part: which of how many runs of equal length this is; the time left is that of all.
     """
 
     log_every: int = 50
@@ -50,6 +51,7 @@ class Loop(NamedTuple):
     max_nonfinite_steps: int = 10
     rate_unit: str = "examples"
     progress: bool = True
+    part: tuple[int, int] = (1, 1)
 
 
 def fit(
@@ -113,7 +115,7 @@ def fit(
     """
     checks.count("num_steps", num_steps, at_least=1, at_most=MOST_STEPS)
     for name, value in loop._asdict().items():
-        if name not in ("rate_unit", "progress") and value is not None:
+        if name not in ("rate_unit", "progress", "part") and value is not None:
             checks.count(name, value, at_least=1)
     positioned = _check_batches(batches, resumable=checkpointer is not None)
     window = _Window(mesh, loop.max_nonfinite_steps)
@@ -125,7 +127,8 @@ def fit(
         log.resume(first, records)
     expected = min(num_steps, getattr(batches, "expected_steps", num_steps))  # they may end before
     if first and checkpointer is not None and jax.process_index() == 0:
-        say(f"continues from step {first} of {expected}, saved in {checkpointer.directory}")
+        where = f"step {first} of {expected}, saved in {checkpointer.directory}"
+        say(f"continues from {where}" if first < expected else f"was complete: {where}")
     ended, stop = False, 0
 
     def is_due(last: int, every: int | None) -> bool:
@@ -134,7 +137,7 @@ def fit(
 
     with (
         StopSignals() as signals,
-        Progress(expected, done, loop.rate_unit, shown=loop.progress) as display,
+        Progress(expected, done, loop.rate_unit, part=loop.part, shown=loop.progress) as display,
     ):
         while not ended:
             batch = next(batches, None) if done < num_steps and not stop else None

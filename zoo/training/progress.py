@@ -19,24 +19,39 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """Shows steps done, loss, rate and the time that is left, at the mean pace of this run.
+    """Shows steps done, loss, rate and the time that is left.
+
+    The time is that of all parts, at the mean pace of the later half of the steps done since this
+    process began: evaluations and checkpoints count, a compilation at the start is soon left out.
 
     Args:
         total: steps in all.
         done: steps done before.
         rate_unit: what the rate counts.
+        part: which of how many runs of as many steps this is.
         shown: False shows nothing.
     """
 
-    def __init__(self, total: int, done: int, rate_unit: str, *, shown: bool = True) -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        rate_unit: str,
+        *,
+        part: tuple[int, int] = (1, 1),
+        shown: bool = True,
+    ) -> None:
         self._total, self._rate_unit = total, rate_unit
+        self._after = (part[1] - part[0]) * total  # steps of the parts after this one
+        self._part = "part {}/{}  ".format(*part) if part[1] > 1 else ""
         self._shown = shown and jax.process_index() == 0
-        self._started: tuple[int, float] | None = None  # after the first step, which compiles
+        # (steps, time) after the first step, which compiles, and at every report.
+        self._marks: list[tuple[int, float]] = []
         self._bar: Any = None
         if self._shown and _is_terminal(sys.stdout):
             rich = extras.require("rich.progress", "train")
             self._bar = rich.Progress(
-                "step {task.completed}/{task.total}",
+                self._part + "step {task.completed}/{task.total}",
                 rich.BarColumn(),
                 rich.TimeElapsedColumn(),
                 "{task.description}",
@@ -56,8 +71,8 @@ class Progress:
 
     def advance(self, done: int) -> None:
         """Moves the bar to this number of steps (4 µs: rich draws ten times per second at most)."""
-        if self._started is None:
-            self._started = done, time.perf_counter()
+        if not self._marks:
+            self._marks.append((done, time.perf_counter()))
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
 
@@ -70,14 +85,16 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
         elif self._shown:
-            say(f"step {done}/{self._total}  {text}")
+            say(f"{self._part}step {done}/{self._total}  {text}")
 
     def _left(self, done: int) -> str:
-        first, began = self._started or (done, 0.0)
+        self._marks.append((done, time.perf_counter()))
+        (first, _), (_, now) = self._marks[0], self._marks[-1]
         if done == first:
             return "?"
-        per_step = (time.perf_counter() - began) / (done - first)
-        return str(timedelta(seconds=round((self._total - done) * per_step)))
+        steps, then = next(mark for mark in reversed(self._marks) if 2 * mark[0] <= first + done)
+        left = self._total - done + self._after
+        return str(timedelta(seconds=round(left * (now - then) / (done - steps))))
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -20,7 +20,10 @@ from jax.experimental import multihost_utils
 
 from zoo import extras
 from zoo._files import replace_file
+from zoo._remote import SCHEMES, is_remote
+from zoo.training import remote
 from zoo.training.lock import NAME, lock_folder, release_folders
+from zoo.training.loggers import KINDS, Logger
 
 
 def open_workdir(
@@ -37,7 +40,9 @@ def open_workdir(
     the process, also in a crash. Every process of a run calls this; process 0 alone writes.
 
     Args:
-        directory: created if absent.
+        directory: created if absent; ``gs://…`` and ``s3://…`` (extra ``remote``) stand for a
+            folder on this machine that is filled from there, and copied there with every
+            checkpoint and at the end, see ``zoo.training.remote``. One process then runs alone.
         config: dataclass instance, written to ``config.json`` the first time.
         ignore: dotted names of fields that may differ from the first time, and from process to
             process, such as ``"mesh"`` (with all below it) or ``"logging.every"``.
@@ -48,9 +53,10 @@ def open_workdir(
 
     Raises:
         ValueError: if the folder holds a run with other settings, its config is missing or
-            unreadable, the processes of this run have different settings, or the directory is not
-            one of this machine's file system (``gs://…``).
+            unreadable, the processes of this run have different settings, or the directory has a
+            scheme that is not supported.
         BlockingIOError: if another process writes in the folder.
+        OSError: if the folder cannot be written.
 
     >>> import tempfile
     >>> @dataclasses.dataclass(frozen=True)
@@ -66,7 +72,7 @@ def open_workdir(
     ...
     """
     check_local(directory)
-    directory, here = pathlib.Path(directory), _plain(config)
+    directory, here = remote.entered(directory), _plain(config)
     _check_same_everywhere(_flat(here), ignore)
     refusal: Exception | None = None
     if jax.process_index() == 0:
@@ -84,12 +90,15 @@ def open_workdir(
 
 
 def check_local(directory: str | pathlib.Path) -> None:
-    """A ValueError if the directory is a bucket or anything else with a scheme, ``gs://…``."""
+    """A ValueError if the directory has a scheme that is none of a bucket this process may use."""
     name = os.fspath(directory)
+    if is_remote(name) and jax.process_count() == 1:
+        return
     if re.match(r"(?!file:)[A-Za-z][\w+.-]+:/", name):
         raise ValueError(
-            f"workdir must be a folder of this machine's file system, got {name!r}; mount the "
-            "bucket, or copy the folder there afterwards"
+            "workdir must be a folder of this machine's file system, or of one process "
+            f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}…, got {name!r}; mount the bucket on "
+            "every machine, or copy the folder there afterwards"
         )
 
 
@@ -160,6 +169,7 @@ def leave_workdirs(*, failed: bool) -> None:
         if not _is_trained(directory):
             shutil.rmtree(directory, ignore_errors=True)
     _unfinished.clear()
+    remote.leave()
     release_folders()
 
 
@@ -217,6 +227,7 @@ class MetricsLog:
 
     Args:
         path: the file; created if absent.
+        logger: where the records also go, a name of ``zoo.training.loggers.KINDS``.
 
     Attributes:
         count: lines that belong in the file, on every process; None if nobody has counted them.
@@ -231,10 +242,13 @@ class MetricsLog:
     {"step": 2, "loss": null}
     """
 
-    def __init__(self, path: str | pathlib.Path) -> None:
+    def __init__(self, path: str | pathlib.Path, *, logger: str | None = None) -> None:
         self.path = pathlib.Path(path)
         self.count: int | None = None
         self._writes = jax.process_index() == 0
+        self._also: list[Logger] = []
+        if self._writes and logger is not None:
+            self._also.append(KINDS[logger](self.path))
         if self._writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
@@ -256,6 +270,8 @@ class MetricsLog:
             except OSError as error:  # a full disk: Python does not say which file
                 error.filename = str(self.path)
                 raise
+            for logger in self._also:
+                logger.write(step, values)
 
     def resume(self, step: int, count: int | None = None) -> None:
         """Drops what a run that continues from ``step`` writes again, and lines cut off by a crash.
@@ -287,11 +303,15 @@ class MetricsLog:
         self._file.close()
         replace_file(self.path, b"".join(kept))
         self._file = self.path.open("a", encoding="utf-8")
+        for logger in self._also:
+            logger.resume(step)
 
     def close(self) -> None:
         """Closes the file."""
         if self._writes:
             self._file.close()
+        for logger in self._also:
+            logger.close()
 
 
 def write_summary(directory: str | pathlib.Path, summary: Mapping[str, Any]) -> pathlib.Path:
@@ -305,6 +325,7 @@ def write_summary(directory: str | pathlib.Path, summary: Mapping[str, Any]) -> 
     path = pathlib.Path(directory) / "summary.json"
     if jax.process_index() == 0:
         _write(path, _plain(summary))
+        remote.publish(path)
     return path
 
 
