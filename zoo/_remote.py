@@ -34,7 +34,7 @@ def cache_folder() -> pathlib.Path:
     """Where copies are kept: ``$ZOO_CACHE``, else ``zoo`` in the user's folder of caches."""
     given = os.environ.get("ZOO_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(given or os.path.join(base, "zoo")).expanduser()
+    return pathlib.Path(given or os.path.join(base, "zoo")).expanduser().resolve()
 
 
 def local_name(url: str, kind: str) -> pathlib.Path:

@@ -148,7 +148,7 @@ def test_a_missing_module_is_named_at_the_start(module, monkeypatch, capsys, tmp
         ("$PLACE/x", "/the/place/x"),
         ("${PLACE}", "/the/place"),
         ("file:x", "x"),
-        ("gs://b/y", "must be a folder of this machine's file system, got 'gs://b/y'"),
+        ("ftp://b/y", "must be a folder of this machine's file system, or gs://…, s3://…"),
         ("s3:/b", "must be a folder of this machine's file system"),
         ("$ABSENT/x", "the environment variable ABSENT is not set"),
         (" ", "workdir must name a folder"),

@@ -114,8 +114,8 @@ def test_a_folder_of_a_run_needs_its_config(tmp_path):
         path.unlink()
 
 
-@pytest.mark.parametrize("name", ["gs://bucket/x", "s3:/x", pathlib.Path("gs://bucket/x")])
-def test_buckets_are_no_folders(name):
+@pytest.mark.parametrize("name", ["http://host/x", "s3:/x", pathlib.Path("gs://bucket/x")])
+def test_other_schemes_are_no_folders(name):
     with pytest.raises(ValueError, match="must be a folder of this machine's file system"):
         open_workdir(name, Config())
 

@@ -72,6 +72,11 @@ def open_workdir(
     ...
     """
     check_local(directory)
+    if is_remote(os.fspath(directory)) and jax.process_count() > 1:
+        raise ValueError(
+            f"workdir must be a folder that all processes see, got {directory}; mount the bucket "
+            "on every machine"
+        )
     directory, here = remote.entered(directory), _plain(config)
     _check_same_everywhere(_flat(here), ignore)
     refusal: Exception | None = None
@@ -90,15 +95,13 @@ def open_workdir(
 
 
 def check_local(directory: str | pathlib.Path) -> None:
-    """A ValueError if the directory has a scheme that is none of a bucket this process may use."""
+    """A ValueError if the directory has a scheme that is none of ``zoo.training.remote``."""
     name = os.fspath(directory)
-    if is_remote(name) and jax.process_count() == 1:
-        return
-    if re.match(r"(?!file:)[A-Za-z][\w+.-]+:/", name):
+    if not is_remote(name) and re.match(r"(?!file:)[A-Za-z][\w+.-]+:/", name):
         raise ValueError(
-            "workdir must be a folder of this machine's file system, or of one process "
-            f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}…, got {name!r}; mount the bucket on "
-            "every machine, or copy the folder there afterwards"
+            "workdir must be a folder of this machine's file system, or "
+            f"{', '.join(f'{scheme}://…' for scheme in SCHEMES)}, got {name!r}; copy the folder "
+            "there afterwards"
         )
 
 
