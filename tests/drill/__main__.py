@@ -1,6 +1,7 @@
 """A fault drill: runs are stopped and damaged in every way, and must end as if nothing had been.
 
     python -m tests.drill [--kills N] [--faults N] [--experiment NAME ...] [--seed S]
+    python -m tests.drill --processes 2 4 [--experiment NAME ...]
 
 Every experiment's smoke preset runs once undisturbed. Then it is killed at random moments, and
 meets the faults of ``faults.py``; the same command runs again, and what it leaves is compared: the
@@ -11,6 +12,9 @@ Verdicts: ``same``, at once or after the same command again; ``refused``, with a
 file or a flag, and ``same`` once that is done; ``said``: what a log has lost was said. Bad are
 ``raw`` (the user saw a traceback), ``lost`` (another result, or none), ``hung`` and ``left``
 (processes or files that are no results).
+
+With ``--processes`` the same in so many: they must reach the losses of one; one is killed at a
+random moment, the others must end and say so; then one, or so many, go on to the same losses.
 """
 
 import argparse
@@ -26,6 +30,7 @@ import tempfile
 import time
 import warnings
 
+from tests.drill import processes
 from tests.drill.faults import FAULTS, Bench, NotHere
 from tests.drill.runs import EXPERIMENTS, Ended, differences, import_everything
 
@@ -40,24 +45,31 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=len(FAULTS), help="for each experiment")
     parser.add_argument("--experiment", nargs="+", default=EXPERIMENTS, choices=EXPERIMENTS)
     parser.add_argument("--only", nargs="+", default=list(FAULTS), choices=FAULTS)
+    parser.add_argument("--processes", nargs="+", type=int, default=[])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     import_everything()
-    table = collections.Counter()  # (row, verdict) -> cases
+    table, well = collections.Counter(), True  # (row, verdict) -> cases
     root = tempfile.mkdtemp(prefix="drill")  # no TemporaryDirectory: every fork would remove it
     try:
         for number, name in enumerate(options.experiment):
             bench = Bench(name, pathlib.Path(root, name))
             (bench.root / "tmp").mkdir(parents=True)
             os.environ["TMPDIR"] = tempfile.tempdir = str(bench.root / "tmp")
+            if options.processes:
+                if name not in processes.ALONE:
+                    chance = random.Random(f"{options.seed} {name}")
+                    well &= processes.drill(bench, options.processes, chance)
+                continue
             kills = options.kills // len(options.experiment)
             kills += number < options.kills % len(options.experiment)
             drill(bench, kills, options, table)
             shutil.rmtree(bench.root)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    show(table)
-    return int(any(table[row, verdict] for row, verdict in table if verdict in BAD))
+    if not options.processes:
+        show(table)
+    return int(not well or any(table[case] for case in table if case[1] in BAD))
 
 
 def drill(
