@@ -15,7 +15,8 @@ import pytest
 
 from experiments import command_line
 from experiments.energy_plane.config import PRESETS
-from experiments.running import check_rows, decaying_adamw, held_out_means
+from experiments.running import check_rows, decaying_adamw, finish, held_out_means
+from experiments.unigram import judged, unigram_entropy
 from zoo.training import LossOutput, make_mesh
 
 
@@ -99,6 +100,12 @@ def test_a_seed_that_no_generator_takes_is_named(name, seed, refused):
             "use a longer text or a smaller batch",
         ),
         ("on_lstm_logic", "--training.evaluation-batch-size=7", "multiple of 8, got 7"),
+        (
+            "pretraining",
+            "--preset=paper",
+            "data.uri must name a large text for this preset, got 'b",
+        ),
+        ("pretraining", "--preset=base", "would read its million characters about 2,979 times"),
         ("self_orthogonality", "--model.first-features=1", "first_features must be at least 2"),
         ("self_orthogonality", "--training.seeds 1 1", "training.seeds must hold at least one"),
         ("self_orthogonality", "--training.batch-size=3", "training.batch_size must be a multip"),
@@ -119,6 +126,15 @@ def test_a_seed_that_no_generator_takes_is_named(name, seed, refused):
 )
 def test_mistakes_are_found_out_before_there_is_a_folder(name, flags, message, refused):
     refused(name, flags, message)
+
+
+def test_a_model_that_learnt_nothing_is_called_so():
+    train, held_out = np.array([0, 0, 0, 1]), np.array([0, 1, 2])
+    single = unigram_entropy(train, held_out, vocab_size=3)
+    assert single == pytest.approx(-np.mean(np.log([4 / 7, 2 / 7, 1 / 7])))
+    assert judged("ours", single - 0.1, single) == "ours"
+    for loss in (single, single + 1, float("nan")):
+        assert judged("ours", loss, single).startswith("ours (learnt nothing")
 
 
 def run_of(act, config=PRESETS["smoke"]):
@@ -165,6 +181,26 @@ def test_names_of_the_workdir(given, found, monkeypatch, capsys):
     except SystemExit:
         seen.append(" ".join(capsys.readouterr().err.split()))
     assert found == seen[0] or (" " in found and found in seen[0])
+
+
+def test_a_workdir_in_a_bucket(monkeypatch, capsys, tmp_path):
+    from zoo.training import open_workdir
+
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    run, presets = run_of(lambda config: finish(open_workdir(config.workdir, config), {"a": 1}))
+    command_line.main(run, presets, None, ["--workdir=memory://zoo-running/run"])
+    assert "written: memory://zoo-running/run/summary.json" in capsys.readouterr().out
+    system = fsspec.filesystem("memory")
+    assert system.exists("/zoo-running/run/config.json")
+    flags = ["--workdir=memory://zoo-running/run", "--distributed.num-processes=2"]
+    with pytest.raises(SystemExit):
+        command_line.main(run, presets, None, flags)
+    assert "must be a folder that all processes see" in capsys.readouterr().err
+    monkeypatch.setattr(type(system), "pipe_file", None)
+    with pytest.raises(SystemExit):
+        command_line.main(run, presets, None, ["--workdir=memory://zoo-running/other"])
+    assert "workdir cannot be written" in capsys.readouterr().err
 
 
 def test_a_run_that_trained_keeps_its_folder_and_another_that_failed_does_not(tmp_path):
