@@ -263,7 +263,7 @@ def parse(
         raise ValueError("workdir must name a folder, got an empty name")
     check_local(config.workdir)
     if is_remote(config.workdir):
-        if config.distributed.coordinator_address or config.distributed.num_processes:
+        if getattr(config, "distributed", DistributedConfig()) != DistributedConfig():
             raise ValueError(
                 f"workdir must be a folder that all processes see, got {config.workdir}; mount the "
                 "bucket on every machine"
