@@ -3,20 +3,30 @@
     pip install 'kexue-zoo[train,data,tpu]'
     python -m benchmarks.tpu_compile                 # every step on every slice
     python -m benchmarks.tpu_compile base v5e-16     # one of them
+    python -m benchmarks.tpu_compile --record        # written into the table of README.md as well
 
-For each: memory of a device, operations and bytes, collectives, the compiler's own estimate of the
-time. It ends with code 1 if a step does not fit, if activations are gathered, if all layers of a
-parameter are gathered at once, or if a large one is whole on every device. Nothing is computed and
-no array is allocated.
+For each: memory of a device, operations and bytes, collectives, and an estimate of the time. It
+ends with code 1 if a step does not fit, if activations are gathered, if all layers of a parameter
+are gathered at once, or if a large one is whole on every device. Nothing is computed and no array
+is allocated.
+
+The estimate is the longer of two times: products and convolutions at the peak, and state and batch
+read and the new state written once. A step takes longer; no step takes less.
 """
 
+import argparse
 import collections
+import importlib.metadata
 import itertools
+import json
 import math
 import os
+import pathlib
 import re
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU host to be asked
@@ -29,6 +39,7 @@ import jax
 from jax.experimental import topologies
 from jax.extend.core import jaxprs_in_params
 
+from zoo._files import replace_file
 from zoo._paths import path_name
 from zoo.training import make_mesh
 
@@ -36,22 +47,26 @@ from .measure import planned_bytes
 from .tpu_steps import STEPS, Step
 
 GIB = 2**30
+RESULTS = pathlib.Path(__file__).parent / "results/tpu_steps.json"
 SMALL = 2**24  # bytes of a matrix that may be kept whole: a thousandth of a v5e chip's memory
 
 
 class Slice(NamedTuple):
-    """A TPU slice."""
+    """A TPU slice; what is per second is of a device."""
 
     topology: str
     memory: int  # bytes of a device
-    operations_per_second: float  # of a device, in bfloat16
+    operations: float  # in bfloat16
+    bandwidth: float  # bytes of its memory
 
 
-# Published for Cloud TPU: 16 GiB and 197 TFLOP/s a v5e chip; 95 GiB and 459 TFLOP/s a v5p chip. A
-# v5p-128 counts cores: 64 chips.
+# Published for Cloud TPU, a chip: v5e 16 GiB, 197 TFLOP/s, 819 GB/s; v5p 95 GiB, 459 TFLOP/s,
+# 2,765 GB/s; TPU7x 192 GiB, 2,307 TFLOP/s, 7,380 GB/s, and it is two devices. The names of the
+# latter two count cores: 64 chips.
 SLICES = {
-    "v5e-16": Slice("v5e:4x4", 16 * GIB, 197e12),
-    "v5p-128": Slice("v5p:4x4x4", 95 * GIB, 459e12),
+    "v5e-16": Slice("v5e:4x4", 16 * GIB, 197e12, 819e9),
+    "v5p-128": Slice("v5p:4x4x4", 95 * GIB, 459e12, 2765e9),
+    "tpu7x-128": Slice("tpu7x:4x4x4", 96 * GIB, 1153.5e12, 3690e9),
 }
 
 
@@ -143,56 +158,120 @@ def problems(step: Step, text: str) -> list[str]:
     return messages
 
 
-def check(name: str, slice_name: str) -> list[str]:
-    """Compiles a step for a slice, prints what it needs, and gives what is wrong with it."""
+def check(name: str, slice_name: str) -> dict[str, Any]:
+    """Compiles a step for a slice: what it needs of a device, and what is wrong with it."""
     device = SLICES[slice_name]
     topology = topologies.get_topology_desc(device.topology, "tpu")
     mesh = make_mesh(data=1, fsdp=len(topology.devices), devices=topology.devices)
     step = STEPS[name](mesh)
-    size = sum(math.prod(x.shape) for x in jax.tree.leaves(step.arguments[0].parameters))
+    traced = step.function.trace(*step.arguments)
     begin = time.perf_counter()
-    lowered = step.function.lower(*step.arguments)
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    seconds = time.perf_counter() - traced
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    used = planned_bytes(memory)
-    text = compiled.as_text()
-    counts = collections.Counter(kind for kind, _ in collectives(text))
-    print(f"{name} on {slice_name} ({mesh.size} devices, fsdp), {size:,} parameters")
-    print(f"  traced in {traced - begin:.1f} s, compiled in {seconds:.1f} s")
-    print(
-        f"  memory of a device: {used / GIB:.2f} GiB of {device.memory / GIB:.0f} "
-        f"(state and batch {memory.argument_size_in_bytes / GIB:.2f}, "
-        f"temporary {memory.temp_size_in_bytes / GIB:.2f})"
-    )
-    products = operations(step.function.trace(*step.arguments).jaxpr.jaxpr) / mesh.size
-    print(
-        f"  of a device: {products:.3g} operations of products and convolutions, "
-        f"{1e3 * products / device.operations_per_second:.2f} ms at the peak; "
-        f"{cost.get('bytes accessed', math.nan):.3g} bytes, loops counted once"
-    )
-    if cost.get("optimal_seconds", -1) > 0:  # the compiler gives a negative time for some loops
-        print(f"  the compiler's estimate: {1e3 * cost['optimal_seconds']:.2f} ms")
-    print(f"  collectives in the program: {dict(counts.most_common())}")
-    wrong = problems(step, text)
+    compiled = traced.lower().compile()
+    seconds = time.perf_counter() - begin
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    products = operations(traced.jaxpr.jaxpr) / mesh.size
+    moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    times = {"products": products / device.operations, "memory": moved / device.bandwidth}
+    bound = max(times, key=lambda what: times[what])
+    used, wrong = planned_bytes(memory), problems(step, text)
     if used > device.memory:
         wrong.append(f"{used / GIB:.1f} GiB do not fit into {device.memory / GIB:.0f} GiB")
-    for message in wrong:
-        print(f"  WRONG: {message}")
-    return wrong
+    parameters = jax.tree.leaves(step.arguments[0].parameters)
+    return {
+        "step": name,
+        "slice": slice_name,
+        "devices": mesh.size,
+        "parameters": sum(math.prod(x.shape) for x in parameters),
+        "state_and_batch_bytes": memory.argument_size_in_bytes,
+        "memory_bytes": used,
+        "memory_of_device": device.memory,
+        "operations": products,
+        "seconds": times[bound],
+        "bound": bound,
+        "compiler_seconds": (compiled.cost_analysis() or {}).get("optimal_seconds"),
+        "collectives": dict(collections.Counter(k for k, _ in collectives(text)).most_common()),
+        "compile_seconds": seconds,
+        "versions": {p: importlib.metadata.version(p) for p in ("jax", "libtpu")},
+        "wrong": wrong,
+    }
 
 
-def main(arguments: list[str]) -> None:
-    """Checks the named steps and slices, or all."""
-    unknown = set(arguments) - STEPS.keys() - SLICES.keys()
-    if unknown:
-        sys.exit(f"known are {', '.join([*STEPS, *SLICES])}, got {', '.join(sorted(unknown))}")
-    steps = [name for name in STEPS if name in arguments] or list(STEPS)
-    slices = [name for name in SLICES if name in arguments] or list(SLICES)
-    wrong = [check(*pair) for pair in itertools.product(steps, slices)]
-    sys.exit(1 if any(wrong) else 0)
+def check_apart(name: str, slice_name: str) -> dict[str, Any]:
+    """`check` in a process of its own: a compiler that crashes is one more thing that is wrong."""
+    module = f"{__package__}.tpu_compile"  # also where it is __main__
+    call = f"check({name!r}, {slice_name!r})"
+    code = f"import json; from {module} import check; print(json.dumps({call}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    sys.stderr.write(done.stderr)
+    return {"step": name, "slice": slice_name, "wrong": [f"it ended with {done.returncode}"]}
+
+
+def cells(record: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the table, see `HEAD`."""
+    if "devices" not in record:
+        return record["step"], record["slice"], *[""] * (len(HEAD) - 3), record["wrong"][0]
+    counts = ", ".join(f"{count} {kind}" for kind, count in record["collectives"].items())
+    return (
+        record["step"],
+        f"{record['slice']} ({record['devices']})",
+        f"{record['parameters'] / 1e6:,.2f} M",
+        f"{record['state_and_batch_bytes'] / GIB:.2f}",
+        f"{record['memory_bytes'] / GIB:.2f} of {record['memory_of_device'] / GIB:.0f}",
+        f"{record['operations'] / 1e9:,.3g}",
+        f"{1e3 * record['seconds']:.3g} ({record['bound']})",
+        counts or "none",
+        f"{record['compile_seconds']:.0f}",
+        "; ".join(record["wrong"]) or "nothing",
+    )
+
+
+HEAD = (
+    "step",
+    "slice (devices)",
+    "parameters",
+    "state and batch, GiB",
+    "in all, GiB",
+    "products, GFLOP",
+    "at least, ms",
+    "collectives in the program",
+    "compiled in, s",
+    "wrong",
+)
+
+
+def record_result(record: dict[str, Any], path: pathlib.Path = RESULTS) -> None:
+    """Puts a result in the place of an earlier one of the same step and slice."""
+    kept = json.loads(path.read_text()) if path.exists() else []
+    place = [record["step"], record["slice"]]
+    kept = [other for other in kept if [other["step"], other["slice"]] != place]
+    order = [*itertools.product(STEPS, SLICES)]
+    kept = sorted([*kept, record], key=lambda r: order.index((r["step"], r["slice"])))
+    replace_file(path, "[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Checks the named steps and slices, or all; 1 if something is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu_compile")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join([*STEPS, *SLICES])}")
+    parser.add_argument("--record", action="store_true", help=f"into {RESULTS}")
+    options = parser.parse_args(words)
+    if unknown := set(options.names) - STEPS.keys() - SLICES.keys():
+        parser.error(f"known are {', '.join([*STEPS, *SLICES])}, got {', '.join(sorted(unknown))}")
+    steps = [name for name in STEPS if name in options.names] or STEPS
+    slices = [name for name in SLICES if name in options.names] or SLICES
+    status = 0
+    for place in itertools.product(steps, slices):
+        record = check_apart(*place)
+        for name, cell in zip(HEAD, cells(record), strict=True):
+            print(f"{name:<28}{cell}")
+        print(flush=True)
+        if options.record:
+            record_result(record)
+        status |= bool(record["wrong"])
+    return status
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

@@ -22,6 +22,7 @@ from zoo.spherical.options import JoseOptions
 from zoo.spherical.trainer import RULES, compile_step
 from zoo.training.mesh import batch_sharding
 from zoo.training.state import abstract_state
+from zoo.transformer import TransformerConfig
 
 from .jose_scale import chunks_and_tables
 
@@ -37,6 +38,7 @@ averaging_config = _experiment("weight_averaging.config")
 caption = _experiment("image_captioning.train")
 caption_config = _experiment("image_captioning.config")
 caption_data = _experiment("image_captioning.data")
+finetune = _experiment("pretraining.finetune")
 energy, energy_config = _experiment("energy_model.train"), _experiment("energy_model.config")
 formulas, formula_batches = _experiment("on_lstm_logic.logic"), _experiment("on_lstm_logic.batches")
 logic, logic_config = _experiment("on_lstm_logic.train"), _experiment("on_lstm_logic.config")
@@ -92,6 +94,16 @@ def pretraining(config: Any, vocab_size: int, mesh: Mesh) -> Step:
     data = pretraining_train.Data({"train": [row] * rows, "valid": [row]}, vocab_size)
     config = change(config, training={"bfloat16": True})
     return step_of(pretraining_train.build(config, mesh, data), mesh)
+
+
+def fine_tuning(mesh: Mesh) -> Step:
+    """Of `experiments.pretraining.finetune`, on a BERT of the base size."""
+    rows = ROWS * mesh.size
+    config = finetune.Config(pretrained="bert", batch_size=rows)
+    encoder = TransformerConfig(vocab_size=30592, head="none", attention_dropout=0.0)
+    row = {"ids": np.zeros(config.length, np.int32), "label": np.int32(0)}
+    data = finetune.Data(encoder, train=[row] * rows, test=[row], labels=["negative", "positive"])
+    return step_of(finetune.build(config, mesh, data), mesh)
 
 
 def ordered_language_model(mesh: Mesh) -> Step:
@@ -227,6 +239,7 @@ GPT = dataclasses.replace(
 STEPS: dict[str, Callable[[Mesh], Step]] = {
     "base": functools.partial(pretraining, BASE, 30592),
     "gpt-1.3b": functools.partial(pretraining, GPT, 50304),
+    "fine-tuning": fine_tuning,
     "on-lstm": ordered_language_model,
     "on-lstm-logic": logic_classifier,
     "conditional-text": conditional_text,
