@@ -184,6 +184,7 @@ def test_names_of_the_workdir(given, found, monkeypatch, capsys):
 
 
 def test_a_workdir_in_a_bucket(monkeypatch, capsys, tmp_path):
+    from experiments.pretraining.config import PRESETS as OF_PROCESSES
     from zoo.training import open_workdir
 
     fsspec = pytest.importorskip("fsspec")
@@ -195,7 +196,7 @@ def test_a_workdir_in_a_bucket(monkeypatch, capsys, tmp_path):
     assert system.exists("/zoo-running/run/config.json")
     flags = ["--workdir=memory://zoo-running/run", "--distributed.num-processes=2"]
     with pytest.raises(SystemExit):
-        command_line.main(run, PRESETS, None, flags)
+        command_line.main(run, OF_PROCESSES, None, flags)
     assert "must be a folder that all processes see" in capsys.readouterr().err
     monkeypatch.setattr(type(system), "pipe_file", None)
     with pytest.raises(SystemExit):
