@@ -1,7 +1,9 @@
 import errno
+import gc
 import json
 import os
 import pathlib
+import resource
 import shutil
 import warnings
 import zlib
@@ -355,6 +357,31 @@ def test_a_failed_save_names_the_folder(tmp_path, state, monkeypatch):
                 checkpointer.save(at(state, 2), position=2)
         assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
         assert checkpointer.restore(state)[1] == 1
+
+
+def test_a_save_that_fails_in_the_background_is_one_error(tmp_path, state, capfd):
+    """At the next save, or at the end; a file may not grow beyond a limit, as on a full disk."""
+
+    def save(error=None):
+        with Checkpointer(tmp_path) as checkpointer:
+            checkpointer.save(at(state, 1), position=1)
+            if error is not None:
+                raise error
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"not be saved \(File too large\)") as caught:
+            save()
+        assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path))
+        with pytest.raises(KeyError):  # what led to the end is not hidden
+            save(KeyError())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    gc.collect()
+    assert "Traceback" not in "".join(capfd.readouterr())
+    save()
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
 @pytest.mark.parametrize(

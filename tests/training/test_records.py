@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pathlib
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -150,3 +151,15 @@ def test_the_processes_of_a_run_have_the_same_settings(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "_from_everywhere", lambda text: next(said))
     with pytest.raises(ValueError, match="process 0 was refused: holds a run with other settings"):
         open_workdir(tmp_path / "run", Config(seed=1))
+
+
+def test_a_line_that_cannot_be_written_is_one_error(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            with MetricsLog(tmp_path / "metrics.jsonl") as log:
+                log.write(1, {"loss": 1.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(tmp_path / "metrics.jsonl")

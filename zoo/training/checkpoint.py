@@ -10,6 +10,7 @@ What a disk or a cut-off copy broke is found by the checksums before it is train
 """
 
 import errno
+import functools
 import gc
 import json
 import logging
@@ -65,6 +66,7 @@ class Checkpointer:
         orbax = extras.require("orbax.checkpoint.experimental.v1", "train")
         self.directory = extras.require("etils.epath", "train").Path(directory).resolve()
         self.directory.mkdir(parents=True, exist_ok=True)
+        _say_failed_saves_once()
         registry = orbax.handlers.local_registry()
         registry.add(orbax.handlers.JsonHandler, checkpointable_name="manifest")
         context = orbax.Context()
@@ -80,8 +82,12 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *details: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except OSError:
+            if error is None:  # else it has been said, or what led here has
+                raise
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints, ascending; those still being saved are among them."""
@@ -173,8 +179,9 @@ class Checkpointer:
             self._orbax.wait()
 
     def close(self) -> None:
-        """Waits and releases the folder."""
-        self._orbax.close()
+        """Waits and releases the folder; an OSError if a save failed."""
+        with _named(self.directory):
+            self._orbax.close()
 
     def _make_room(self) -> None:
         """Removes what is in the way, only when saving: another process may be reading."""
@@ -307,6 +314,21 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@functools.cache
+def _say_failed_saves_once() -> None:
+    """Holds back the pages that Orbax's threads print about a failed save, which is raised too."""
+    logging.getLogger("absl").addFilter(
+        lambda record: not (record.exc_info and "orbax" in record.pathname)
+    )
+    hook = sys.unraisablehook
+
+    def without_coroutines(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = without_coroutines
+
+
 # What the system refuses says nothing about the checkpoint, and may be granted tomorrow. Files that
 # are missing or of another kind are damage.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
@@ -322,9 +344,11 @@ def _cause(error: BaseException) -> str | OSError:
     text = text.removeprefix(f"[Errno {number}] ")
     if isinstance(error, MemoryError) or (number is not None and number not in _DAMAGE):
         return OSError(number or errno.ENOMEM, text or os.strerror(errno.ENOMEM))
-    if text.startswith(_REFUSED):  # TensorStore's words for it
-        found = re.search(r"os_error_code='(\d+)'", str(error))
-        return OSError(int(found[1]) if found else errno.EACCES, text)
+    found = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's words for it
+    if found and int(found[1]) not in _DAMAGE:
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    if text.startswith(_REFUSED):
+        return OSError(errno.EACCES, text)
     return f"{type(error).__name__}: {text[:200]}"
 
 

@@ -3,6 +3,7 @@
 Only process 0 writes. JSON has no NaN and no infinity: they are written as null.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -312,7 +313,8 @@ class MetricsLog:
     def close(self) -> None:
         """Closes the file."""
         if self._writes:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a line that could not be written: said then
+                self._file.close()
         for logger in self._also:
             logger.close()
 
