@@ -29,6 +29,7 @@ from ..running import (
     open_mesh,
     train,
 )
+from ..unigram import judged, unigram_entropy
 from . import figures, metrics, texts
 from .config import Config, Variant
 from .model import Generator, transformer_config, with_pretrained
@@ -60,10 +61,12 @@ def run(config: Config) -> None:
         )
     describe = make_describer(data)
     results: dict[str, Any] = {"classes": data.classes, "held_out_text": describe(data.held_out)}
-    for variant in config.variants:
+    results["unigram_perplexity"] = unigram_perplexity(data)
+    for number, variant in enumerate(config.variants, start=1):
         experiment = build(config, mesh, data, variant)
         announce(f"class by {NAMES[variant]}", experiment, mesh)
-        state = train(experiment, mesh, workdir / variant, config.loop)
+        part = number, len(config.variants)
+        state = train(experiment, mesh, workdir / variant, config.loop, part=part)
         parameters = on_host(state.parameters)
         samples = {
             str(scale): draw_samples(experiment.merge, parameters, data, config, scale)
@@ -183,6 +186,15 @@ def held_out_perplexities(
     return {"held_out": every, "held_out_by_class": by_class}
 
 
+def unigram_perplexity(data: Data) -> float:
+    """Of single tokens of the held-out pieces, each with its end: what a model must beat."""
+    train, held_out = (
+        np.concatenate([np.append(ids, data.vocabulary.end) for ids in pieces.ids])
+        for pieces in (data.training, data.held_out)
+    )
+    return float(np.exp(unigram_entropy(train, held_out, vocab_size=len(data.vocabulary))))
+
+
 def draw_samples(
     merge: Callable[..., Generator], parameters: Any, data: Data, config: Config, scale: float
 ) -> Pieces:
@@ -276,7 +288,11 @@ def report(workdir: pathlib.Path, results: dict[str, Any], variants: Sequence[st
         intervals = {n: f"{v[0]:.4g} … {v[1]:.4g}" for n, v in found.items() if "interval" in n}
         return found | intervals
 
-    named = {NAMES[variant]: results[variant] for variant in variants}
+    single = results["unigram_perplexity"]
+    named = {
+        judged(NAMES[variant], results[variant]["held_out"]["right"], single): results[variant]
+        for variant in variants
+    }
     costs = ("right", "wrong", "wrong / right", "wrong / right interval", "unconditional")
     results_table(
         [{"class by": name} | cells(own["held_out"], *costs) for name, own in named.items()],

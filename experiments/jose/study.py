@@ -53,6 +53,8 @@ def run(config: Config) -> None:
     rows, identity = read_records(path), fingerprint(documents)
     if any(row.get("documents") != identity for row in rows):
         raise ValueError(f"{path} has rows of other documents; use another --workdir")
+    if rows:
+        print(f"continues: {len(rows)} of {len(CHANGES)} rows are in {path}")
     for name, changes in CHANGES.items():
         if name in [row["change"] for row in rows]:
             continue

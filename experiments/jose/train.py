@@ -58,11 +58,13 @@ def run(config: Config) -> None:
         f"types; {config.training.passes} passes on {on_devices(mesh)}"
     )
     begin, worked = time.perf_counter(), time.process_time()
-    embeddings = fit(trainer, config, workdir)
+    test = documents.test
+    inductive = config.evaluation.inductive and test.any() and not test.all()
+    embeddings = fit(trainer, config, workdir, part=(1, 1 + bool(inductive)))
     seconds, worked = time.perf_counter() - begin, time.process_time() - worked
     rate = len(corpus.ids) * config.training.passes / seconds
     scores: dict[str, Any] = {"all documents": score(embeddings.documents, documents, config)}
-    if config.evaluation.inductive and documents.test.any() and not documents.test.all():
+    if inductive:
         vectors = inductive_vectors(config, mesh, documents, workdir)
         scores["test documents unseen"] = score(vectors, documents, config, clusters=False)
     similarity = score_words(embeddings, pairs)
@@ -139,7 +141,7 @@ def inductive_vectors(
     seen = [text for text, test in zip(documents.texts, documents.test, strict=True) if not test]
     unseen = [text for text, test in zip(documents.texts, documents.test, strict=True) if test]
     trainer = build(config, mesh, documents._replace(texts=seen))
-    embeddings = fit(trainer, config, workdir, "_inductive")
+    embeddings = fit(trainer, config, workdir, "_inductive", part=(2, 2))
     vectors = np.zeros((len(documents.texts), embeddings.words.shape[1]), np.float32)
     vectors[~documents.test] = embeddings.documents
     vectors[documents.test] = spherical.embed_documents(

@@ -37,6 +37,7 @@ from ..running import (
     open_mesh,
     train,
 )
+from ..unigram import judged, unigram_entropy
 from . import figures, ngram, parsing
 from .config import Config, DataConfig, TrainingConfig
 from .windows import RandomWindows
@@ -69,7 +70,7 @@ def run(config: Config) -> None:
     keep_vocabulary(workdir / "vocabulary.json", data.vocabulary)
     text = f"{len(data.ids['train']):,} tokens, {len(data.vocabulary):,} types"
     announce(f"{config.data.uri}: {text}", experiment, mesh)
-    baseline = ngram_perplexities(data)
+    baseline, single = ngram_perplexities(data), unigram_perplexities(data)
     state = train(experiment, mesh, workdir, config.loop)
     ours = {split: experiment.evaluate(state, split)[1] for split in SPLITS[1:]}
     ours = {split: values[f"{split}_perplexity"] for split, values in ours.items()}
@@ -78,7 +79,7 @@ def run(config: Config) -> None:
         experiment.merge, parameters, data.sources["valid"], data.vocabulary, data.gold
     )
     if is_main_process():
-        report(workdir, baseline, ours, seen)
+        report(workdir, baseline, single, ours, seen)
 
 
 def load(config: Config) -> Data:
@@ -173,6 +174,15 @@ def ngram_perplexities(data: Data) -> dict[str, float]:
     }
 
 
+def unigram_perplexities(data: Data) -> dict[str, float]:
+    """Perplexity of single tokens on the held-out splits: what a model must beat."""
+    train, size = data.ids["train"], len(data.vocabulary)
+    return {
+        split: float(np.exp(unigram_entropy(train, data.ids[split], vocab_size=size)))
+        for split in SPLITS[1:]
+    }
+
+
 def make_vocabulary(source: Any, data: DataConfig) -> Vocabulary:
     """The vocabulary of the training text as the config asks for it."""
     return build_vocabulary(
@@ -259,10 +269,18 @@ def local_carries(merge: Callable, init: Callable, rows: int) -> Any:
 
 
 def report(
-    workdir: pathlib.Path, baseline: dict[str, float], ours: dict[str, float], seen: parsing.Seen
+    workdir: pathlib.Path,
+    baseline: dict[str, float],
+    single: dict[str, float],
+    ours: dict[str, float],
+    seen: parsing.Seen,
 ) -> None:
     """Tables, trees, pictures and summary."""
-    perplexities = (("5-gram, modified Kneser-Ney", baseline), ("ON-LSTM", ours))
+    perplexities = (
+        ("single words", single),
+        ("5-gram, modified Kneser-Ney", baseline),
+        (judged("ON-LSTM", ours["valid"], single["valid"]), ours),
+    )
     results_table(
         [
             {"model": name, **{f"{split} perplexity": numbers[split] for split in SPLITS[1:]}}
@@ -274,6 +292,7 @@ def report(
         for number, tree in enumerate(layers, start=1):
             print(f"layer {number}: {figures.brackets(tree)}")
     summary = {
+        "unigram": single,
         "baseline": baseline,
         "on_lstm": ours,
         "trees": [[figures.brackets(tree) for tree in layers] for layers in seen.trees],

@@ -61,6 +61,7 @@ def run(config: Config) -> None:
         abstract = experiment.abstract_state(mesh)
         step = experiment.train_step(abstract.shardings)  # compiled once for all seeds
         for seed in range(config.training.seeds):
+            part = sum(map(len, results.values())) + 1, len(ENCODERS) * config.training.seeds
             if is_main_process():
                 size = number_of_parameters(abstract.parameters)
                 print(
@@ -68,7 +69,7 @@ def run(config: Config) -> None:
                     f"{experiment.num_steps:,} steps on {on_devices(mesh)}"
                 )
             seeded = experiment._replace(seed=seed, batches=make_batches(config, corpus, seed))
-            state = train(seeded, mesh, workdir / f"{encoder}_{seed}", config.loop, step)
+            state = train(seeded, mesh, workdir / f"{encoder}_{seed}", config.loop, step, part)
             accuracy = experiment.evaluate(state, corpus.test)[1]
             trees = read_trees(experiment.merge, state.parameters, formulas)
             results[name].append(Result(accuracy, trees))

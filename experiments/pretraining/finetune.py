@@ -136,12 +136,15 @@ def run(config: Config) -> None:
     path = workdir / "metrics.jsonl"
     shardings = experiment.abstract_state(mesh).shardings
     step = experiment.train_step(shardings)  # compiled once for all arms
-    with MetricsLog(path) as log:
+    with MetricsLog(path, logger=config.loop.logger) as log:
         log.resume(experiment.num_steps)  # drops what a crash cut off
         identity = fingerprint((data, starts))
         records = read_records(path, identity)
         done = {(line["weights"], line["seed"]): line["accuracy"] for line in records}
-        for seed, (name, start) in itertools.product(range(config.seeds), starts.items()):
+        arms = list(itertools.product(range(config.seeds), starts.items()))
+        if done and is_main_process():
+            print(f"continues: {len(done)} of {len(arms)} classifiers are in {path}")
+        for number, (seed, (name, start)) in enumerate(arms, start=1):
             if (name, seed) in done:
                 continue
             state = experiment._replace(seed=seed).initial_state(mesh)
@@ -155,7 +158,9 @@ def run(config: Config) -> None:
                 batches(config, data, seed),
                 num_steps=experiment.num_steps,
                 mesh=mesh,
-                loop=Loop(rate_unit="texts", progress=config.loop.progress),
+                loop=Loop(
+                    rate_unit="texts", progress=config.loop.progress, part=(number, len(arms))
+                ),
             )
             values = experiment.evaluate(state)[1]
             if (name, seed) == (PRETRAINED, 0) and is_main_process():
@@ -167,8 +172,8 @@ def run(config: Config) -> None:
             log.write(experiment.num_steps, found)
             if is_main_process():
                 print(f"{name}, seed {seed}: {values['accuracy']:.1%}")
-    arms = {name: [done[name, seed] for seed in range(config.seeds)] for name in starts}
-    report(workdir, arms, data)
+    found = {name: [done[name, seed] for seed in range(config.seeds)] for name in starts}
+    report(workdir, found, data)
 
 
 def load(config: Config) -> Data:

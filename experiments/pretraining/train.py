@@ -42,6 +42,7 @@ from ..running import (
     read_records,
     train,
 )
+from ..unigram import judged
 from . import corpus
 from .baselines import entropies
 from .config import Config, ObjectiveConfig, TrainingConfig
@@ -67,6 +68,7 @@ class Data(NamedTuple):
 def run(config: Config) -> None:
     """Runs the experiment; continues where an earlier run in the same folder stopped."""
     mesh = open_mesh(config)
+    check_text(config)
     transformer_config(config, vocab_size=corpus.MASK + 1)  # refuses sizes before a folder is made
     data = load(config)
     experiment = build(config, mesh, data)
@@ -84,6 +86,18 @@ def run(config: Config) -> None:
         else:
             print(NO_BERT)
         report(workdir, baseline, results)
+
+
+def check_text(config: Config) -> None:
+    """Raises a ValueError if the builtin text would be read more than a thousand times."""
+    training, characters = config.training, 1.1e6
+    tokens = training.num_steps * training.batch_size * config.data.length
+    if config.data.uri.startswith("builtin:") and tokens > 1000 * characters:
+        raise ValueError(
+            f"data.uri must name a large text for this preset, got {config.data.uri!r}: "
+            f"{training.num_steps:,} updates of {training.batch_size:,} rows would read its "
+            f"million characters about {tokens / characters:,.0f} times; give --data.uri file:PATH"
+        )
 
 
 def load(config: Config) -> Data:
@@ -289,7 +303,8 @@ def export(folder: pathlib.Path, model: Transformer, directory: pathlib.Path) ->
 def report(workdir: pathlib.Path, baseline: dict[str, float], results: dict[str, float]) -> None:
     """Table, picture and summary."""
     values = {f"{name} entropy": value for name, value in baseline.items()}
-    values["Transformer"] = results["valid_loss"]
+    loss = results["valid_loss"]
+    values[judged("Transformer", loss, baseline["unigram"])] = loss
     results_table(
         [{"model": name, "nats per token": value} for name, value in values.items()],
         title="Held-out rows",

@@ -78,11 +78,12 @@ def run(config: Config) -> None:
         sizes = f"{len(images.train[1]):,} images to train on, {len(images.test[1]):,} to test"
         print(f"{config.data.uri}: {sizes}; {len(networks)} networks")
     outcomes: dict[tuple[Method, bool], list[Outcome]] = {}
-    for network in networks:
+    for number, network in enumerate(networks, start=1):
         experiment = build(config, mesh, images, network)
         if network.seed == config.training.seeds[0]:  # all seeds share one compiled step
             step = experiment.train_step(experiment.abstract_state(mesh).shardings)
-        state = train(experiment, mesh, workdir / network.name, config.loop, step=step)
+        part = number, len(networks)
+        state = train(experiment, mesh, workdir / network.name, config.loop, step, part)
         values = experiment.evaluate(state)[1]
         kernels = on_host({layer: state.parameters[layer]["kernel"] for layer in LAYERS})
         if is_main_process():

@@ -234,7 +234,7 @@ def test_a_pretrained_bert_gets_conditional_norms(tmp_path):
     [
         (
             lambda: texts.read("builtin:digits"),
-            r"must have the fields text and label, got \['image",
+            "must have the fields text and label, builtin:digits has image",
         ),
         (
             lambda: Config(training=TrainingConfig(length=48)),

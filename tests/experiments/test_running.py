@@ -103,7 +103,7 @@ def test_a_seed_that_no_generator_takes_is_named(name, seed, refused):
         (
             "pretraining",
             "--preset=paper",
-            "data.uri must name a large text for this preset, got 'b",
+            "data.uri must name a large text for this preset, got",
         ),
         ("pretraining", "--preset=base", "would read its million characters about 2,979 times"),
         ("self_orthogonality", "--model.first-features=1", "first_features must be at least 2"),
