@@ -26,7 +26,8 @@ from zoo.training.records import check_local, leave_workdirs
 from zoo.training.remote import stage
 
 # What every experiment uses in the end: a module that is missing is found out at the start.
-NEEDED = {"rich.table": "train", "orbax.checkpoint": "train", "matplotlib.figure": "plot"}
+NEEDED = ("tyro", "rich.table", "orbax.checkpoint", "matplotlib.figure")
+EXTRAS = "data,train,plot"
 
 # What a mistake of the user raises; anything else shows where it comes from.
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError)
@@ -200,35 +201,31 @@ def main(
     noticed. What such a run wrote in a folder of its own is removed, unless it has trained.
     """
     with _lasting("stdout"), _lasting("stderr"):
-        failed, code = False, 1
+        failed, code = False, 0
         try:
+            for module in NEEDED:
+                extras.require(module, EXTRAS)
             config = parse(run, presets, description, arguments)
-            for module, extra in NEEDED.items():
-                extras.require(module, extra)
             run(config)
-            code = 0
-        except SystemExit:  # after a signal, on which all processes agree
-            code = 0
-            raise
         except jax.errors.JaxRuntimeError:  # of the machine, not of the command
             raise
         except _MISTAKES as error:
-            failed, code = True, 2
+            failed = True
             if os.environ.get("ZOO_TRACEBACK"):
                 raise
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             print("(ZOO_TRACEBACK=1 shows where.)", file=sys.stderr)
-            sys.exit(2)
+            code = 2
         except KeyboardInterrupt:
-            code = 130
             if os.environ.get("ZOO_TRACEBACK"):
                 raise
             print("interrupted; the same command continues", file=sys.stderr)
-            sys.exit(130)
+            code = 130
         finally:
             leave_workdirs(failed=failed)
-            if code:
-                leave_distributed(code)
+        if code:
+            leave_distributed(code)
+            sys.exit(code)
 
 
 def parse(

@@ -92,7 +92,7 @@ def draw(attention: np.ndarray, words: str) -> "matplotlib.figure.Figure":  # no
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """The command; returns what it prints."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.attention_map")
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--output", default="attention_map.png", metavar="FILE.png")
     options = parser.parse_args(arguments)
@@ -101,7 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     output = local_path(options.output)
     if not output.parent.is_dir() or output.suffix != ".png":
         parser.error(f"--output must be a file .png in a folder that exists, got {output}")
-    extras.require("matplotlib.figure", "plot")  # found out before the training
+    try:
+        extras.require("matplotlib.figure", "plot")  # found out before the training
+    except ImportError as error:
+        parser.exit(2, f"{error}\n")
 
     model = train(Mirror(nnx.Rngs(0)), options.steps)
     ids = jax.random.randint(jax.random.key(2), (256, LENGTH), 0, len(LETTERS))

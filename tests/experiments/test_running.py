@@ -154,7 +154,7 @@ def test_a_missing_module_is_named_at_the_start(module, monkeypatch, capsys, tmp
     with pytest.raises(SystemExit) as stopped:
         command_line.main(run, presets, None, [f"--workdir={tmp_path}"])
     assert stopped.value.code == 2
-    assert "pip install" in capsys.readouterr().err
+    assert "pip install 'kexue-zoo[data,train,plot]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
