@@ -31,6 +31,7 @@ EXTRAS = "data,train,plot"
 
 # What a mistake of the user raises; anything else shows where it comes from.
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError)
+_OF_THE_MACHINE = (OSError, TimeoutError, RuntimeError)  # themselves: no missing file, no lock
 
 
 def local_path(name: str) -> pathlib.Path:
@@ -197,7 +198,8 @@ def main(
         description: what ``--help`` says first.
         arguments: the command line, that of the process if None.
 
-    A mistake of the user ends in one line and exit code 2; ``ZOO_TRACEBACK=1`` shows where it was
+    A mistake of the user ends in one line and exit code 2 (1 if it may be a failure of another
+    process); ``ZOO_TRACEBACK=1`` shows where it was
     noticed. What such a run wrote in a folder of its own is removed, unless it has trained.
     """
     with _lasting("stdout"), _lasting("stderr"):
@@ -215,7 +217,10 @@ def main(
                 raise
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             print("(ZOO_TRACEBACK=1 shows where.)", file=sys.stderr)
-            code = 2
+            # Another process may be gone, which shows as the failure of what was under way: a cluster
+            # starts such a run again, and one with a mistake (2) not.
+            several = jax.distributed.is_initialized()
+            code = 1 if several and type(error) in _OF_THE_MACHINE else 2
         except KeyboardInterrupt:
             if os.environ.get("ZOO_TRACEBACK"):
                 raise

@@ -75,12 +75,16 @@ def drill(bench: Bench, counts: list[int], chance: random.Random) -> bool:
     def say(what: str, ends: list[Ended], more: str = "", *, killed: bool = False) -> None:
         nonlocal well
         if killed:
-            fine = all(end.in_time and (end.code == 0 or GONE in end.output) for end in ends)
+            fine = all(end.in_time and end.code != 2 for end in ends)
+            fine &= all(end.code == 0 or GONE in end.output for end in ends)
         else:
             fine = all(end.in_time and end.code == 0 for end in ends)
         well &= fine
         codes = ", ".join(str(end.code) for end in ends)
-        print(f"  {bench.name}: {what}: codes {codes}{more}", flush=True)
+        said = {line for end in ends if end.code > 0 for line in end.errors}
+        print(
+            f"  {bench.name}: {what}: codes {codes}{more}", *sorted(said), sep="\n    ", flush=True
+        )
         for end in () if fine else ends:
             print(end.output[-3000:])
 

@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -52,6 +51,12 @@ class Ended(NamedTuple):
         """The last line that says something."""
         lines = [line for line in self.output.splitlines() if line.strip()]
         return next((line for line in reversed(lines) if "ZOO_TRACEBACK" not in line), "")
+
+    @property
+    def errors(self) -> list[str]:
+        """The first 150 letters of lines that name an error."""
+        lines = re.findall(r"^[\w.]*Error: .*", self.output, re.MULTILINE)
+        return [line[:150] for line in lines]
 
     @property
     def raw(self) -> bool:
@@ -101,7 +106,7 @@ class Run:
         except KeyboardInterrupt:
             code = 130
         except BaseException:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
         finally:  # what the interpreter does at its end
             with contextlib.suppress(BaseException):
                 threading._shutdown()

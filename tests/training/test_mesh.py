@@ -1,9 +1,11 @@
+import sys
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from zoo.training import initialize_distributed, make_mesh, put_batch
+from zoo.training import initialize_distributed, make_mesh, mesh, put_batch
 from zoo.training.mesh import batch_sharding
 
 
@@ -56,3 +58,16 @@ def test_seconds_to_wait_are_positive(name):
         initialize_distributed(
             coordinator_address="localhost:1", num_processes=2, process_id=0, **{name: 0}
         )
+
+
+def test_nobody_is_ended_while_process_0_writes_its_report(monkeypatch):
+    """The others wait for it at their end; after JAX's 300 seconds all would be aborted."""
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: given.update(options))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    initialize_distributed(coordinator_address="auto", heartbeat_timeout=7)
+    mesh._end_well()
+    assert given.pop("shutdown_timeout_seconds") > 24 * 3600
+    assert given == {"initialization_timeout": 300, "heartbeat_timeout_seconds": 7}
+    sys.excepthook(KeyError, KeyError("a"), None)  # one process as here goes on

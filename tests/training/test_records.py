@@ -153,13 +153,16 @@ def test_the_processes_of_a_run_have_the_same_settings(tmp_path, monkeypatch):
         open_workdir(tmp_path / "run", Config(seed=1))
 
 
-def test_a_line_that_cannot_be_written_is_one_error(tmp_path):
+def test_files_that_cannot_be_written_are_named(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large") as caught:
             with MetricsLog(tmp_path / "metrics.jsonl") as log:
                 log.write(1, {"loss": 1.5})
+        with pytest.raises(OSError, match="File too large") as caught_too:
+            write_summary(tmp_path, {"loss": 1.5, "perplexity": 2.5})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.filename == str(tmp_path / "metrics.jsonl")
+    assert caught_too.value.filename == str(tmp_path / "summary.json")

@@ -14,7 +14,6 @@ import re
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,7 +120,16 @@ def _join(**options: Any) -> None:
         )
         _last_words.append(last_words)
         atexit.register(_end_well)
-    jax.distributed.initialize(**options)
+    show = sys.excepthook
+
+    def leave(*error: Any) -> None:
+        show(*error)
+        leave_distributed(1)
+
+    sys.excepthook = leave
+    # The others wait at their end for process 0, which may be writing its report, as long as that
+    # takes: JAX would end them all. What fails does not come to that end, it leaves.
+    jax.distributed.initialize(shutdown_timeout_seconds=10**7, **options)
 
 
 def _end_well() -> None:
@@ -134,7 +142,8 @@ def _end_well() -> None:
 def leave_distributed(code: int, *, seconds: float = 10.0) -> None:
     """Ends this process, which has failed, if it is one of several; the others then end, too.
 
-    JAX would wait at its end for the others, which may be waiting for this one.
+    JAX would wait at its end for the others, which may be waiting for this one. An exception that
+    nobody catches comes here by itself.
 
     Args:
         code: of the exit.
@@ -142,8 +151,6 @@ def leave_distributed(code: int, *, seconds: float = 10.0) -> None:
     """
     if not jax.distributed.is_initialized():
         return
-    if (error := sys.exception()) is not None and not isinstance(error, SystemExit):
-        traceback.print_exception(error)
     print(GONE, file=sys.stderr)
     _end_well()
     leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
