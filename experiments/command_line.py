@@ -199,8 +199,8 @@ def main(
         arguments: the command line, that of the process if None.
 
     A mistake of the user ends in one line and exit code 2 (1 if it may be a failure of another
-    process); ``ZOO_TRACEBACK=1`` shows where it was
-    noticed. What such a run wrote in a folder of its own is removed, unless it has trained.
+    process); ``ZOO_TRACEBACK=1`` shows where it was noticed. What such a run wrote in a folder of
+    its own is removed, unless it has trained.
     """
     with _lasting("stdout"), _lasting("stderr"):
         failed, code = False, 0
@@ -217,8 +217,8 @@ def main(
                 raise
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             print("(ZOO_TRACEBACK=1 shows where.)", file=sys.stderr)
-            # Another process may be gone, which shows as the failure of what was under way: a cluster
-            # starts such a run again, and one with a mistake (2) not.
+            # Another process may be gone, which shows as the failure of what was under way: a
+            # cluster starts such a run again, and not one with a mistake (2).
             several = jax.distributed.is_initialized()
             code = 1 if several and type(error) in _OF_THE_MACHINE else 2
         except KeyboardInterrupt:
