@@ -87,6 +87,8 @@ def drill(
         for phase in phases:
             table[phase, verdict] += 1
         note(bench, ", ".join(phases), verdict, words)
+    if bench.stops:
+        print(f"  {bench.name}: ended at most {max(bench.stops):.1f} s after a signal", flush=True)
     names = chance.sample(options.only, min(options.faults, len(options.only)))
     for name in names:
         bench.clear()
@@ -117,7 +119,10 @@ def kill(bench: Bench, count: int, chance: random.Random) -> tuple[list[Ended], 
             break
         phase = run.phase()
         run.send(number)
+        begin = time.monotonic()
         ends.append(bench.end(run))
+        if number != signal.SIGKILL:
+            bench.stops.append(time.monotonic() - begin)
         phases.append(f"{signal.Signals(number).name} {phase}")
     return ends, phases
 

@@ -32,12 +32,14 @@ class Bench:
         root: folder of its runs.
         seconds: that an uninterrupted run takes.
         expected: what it leaves.
+        stops: seconds from SIGTERM or SIGINT to the end of a run.
     """
 
     name: str
     root: pathlib.Path
     seconds: float = 30.0
     expected: dict[str, object] = dataclasses.field(default_factory=dict)
+    stops: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def folder(self) -> pathlib.Path:
