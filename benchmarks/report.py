@@ -11,8 +11,9 @@ import argparse
 import json
 import pathlib
 import re
+import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from zoo._files import replace_file
@@ -21,6 +22,19 @@ from zoo.extras import require
 Row = dict[str, Any]
 FOLDER = pathlib.Path(__file__).parent
 README, RESULTS, BOUNDS = FOLDER / "README.md", FOLDER / "results", FOLDER / "results/bounds.json"
+SCALING_HEAD = ("case", "grows", "from … to", "time", "exponent", "expected", "memory, exponent")
+TPU_HEAD = (
+    "step",
+    "slice (devices)",
+    "parameters",
+    "state and batch, GiB",
+    "in all, GiB",
+    "products, GFLOP",
+    "at least, ms",
+    "collectives in the program",
+    "compiled in, s",
+    "wrong",
+)
 HEAD = ("case", "program", "time of a call", "× zoo", "rate", "memory", "compile", "roofline")
 BUSY = 0.05  # share of the cores that others may take before the reader is told
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -88,14 +102,57 @@ def filled(page: str) -> str:
 
     def section(found: re.Match[str]) -> str:
         what, file = found["what"], found["file"]
-        if what == "summary":
+        if what in RECORDS:
+            text = records_table(what)
+        elif what == "summary":
             text = summary([row for path in sorted(RESULTS.glob("*.jsonl")) for row in read(path)])
         else:
             text = table(read(RESULTS / f"{file}.jsonl"))
         return f"{found['begin']}\n\n{text}\n\n<!-- end -->"
 
-    marks = r"(?P<begin><!-- (?P<what>summary|results)(?:: (?P<file>\w+))? -->).*?<!-- end -->"
+    what = "|".join(["summary", "results", *RECORDS])
+    marks = rf"(?P<begin><!-- (?P<what>{what})(?:: (?P<file>\w+))? -->).*?<!-- end -->"
     return re.sub(marks, section, page, flags=re.DOTALL)
+
+
+def records_table(what: str) -> str:
+    """The table of the records that `benchmarks.scaling` or `benchmarks.tpu_compile` kept."""
+    file, head, cells = RECORDS[what]
+    lines = [_line(head), _line(["---"] * len(head))]
+    return "\n".join(lines + [_line(cells(r)) for r in json.loads((RESULTS / file).read_text())])
+
+
+def scaling_cells(row: Row) -> tuple[str, ...]:
+    """A row of the table, see `SCALING_HEAD`."""
+    memory = row["memory_exponent"]
+    return (
+        row["case"],
+        row["grows"],
+        f"{row['values'][0]:,} … {row['values'][-1]:,}",
+        f"{duration(row['seconds'][0])} … {duration(row['seconds'][-1])}",
+        f"{row['exponent']:.2f} ± {row['error']:.2f}{_dagger(row)}",
+        row["expected"],
+        "" if memory is None else f"{memory:.2f}",
+    )
+
+
+def tpu_cells(record: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the table, see `TPU_HEAD`."""
+    if "devices" not in record:
+        return record["step"], record["slice"], *[""] * (len(TPU_HEAD) - 3), record["wrong"][0]
+    counts = ", ".join(f"{count} {kind}" for kind, count in record["collectives"].items())
+    return (
+        record["step"],
+        f"{record['slice']} ({record['devices']})",
+        f"{record['parameters'] / 1e6:,.2f} M",
+        f"{record['state_and_batch_bytes'] / 2**30:.2f}",
+        f"{record['memory_bytes'] / 2**30:.2f} of {record['memory_of_device'] / 2**30:.0f}",
+        f"{record['operations'] / 1e9:,.3g}",
+        f"{1e3 * record['seconds']:.3g} ({record['bound']})",
+        counts or "none",
+        f"{record['compile_seconds']:.0f}",
+        "; ".join(record["wrong"]) or "nothing",
+    )
 
 
 def summary(rows: list[Row]) -> str:
@@ -116,19 +173,33 @@ def summary(rows: list[Row]) -> str:
 
 
 def comparison(old: list[Row], new: list[Row]) -> str:
-    """Our times before and after; the quartiles of the two runs say whether they differ."""
-    before = {name: block[0] for name, block in _blocks(old).items()}
-    lines = [_line(("case", "before", "after", "after / before", "")), "|---|---:|---:|---:|---|"]
-    for name, block in _blocks(new).items():
-        a, b = before.get(name, {"status": "absent"}), block[0]
-        if a["status"] != "ok" or b["status"] != "ok":
-            lines.append(_line((name, a["status"], b["status"], "", "")))
+    """Our times before and after, row by row.
+
+    Rivals did not change: the median of their ratios says how much slower the machine was, and is
+    taken out. What is left is a difference if the quartiles of the two runs do not overlap.
+    """
+    head = ("case", "before", "after", "after / before", "of the rivals", "verdict")
+    lines = [_line(head), "|---|---:|---:|---:|---:|---|"]
+    before, after = _blocks(old), _blocks(new)
+    for name in {**before, **after}:
+        a, b = ({r["program"]: r for r in blocks.get(name, [])} for blocks in (before, after))
+        ours = [block.get("zoo", {"status": "absent"}) for block in (a, b)]
+        if any(row["status"] != "ok" for row in ours):
+            lines.append(_line((name, *(row["status"] for row in ours), "", "", "")))
             continue
-        (low_a, high_a), (low_b, high_b) = a["quartiles_seconds"], b["quartiles_seconds"]
+        ratios = [
+            b[rival]["median_seconds"] / a[rival]["median_seconds"]
+            for rival in a.keys() & b.keys() - {"zoo"}
+            if a[rival]["status"] == b[rival]["status"] == "ok"
+        ]
+        machine = statistics.median(ratios) if ratios else 1.0
+        (low_a, high_a), (low_b, high_b) = (row["quartiles_seconds"] for row in ours)
+        low_b, high_b = low_b / machine, high_b / machine
         verdict = "slower" if low_b > high_a else "faster" if high_b < low_a else "within noise"
-        times = (a["median_seconds"], b["median_seconds"])
-        ratio = f"{times[1] / times[0]:.2f}"
-        lines.append(_line((name, *map(duration, times), ratio, verdict)))
+        times = [row["median_seconds"] for row in ours]
+        columns = (f"{times[1] / times[0]:.2f}", f"{machine:.2f}" if ratios else "", verdict)
+        busy = _dagger(ours[0]) or _dagger(ours[1])
+        lines.append(_line((name + busy, *map(duration, times), *columns)))
     return "\n".join(lines)
 
 
@@ -257,6 +328,12 @@ def _range(values: Iterable[float]) -> str:
 def _line(columns: Sequence[str]) -> str:
     return "| " + " | ".join(columns) + " |"
 
+
+# What has a table of its own: file, columns, and what makes a row of a record.
+RECORDS: dict[str, tuple[str, Sequence[str], Callable[[Row], Sequence[str]]]] = {
+    "scaling": ("scaling_cpu_2_cores.json", SCALING_HEAD, scaling_cells),
+    "tpu_steps": ("tpu_steps.json", TPU_HEAD, tpu_cells),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

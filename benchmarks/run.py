@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from . import measure, report
+from . import measure, report, scaling
 from .case import Case, Program, discover, select
 from .report import BUSY, HEAD
 
@@ -29,14 +29,23 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", choices=("small", "full"), default="small")
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds of timing")
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE.jsonl", help="appended to")
-    parser.add_argument("--list", action="store_true", help="list the cases and stop")
+    parser.add_argument("--list", action="store_true", help="list what matches and stop")
+    parser.add_argument(
+        "--scaling", action="store_true", help="curves: time over size, with the fitted exponent"
+    )
     options = parser.parse_args(words)
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {options.repeats}")
+    if options.scaling:
+        if options.list:
+            print(*(curve.name for curve in scaling.select(options.pattern)), sep="\n")
+            return 0
+        return scaling.main(options.pattern, options.repeats, options.output)
     known = discover()
     chosen = select(options.pattern, options.sizes, known)
     if options.list or not chosen:
-        names = [f"  {case.name}/{label}" for case, label in select("", "full", known)]
+        listed = select(options.pattern if options.list else "", "full", known)
+        names = [f"  {case.name}/{label}" for case, label in listed]
         listing = "cases:\n" + "\n".join(names)
         if options.list:
             print(listing)

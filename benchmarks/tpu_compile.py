@@ -44,10 +44,12 @@ from zoo._paths import path_name
 from zoo.training import make_mesh
 
 from .measure import planned_bytes
+from .report import RESULTS as FOLDER
+from .report import TPU_HEAD, tpu_cells
 from .tpu_steps import STEPS, Step
 
 GIB = 2**30
-RESULTS = pathlib.Path(__file__).parent / "results/tpu_steps.json"
+RESULTS = FOLDER / "tpu_steps.json"
 SMALL = 2**24  # bytes of a matrix that may be kept whole: a thousandth of a v5e chip's memory
 
 
@@ -208,39 +210,6 @@ def check_apart(name: str, slice_name: str) -> dict[str, Any]:
     return {"step": name, "slice": slice_name, "wrong": [f"it ended with {done.returncode}"]}
 
 
-def cells(record: dict[str, Any]) -> tuple[str, ...]:
-    """A row of the table, see `HEAD`."""
-    if "devices" not in record:
-        return record["step"], record["slice"], *[""] * (len(HEAD) - 3), record["wrong"][0]
-    counts = ", ".join(f"{count} {kind}" for kind, count in record["collectives"].items())
-    return (
-        record["step"],
-        f"{record['slice']} ({record['devices']})",
-        f"{record['parameters'] / 1e6:,.2f} M",
-        f"{record['state_and_batch_bytes'] / GIB:.2f}",
-        f"{record['memory_bytes'] / GIB:.2f} of {record['memory_of_device'] / GIB:.0f}",
-        f"{record['operations'] / 1e9:,.3g}",
-        f"{1e3 * record['seconds']:.3g} ({record['bound']})",
-        counts or "none",
-        f"{record['compile_seconds']:.0f}",
-        "; ".join(record["wrong"]) or "nothing",
-    )
-
-
-HEAD = (
-    "step",
-    "slice (devices)",
-    "parameters",
-    "state and batch, GiB",
-    "in all, GiB",
-    "products, GFLOP",
-    "at least, ms",
-    "collectives in the program",
-    "compiled in, s",
-    "wrong",
-)
-
-
 def record_result(record: dict[str, Any], path: pathlib.Path = RESULTS) -> None:
     """Puts a result in the place of an earlier one of the same step and slice."""
     kept = json.loads(path.read_text()) if path.exists() else []
@@ -264,7 +233,7 @@ def main(words: Sequence[str] | None = None) -> int:
     status = 0
     for place in itertools.product(steps, slices):
         record = check_apart(*place)
-        for name, cell in zip(HEAD, cells(record), strict=True):
+        for name, cell in zip(TPU_HEAD, tpu_cells(record), strict=True):
             print(f"{name:<28}{cell}")
         print(flush=True)
         if options.record:

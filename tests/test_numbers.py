@@ -1,4 +1,4 @@
-"""The tables of the READMEs: each says on how many runs it stands, and one cell of each is made anew.
+"""Tables of the READMEs: each says on how many runs it stands, one cell of each is made anew.
 
 What trains for more than 20 seconds is not: `experiments.jose` and `experiments.weight_averaging`
 take about a minute, by the commands above their tables.

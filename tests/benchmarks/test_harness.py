@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import measure, report
+import zoo
+from benchmarks import measure, report, scaling
 from benchmarks import run as command
 from benchmarks.case import Case, Floor, discover, forward_and_gradient, normal, select
 from zoo.extras import require
@@ -277,12 +278,66 @@ def test_the_tables_of_the_page_are_those_of_the_result_files():
     assert report.filled(page) == page, "stale: python -m benchmarks.report writes them anew"
 
 
-def test_comparison_knows_the_noise():
-    def rows(median, low, high):
-        row = {"case": "toy", "size": "s", "status": "ok", "quartiles_seconds": [low, high]}
-        return [row | {"median_seconds": median}]
+def timed(ours, rival=None, *, others=0.0):
+    """Rows of one case; of a pair of quartiles the median is the mean."""
+    rows = {"zoo": ours} | ({"rival": rival} if rival else {})
+    return [
+        {"case": "toy", "size": "s", "program": name, "status": "ok", "others_share": others}
+        | {"quartiles_seconds": quartiles, "median_seconds": sum(quartiles) / 2}
+        for name, quartiles in rows.items()
+    ]
 
-    old = rows(1.0, 0.9, 1.1)
-    assert "| 2.00 | slower |" in report.comparison(old, rows(2.0, 1.9, 2.1))
-    assert "| 1.05 | within noise |" in report.comparison(old, rows(1.05, 0.95, 1.2))
-    assert "| 0.50 | faster |" in report.comparison(old, rows(0.5, 0.4, 0.6))
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        (timed((0.9, 1.1)), timed((1.9, 2.1)), "| 2.00 |  | slower |"),
+        (timed((0.9, 1.1)), timed((0.95, 1.15)), "| 1.05 |  | within noise |"),
+        (timed((0.9, 1.1)), timed((0.4, 0.6)), "| 0.50 |  | faster |"),
+        # A machine that is half as fast, which the rival says, is taken out.
+        (timed((0.9, 1.1), (3, 5)), timed((1.9, 2.1), (7, 9)), "| 2.00 | 2.00 | within noise |"),
+        (timed((0.9, 1.1), (3, 5)), timed((0.9, 1.1), (7, 9)), "| 1.00 | 2.00 | faster |"),
+        (timed((0.9, 1.1)), timed((1.9, 2.1), others=0.5), "| toy, s † |"),
+        (timed((0.9, 1.1)), [], "| ok | absent |"),
+        ([], timed((0.9, 1.1)), "| absent | ok |"),
+    ],
+)
+def test_comparison_knows_the_noise(before, after, line):
+    assert line in report.comparison(before, after)
+
+
+def test_list_takes_a_pattern(capsys):
+    assert command.main(["--list", "ordered.on_lstm"]) == 0
+    listed = capsys.readouterr().out
+    assert "ordered.on_lstm/paper" in listed
+    assert "smooth" not in listed
+    assert command.main(["--scaling", "--list", "k"]) == 0
+    assert "smooth.soft_top_k gradient, k" in capsys.readouterr().out.splitlines()
+
+
+def test_every_curve_is_of_a_case_and_every_idea_has_one():
+    sizes = {case.name: case.sizes for case in discover()}
+    for curve in scaling.CURVES:
+        needed = next(iter(sizes[curve.case].values()))
+        assert {*curve.size, curve.grows} == set(needed), curve.name
+        assert list(curve.values) == sorted({*curve.values})
+    assert {curve.case.partition(".")[0] for curve in scaling.CURVES} >= {*zoo.IDEAS}
+
+
+def test_exponents_are_those_of_the_times(file, monkeypatch, capsys):
+    """Of a made-up clock: the square of the size."""
+
+    def timings(calls, rounds):
+        return {n: measure.Timing(int(n) ** 2, 0, (0, 0), rounds) for n in calls}
+
+    monkeypatch.setattr(measure, "time_in_turns", timings)
+    monkeypatch.setattr(measure.Others, "share", lambda self: 0.0)
+    curve = scaling.Curve("toy.sum", "n", (2, 4, 8), "2", {})
+    monkeypatch.setattr(scaling, "CURVES", (curve,))
+    monkeypatch.setattr(scaling, "discover", lambda: [toy()])
+    assert scaling.main("toy", 1, file) == 0
+    (row,) = json.loads(file.read_text())
+    assert (row["exponent"], row["error"]) == (pytest.approx(2), pytest.approx(0, abs=1e-6))
+    assert row["memory_exponent"] > 0
+    assert "| 2.00 ± 0.00 | 2 |" in capsys.readouterr().out
+    assert scaling.main("nothing", 1, None) == 2
