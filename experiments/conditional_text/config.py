@@ -32,7 +32,8 @@ class DataConfig:
     uri: str = "builtin:shakespeare"
     """builtin:shakespeare, its classes are the plays; file:PATH of rt-polarity's zip archive, of
     the Chinese reviews' zip archive, of a folder with IMDB or with the Stanford Sentiment Treebank,
-    or of a .tsv or .jsonl file with the fields text and label."""
+    of a table (.csv, .tsv, .jsonl, .parquet) with the fields text and label, or of a folder of
+    text files, one class a file or subfolder; or hf:NAME."""
     tokens: Literal["words", "whitespace", "characters"] = "words"
     lowercase: bool = True
     max_vocabulary: int = 3000
