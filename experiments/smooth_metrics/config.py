@@ -5,11 +5,13 @@ Article: https://kexue.fm/archives/6620, which has no experiment of its own.
     small          the default: the builtin digits, one digit against the rest, minutes on two cores
     smoke          seconds
     fashion_mnist  shirts against the rest of Fashion-MNIST
+    rare           MNIST, one 8 among a hundred others
+    noisy          the same, and three tenths of the labelled 8 are none
 """
 
 import dataclasses
 
-from ..command_line import all_different, at_least
+from ..command_line import all_different, at_least, in_unit_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +26,28 @@ class DataConfig:
     max_examples: int = 10_000
     """Examples drawn for each seed before that."""
     test_share: float = 0.4
+    validation_share: float = 0.2
+    """What settings and thresholds are chosen on."""
+    label_noise: float = 0.0
+    """Share of the positives of training and validation that are labelled negative, and as many
+    negatives positive."""
 
     def __post_init__(self) -> None:
         at_least(10, self, "max_examples")
-        for name in ("positive_share", "test_share"):
+        for name in ("positive_share", "test_share", "validation_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be in (0, 1), got {getattr(self, name)}")
+        in_unit_interval(self, "label_noise")
+        if self.test_share + self.validation_share >= 1:
+            raise ValueError(
+                f"data.validation_share must leave samples for training, got "
+                f"{self.validation_share} beside data.test_share = {self.test_share}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Adam at a constant rate, all seeds at once."""
+    """AdamW at a constant rate, all seeds and settings at once."""
 
     batch_sizes: tuple[int, ...] = (16, 64, 256, 1024)
     num_seeds: int = 8
@@ -43,7 +56,11 @@ class TrainingConfig:
     """Cross entropy first, for all but the accuracy alone."""
     steps: int = 1000
     """Then as many on the objective."""
-    learning_rate: float = 3e-3
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    """For each objective and seed the best on the validation samples, as the two below."""
+    weight_decays: tuple[float, ...] = (0.0, 0.1, 1.0)
+    positive_weights: tuple[float, ...] = (3.0, 10.0, 30.0)
+    """Of the positives in the weighted cross entropy."""
     hidden_features: int = 0
     """Units of one hidden layer; 0 for a linear model."""
     remembered_examples: int = 4096
@@ -53,8 +70,12 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         at_least(2, self, "num_seeds")
         at_least(1, self, "pretraining_steps", "steps", "remembered_examples")
-        at_least(0, self, "hidden_features", "learning_rate")
+        at_least(0, self, "hidden_features")
         all_different(self, "batch_sizes")
+        for name in ("learning_rates", "weight_decays", "positive_weights"):
+            all_different(self, name)
+            if min(getattr(self, name)) < 0:
+                raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}")
         if min(self.batch_sizes) < 1:
             raise ValueError(f"training.batch_sizes must be positive, got {self.batch_sizes}")
 
@@ -92,16 +113,27 @@ class Config:
     """Folder of the run; the same command continues it."""
 
 
+_MNIST = DataConfig(uri="file:$ZOO_DATA/mnist", positive_share=1 / 101, max_examples=60_000)
+_RARE = TrainingConfig(batch_sizes=(256,), learning_rates=(1e-3, 1e-2))
+
 PRESETS = {
     "small": Config(),
     "smoke": Config(
         training=TrainingConfig(
-            batch_sizes=(16, 256), num_seeds=4, pretraining_steps=200, steps=200, learning_rate=1e-2
+            batch_sizes=(16, 256),
+            num_seeds=4,
+            pretraining_steps=200,
+            steps=200,
+            learning_rates=(1e-2,),
+            weight_decays=(0.0,),
+            positive_weights=(3.0,),
         ),
         bias=BiasConfig(rows=1 << 16),
     ),
     "fashion_mnist": Config(
         data=DataConfig(uri="file:$ZOO_DATA/fashion_mnist", positive_class=6),
-        training=TrainingConfig(num_seeds=5, learning_rate=1e-3),
+        training=TrainingConfig(num_seeds=5),
     ),
+    "rare": Config(data=_MNIST, training=_RARE),
+    "noisy": Config(data=dataclasses.replace(_MNIST, label_noise=0.3), training=_RARE),
 }

@@ -16,17 +16,18 @@ def draw(records: list[dict[str, Any]], bias: list[dict[str, float]]) -> Any:
     sizes = np.array([record["batch_size"] for record in records], float)
     names = list(records[0]["scores"])
     for number, (name, color) in enumerate(zip(names, COLORS, strict=True)):
-        values = np.array([record["scores"][name]["f1"] for record in records])
-        errors = values.std(axis=1, ddof=1) / values.shape[1] ** 0.5
         beside = sizes * 1.04 ** (number - (len(names) - 1) / 2)  # bars would hide each other
-        style = "--" if "tuned" in name else "-"
-        look = {"fmt": "o" + style, "color": color, "label": name, "capsize": 2}
-        trained.errorbar(beside, values.mean(axis=1), errors, **look)
+        for metric, style in (("f1", "o-"), ("tuned_f1", "o--")):
+            values = np.array([record["scores"][name][metric] for record in records])
+            errors = values.std(axis=1, ddof=1) / values.shape[1] ** 0.5
+            label = name if metric == "f1" else None
+            look = {"fmt": style, "color": color, "label": label, "capsize": 2}
+            trained.errorbar(beside, values.mean(axis=1), errors, **look)
     trained.set(xlabel="batch size", ylabel="F1 of the test set", xscale="log")
     trained.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
     trained.minorticks_off()
     trained.legend(fontsize="small")
-    trained.set_title("trained on", loc="left", fontsize="medium")
+    trained.set_title("trained on (dashes: threshold tuned)", loc="left", fontsize="medium")
 
     sizes = np.array([row["batch size"] for row in bias], float)
     for column, color in (("mean of batch F1", "tab:orange"), ("mean of streaming F1", "tab:blue")):

@@ -39,7 +39,8 @@ def test_a_stopped_run_goes_on_with_the_next_batch_size(tmp_path, monkeypatch):
         sizes.append(size)
         if sizes == [8, 16]:
             raise KeyboardInterrupt
-        model = [{"kernel": np.zeros((2, split.train_x.shape[-1], 1)), "bias": np.ones((2, 1))}]
+        kernel, bias = np.zeros((2, 1, split.x.shape[1], 1)), np.ones((2, 1, 1))
+        model = [{"kernel": kernel, "bias": bias}]
         return dict.fromkeys(learners, model)
 
     columns = ("batch size", "mean of batch F1", "mean of streaming F1", "F1 of all")
@@ -58,6 +59,9 @@ def test_a_stopped_run_goes_on_with_the_next_batch_size(tmp_path, monkeypatch):
     ("flag", "message"),
     [
         ("--data.positive-class=10", "data.positive_class must be one of the labels"),
+        ("--data.validation-share=0.6", "data.validation_share must leave samples for training"),
+        ("--data.label-noise=1", "data.label_noise must be in [0, 1), got 1.0"),
+        ("--training.weight-decays=-1", "training.weight_decays must not be negative, got (-1.0,)"),
         ("--data.positive-share=0", "data.positive_share must be in (0, 1), got 0.0"),
         ("--training.num-seeds=1", "training.num_seeds must be at least 2, got 1"),
         ("--bias.rows=1000", "bias.batch_sizes must divide bias.rows = 1000"),
@@ -76,3 +80,24 @@ def test_tuned_threshold_is_the_best_of_all():
     cuts = [-np.inf, *np.sort(logits)]
     assert found == pytest.approx(max(train.exact_f1(logits > cut, targets) for cut in cuts))
     assert train.exact_f1(np.zeros(3), np.zeros(3)) == 0
+
+
+def test_noise_exchanges_as_many_labels_of_either_class():
+    positive = np.arange(100) < 20
+    targets = train.exchange(np.random.default_rng(0), positive, 0.25)
+    assert targets.sum() == 20
+    assert (targets != positive)[:20].sum() == (targets != positive)[20:].sum() == 5
+
+
+def test_settings_are_chosen_on_the_validation_samples():
+    x = np.array([[-2.0], [-1.0], [1.0], [2.0]], np.float32)
+    part = train.Part(np.arange(4)[None], np.float32([[0, 0, 0, 1]]))
+    swapped = part._replace(targets=1 - part.targets)
+    # Two settings: the first is right on one half of the samples, the second has x upside down.
+    parameters = [{"kernel": np.ones((1, 2, 1, 1)), "bias": np.zeros((1, 2, 1))}]
+    parameters[0]["kernel"][0, 1] = -1
+    scores = train.test_all({"F": parameters}, train.Split(x, part, part, part))["F"]
+    assert scores["f1"] == [pytest.approx(2 / 3)]
+    assert scores["tuned_f1"] == [1.0]
+    worse = train.test_all({"F": parameters}, train.Split(x, part, swapped, part))["F"]
+    assert worse["f1"] == [0.0]
