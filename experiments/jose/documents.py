@@ -1,6 +1,7 @@
 """Corpora with labels and splits, by URI."""
 
 import collections
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,10 @@ def read_documents(uri: str) -> Documents:
     test = np.array([example.get("split") == "test" for example in examples])
     if not labelled:
         return Documents(texts, None, (), test)
+    words = sorted({str(example["label"]) for example in examples})
+    if not any(re.fullmatch(r"\s*[+-]?\d+\s*", word) for word in words):
+        labels = np.array([words.index(str(example["label"])) for example in examples])
+        return Documents(texts, labels, tuple(words), test)
     given = np.array([_label(example["label"], n) for n, example in enumerate(examples, start=1)])
     groups = {label: str(e.get("group", label)) for label, e in zip(given, examples, strict=True)}
     classes = [label for label in sorted(groups) if label >= 0]

@@ -75,6 +75,18 @@ def test_classes_are_numbered_without_gaps(tmp_path):
     assert documents.names == ("2", "7")
 
 
+def test_tables_with_words_for_labels_and_folders_of_texts(tmp_path):
+    (tmp_path / "own.csv").write_text('text,label\n"a, b",sport\nc,art\n')
+    documents = read_documents(f"file:{tmp_path}/own.csv")
+    assert (documents.texts, documents.names) == (["a, b", "c"], ("art", "sport"))
+    assert documents.labels.tolist() == [1, 0]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/1.txt").write_text("one\ntwo\n")
+    (tmp_path / "own/2.txt").write_text("three\n")
+    documents = read_documents(f"file:{tmp_path}/own")
+    assert (documents.texts, documents.labels) == (["one", "two", "", "three"], None)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
