@@ -212,6 +212,8 @@ def on_lstm(
     units = _check(params, carry, chunk_size, master_input, xs=(xs, "T B I"))
     if carry is None:
         carry = initial_carry(xs.shape[1], units, chunk_size=chunk_size, dtype=xs.dtype)
+        # Like xs, they vary over the axes of shard_map: loops ask for it.
+        carry = jax.tree.map(lambda zeros: jnp.zeros_like(xs, shape=zeros.shape), carry)
     if mask is not None:
         if mask.shape != xs.shape[:2] or mask.dtype != bool:
             raise ValueError(
