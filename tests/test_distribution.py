@@ -69,9 +69,12 @@ def test_run_hands_over_the_arguments_and_the_exit_status(monkeypatch):
     assert (run_name, arguments) == ("__main__", ["--preset", "smoke"])
 
 
-def test_bench_hands_over_the_arguments(capsys):
-    assert main(["bench", "--list"]) == 0
-    assert "ordered.cumax/" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("words", "said"), [(["bench", "--list"], "ordered.cumax/"), (["data"], "mnist")]
+)
+def test_bench_and_data_hand_over_the_arguments(capsys, words, said):
+    assert main(words) == 0
+    assert said in capsys.readouterr().out
 
 
 def test_programs_import_each_other_relatively():
