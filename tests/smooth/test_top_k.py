@@ -199,3 +199,25 @@ def test_axis_and_temperature_scale():
     found = jitted(x, k=2, axis=1, temperature=0.5, method="clipped")
     last = jitted(2 * np.moveaxis(x, 1, -1), k=2, method="clipped")
     np.testing.assert_allclose(found, np.moveaxis(last, -1, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(("method", "items", "k"), [("gradient", 13, 3), ("sigmoid", 8, 5)])
+def test_many_columns_are_as_few(method, items, k):
+    # 256 of them have a network for the largest, and the products term by term.
+    x = np.random.default_rng(8).normal(size=(256, items)).astype(np.float32)
+    x[0], x[1, 3], x[2, : items - k] = 0.0, np.nan, -np.inf
+    x[3] *= 1e3
+
+    @quick_jit
+    def value_and_gradient(x):
+        def loss(x):
+            chosen = soft_top_k(x, k, temperature=0.7, method=method)
+            return jnp.sum(jnp.cos(jnp.arange(items))[None] * chosen), chosen
+
+        return jax.value_and_grad(loss, has_aux=True)(x)
+
+    (_, chosen), gradient = value_and_gradient(x)
+    (_, chosen_alone), gradient_alone = value_and_gradient(x[:20])
+    np.testing.assert_allclose(chosen[:20], chosen_alone, atol=5e-7)
+    np.testing.assert_allclose(gradient[:20], gradient_alone, atol=1e-6)
+    assert np.isnan(chosen).sum() == items

@@ -12,6 +12,7 @@ with coefficients that alternate and stay within [-1, 1]: M = 12 in float32 (1e-
 are. A block acts on the items beyond it through its M moments Σ_j w_j z_j^m only, which are carried
 from block to block, shrinking by e^{-m·gap}: O(n log n) for the sort, O(n (32 + 2M)) for the sums,
 O(nM) memory. The derivative is another such sum, with the symmetric kernel σ' = Σ m c_m z^m.
+Up to 64 items all pairs are the faster way, and nothing is sorted.
 Whole items are counted from above, so that the best ranks, small numbers, have all their digits.
 
 Source: the ranks: Tao Qin, Tie-Yan Liu, Hang Li, "A general approximation framework for direct
@@ -35,6 +36,7 @@ from jax.typing import ArrayLike
 from zoo import _checks
 from zoo.smooth.derivatives import check_arguments, check_mask, logistic, logistic_slope, scaled
 
+SHORT = 64  # up to so many items all pairs, which are faster up to about 128
 BLOCK = 32  # a pair within a block costs an exponential, a block a step of a loop
 TERMS = {4: 12, 8: 22}  # M by the bytes of a float
 WIDEST = {4: 40.0, 8: 80.0}  # a gap over which σ' is nothing beside 1, by the bytes of a float
@@ -95,6 +97,8 @@ def smooth_counts(x: jax.Array, weights: jax.Array, temperature: jax.Array) -> j
     if x.shape[-1] == 0:
         return x
     x = jnp.where(jnp.isinf(x), jnp.sign(x) * jnp.finfo(x.dtype).max, x)  # they tie: inf - inf is 0
+    if x.shape[-1] <= SHORT:
+        return _counts_of_few(x, lax.stop_gradient(weights), temperature)
     order = jnp.argsort(lax.stop_gradient(x), axis=-1)
     index = lax.broadcasted_iota(order.dtype, order.shape, order.ndim - 1)
     inverse = jnp.put_along_axis(index, order, index, axis=-1, inplace=False)
@@ -103,6 +107,39 @@ def smooth_counts(x: jax.Array, weights: jax.Array, temperature: jax.Array) -> j
     counts = _counts(ordered, weights, temperature)
     lost = jnp.isnan(ordered[..., -1:])  # NaN is sorted to the end
     return jnp.where(lost, jnp.nan, jnp.take_along_axis(counts, inverse, axis=-1))
+
+
+@jax.custom_jvp
+def _counts_of_few(x: jax.Array, weights: jax.Array, temperature: jax.Array) -> jax.Array:
+    """The counts by all pairs."""
+    u = (x[..., None, :] - x[..., :, None]) / temperature  # infinite ones are right here
+    return jnp.sum(jax.nn.sigmoid(u) * weights[..., None, :], axis=-1)
+
+
+def _counts_of_few_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
+    x, weights, temperature = primals
+    tangent = jnp.zeros_like(x)
+    if not isinstance(dx := tangents[0], SymbolicZero):
+        tangent += _all_pairs(logistic_slope, x, weights * dx, temperature)
+        tangent -= _all_pairs(logistic_slope, x, weights, temperature) * dx
+    if not isinstance(tangents[2], SymbolicZero):
+        slopes = _all_pairs(lambda u: u * logistic_slope(u), x, weights, temperature)
+        tangent -= slopes * tangents[2]
+    return _counts_of_few(*primals), tangent / temperature
+
+
+_counts_of_few.defjvp(_counts_of_few_jvp, symbolic_zeros=True)
+
+
+def _all_pairs(
+    kernel: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    weights: jax.Array,
+    temperature: jax.Array,
+) -> jax.Array:
+    """Σ_j w_j kernel((x_j - x_i)/τ)."""
+    pairs = scaled(x[..., None, :] - x[..., :, None], temperature)
+    return jnp.sum(kernel(pairs) * weights[..., None, :], axis=-1)
 
 
 @jax.custom_jvp
@@ -182,8 +219,7 @@ def _pair_sums(
     """
     items = ordered.shape[-1]
     x, w = _in_blocks(ordered, repeat_last=True), _in_blocks(weights)
-    pairs = scaled(x[..., None, :] - x[..., :, None], temperature)
-    near = jnp.sum(kernel(pairs) * w[..., None, :], axis=-1)
+    near = _all_pairs(kernel, x, w, temperature)
 
     def powers(distance: jax.Array) -> jax.Array:
         """e^{-m distance/τ}, [..., M]."""

@@ -26,12 +26,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zoo import _cpu
 from zoo.smooth.derivatives import logistic
 
 # Entries a gap of more than this below the k largest are as good as infinitely far: e^{-35} on
 # either side of λ. The smallest sums, e^{-70}/n, are far from the end of float32.
 LARGEST_GAP = 70.0
 MAX_STEPS = 40
+CAP = 80.0  # e^CAP is more than any number of items, and a float32
 
 
 class Form(NamedTuple):
@@ -44,7 +46,7 @@ class Form(NamedTuple):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def threshold(form: Form, k: int, x: jax.Array, largest: jax.Array) -> jax.Array:
-    """λ for ``x`` [..., items] whose ``largest`` k + 1 entries are given, the k-th being 0."""
+    """λ for ``x`` [items, ...] whose ``largest`` k entries are given, the k-th being 0."""
     return form.solve(form, k, x, largest)
 
 
@@ -53,26 +55,24 @@ def _threshold_jvp(
     form: Form, k: int, primals: tuple, tangents: tuple
 ) -> tuple[jax.Array, jax.Array]:
     solution = threshold(form, k, *primals)
-    weights = jax.nn.softmax(form.log_slope(primals[0] - solution[..., None]), axis=-1)
-    return solution, jnp.sum(weights * tangents[0], axis=-1)
+    weights = jax.nn.softmax(form.log_slope(primals[0] - solution[None]), axis=0)
+    return solution, jnp.sum(weights * tangents[0], axis=0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _newton(form: Form, k: int, x: jax.Array, largest: jax.Array) -> jax.Array:
     """λ by Newton's method, kept inside a bracket that shrinks at every step."""
-    surplus = jnp.sum(x >= 0, axis=-1) - k
-    many_ties = surplus >= k
-    inside = jnp.where(many_ties[..., None], x > 0, x >= 0)
-    surplus = jnp.where(many_ties, jnp.sum(largest[..., :k] > 0, axis=-1) - k, surplus)
-    surplus = surplus.astype(x.dtype)
-    next_largest = largest[..., k]
+    tied = jnp.sum(x >= 0, axis=0) - k
+    many_ties = tied >= k
+    first_inside = jnp.where(many_ties, jnp.finfo(x.dtype).tiny, 0)
+    surplus = jnp.where(many_ties, jnp.sum(x > 0, axis=0) - k, tied).astype(x.dtype)
+    next_largest = jnp.where(tied > 0, 0, jnp.max(jnp.where(x < 0, x, -jnp.inf), axis=0))
     # Closing a wide gap moves λ by half of what it was closed by.
     closed = jnp.maximum(-LARGEST_GAP - next_largest, 0)
     # At one end k + 1 entries are at least k/(k + 1), at the other n - k + 1 at most 1/(n - k + 1).
     low = next_largest + closed - math.log(k)
-    high = jnp.full_like(low, math.log(x.shape[-1] - k))
-    distance = jnp.where(inside, -x, x + closed[..., None])
-    side = jnp.where(inside, 1, -1).astype(x.dtype)
+    high = jnp.full_like(low, math.log(len(x) - k))
+    x = jnp.where(x < 0, x + closed[None], x)
     tolerance = jnp.finfo(x.dtype).eps ** 0.6  # the error after it is about its square
 
     def unsettled(carry: tuple) -> jax.Array:
@@ -82,13 +82,14 @@ def _newton(form: Form, k: int, x: jax.Array, largest: jax.Array) -> jax.Array:
     def step(carry: tuple) -> tuple:
         solution, low, high, _, steps = carry
         # Each entry on the wrong side of λ with its probability f(u) and the slope of that.
-        u = distance + side * solution[..., None]
+        inside, u = x >= first_inside[None], x - solution[None]
+        u = jnp.where(inside, -u, u)
         wrong, slope = jax.jvp(form.cdf, (u,), (jnp.ones_like(u),))
-        kept_out = jnp.sum(jnp.where(inside, wrong, 0), axis=-1) + jnp.maximum(-surplus, 0)
-        let_in = jnp.sum(jnp.where(inside, 0, wrong), axis=-1) + jnp.maximum(surplus, 0)
+        kept_out = jnp.sum(jnp.where(inside, wrong, 0), axis=0) + jnp.maximum(-surplus, 0)
+        let_in = jnp.sum(jnp.where(inside, 0, wrong), axis=0) + jnp.maximum(surplus, 0)
         falls = (
-            jnp.sum(jnp.where(inside, slope, 0), axis=-1) / kept_out
-            + jnp.sum(jnp.where(inside, 0, slope), axis=-1) / let_in
+            jnp.sum(jnp.where(inside, slope, 0), axis=0) / kept_out
+            + jnp.sum(jnp.where(inside, 0, slope), axis=0) / let_in
         )
         excess = jnp.log(let_in) - jnp.log(kept_out)
         low = jnp.where(excess > 0, solution, low)
@@ -108,14 +109,16 @@ def _closed_form(form: Form, k: int, x: jax.Array, largest: jax.Array) -> jax.Ar
     """λ for f = min(1, e^u), from the k largest and the sum of the rest.
 
     With the m largest at 1, λ_m = log(Σ_{i>m} e^{x_i}) - log(k - m). Taking 1 or e^u where the
-    other one is smaller overrates Σ f, so that every λ_m ≥ λ, and λ = min_m λ_m over m < k.
+    other one is smaller overrates Σ f, so that every λ_m ≥ λ, and λ = min_m λ_m over m < k. The
+    last is at most log n: where an entry beyond CAP is in the sum, λ_m is not the least.
     """
-    ties = (jnp.sum(x >= 0, axis=-1) - k).astype(x.dtype)
-    rest = ties + jnp.sum(jnp.where(x < 0, jnp.exp(jnp.minimum(x, 0)), 0), axis=-1)
-    with_rest = jnp.concatenate([largest[..., :k], jnp.log(rest)[..., None]], axis=-1)
-    sums = lax.cumlogsumexp(with_rest, axis=x.ndim - 1, reverse=True)[..., :k]
-    remaining = jnp.log(jnp.arange(k, 0, -1, dtype=x.dtype))
-    return jnp.min(sums - jnp.expand_dims(remaining, range(x.ndim - 1)), axis=-1)
+    ties = (jnp.sum(x >= 0, axis=0) - k).astype(x.dtype)
+    rest = ties + jnp.sum(jnp.where(x < 0, jnp.exp(jnp.minimum(x, 0)), 0), axis=0)
+    terms = jnp.exp(jnp.minimum(largest, CAP))
+    terms = terms.at[-1].add(rest)
+    sums = _cpu.running("sum", terms, axis=0, reverse=True)
+    remaining = jnp.arange(k, 0, -1, dtype=x.dtype)
+    return jnp.min(jnp.log(sums / jnp.expand_dims(remaining, range(1, x.ndim))), axis=0)
 
 
 @jax.custom_jvp

@@ -101,29 +101,30 @@ def soft_top_k(
         lost = jnp.isnan(wide).any(axis, keepdims=True) | jnp.isnan(temperature)
         every = jnp.ones(x.shape, bool) if where is None else where
         return jnp.where(lost, jnp.nan, jnp.broadcast_to(every, x.shape)).astype(x.dtype)
-    wide = jnp.moveaxis(wide, axis, -1)
     if method == "recursive":
-        chosen = _recursive(k, wide, temperature)
+        chosen = jnp.moveaxis(_recursive(k, jnp.moveaxis(wide, axis, -1), temperature), -1, axis)
     else:
-        chosen = _shift_invariant(method, k, wide, temperature)
-    chosen = jnp.moveaxis(chosen, -1, axis)
+        # Sums over the first axis are those of many columns at once. The barriers keep XLA's CPU
+        # compiler from computing in the order of the other side of a transpose.
+        columns = lax.optimization_barrier(jnp.moveaxis(wide, axis, 0))
+        chosen = lax.optimization_barrier(_shift_invariant(method, k, columns, temperature))
+        chosen = jnp.moveaxis(chosen, 0, axis)
     if where is not None:
         chosen = jnp.where(where | jnp.isnan(chosen), chosen, 0)
     return chosen.astype(x.dtype)
 
 
 def _shift_invariant(method: str, k: int, x: jax.Array, temperature: jax.Array) -> jax.Array:
-    """The methods with a threshold, on the last axis."""
-    largest = _cpu.largest(lax.stop_gradient(x), k + 1)
-    pivot = largest[..., k - 1 : k]
-    pivot = jnp.where(jnp.isnan(largest[..., :1]), jnp.nan, pivot)  # NaN counts as the largest
+    """The methods with a threshold, on the first axis."""
+    largest = _cpu.largest(lax.stop_gradient(x), k)
+    pivot = jnp.where(jnp.isnan(largest[:1]), jnp.nan, largest[-1:])  # NaN counts as the largest
     # The difference comes first: x/τ itself may overflow.
-    u = scaled(difference(x, pivot), temperature)
+    u = lax.optimization_barrier(scaled(difference(x, pivot), temperature))  # used many times
     largest = scaled(difference(largest, pivot), lax.stop_gradient(temperature))
     if method == "gradient":
         return inclusion_probabilities(k, u, largest)
     form = FORMS[method]
-    return form.cdf(u - threshold(form, k, u, largest)[..., None])
+    return form.cdf(u - threshold(form, k, u, largest)[None])
 
 
 @functools.partial(jax.jit, static_argnums=0)
