@@ -82,7 +82,7 @@ def drill(
     while kills > 0:
         bench.clear()
         ends, phases = kill(bench, min(kills, KILLS_IN_A_ROW), chance)
-        kills -= max(1, len(phases))
+        kills -= len(phases) or 1
         verdict, words = judge(bench, ends)
         for phase in phases:
             table[phase, verdict] += 1
@@ -116,6 +116,8 @@ def kill(bench: Bench, count: int, chance: random.Random) -> tuple[list[Ended], 
             time.sleep(0.002 if in_a_save else 0.02)
         if not run.is_running():
             ends.append(bench.end(run))
+            if not phases:  # from nothing, and faster than the first one
+                bench.seconds = ends[-1].seconds
             break
         phase = run.phase()
         run.send(number)

@@ -12,13 +12,15 @@ from tests.drill.runs import Ended, contents, differences
 
 
 @pytest.mark.slow
-def test_two_experiments_are_drilled():
-    """Kills, a damaged checkpoint, a second run in the folder; the rest by hand, see the README."""
+@pytest.mark.parametrize(
+    ("name", "fault"), [("on_lstm_logic", "newest damaged"), ("energy_plane", "two at once")]
+)
+def test_the_fastest_experiments_are_drilled(name, fault):
+    """A kill and a fault; all of them by hand, see the README."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "tests.drill", "--kills", "3"),
-            *("--experiment", "on_lstm_logic", "energy_plane"),
-            *("--only", "newest damaged", "two at once"),
+            *(sys.executable, "-m", "tests.drill", "--kills", "1"),
+            *("--experiment", name, "--only", fault),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -27,9 +29,8 @@ def test_two_experiments_are_drilled():
     )
     assert done.returncode == 0, done.stdout
     *_, last = done.stdout.splitlines()
-    cases = int(last.split("|")[2])
     assert last.startswith("| all |")
-    assert cases >= 4  # fewer kills than asked for, if a run ends before one
+    assert int(last.split("|")[2]) >= 1, done.stdout  # a run may end before it is killed
 
 
 def ended(code=0, output="", *, in_time=True, children=0):
