@@ -217,50 +217,81 @@ def depthwise_convolution(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -
     return lax.platform_dependent(x, kernel, cpu=shifted, default=library)
 
 
-def recurrence(loss: jax.Array, x: jax.Array, *, reverse: bool = False) -> jax.Array:
-    """z_i = x_i + (1 - loss_i) z_{i-1} along the first axis; on a CPU one entry after another.
+def kept(z: jax.Array, keep: jax.Array, loss: jax.Array) -> jax.Array:
+    """keep·z for loss = 1 - keep: near 1 keep has no digits of the loss, and near 0 the reverse."""
+    return jnp.where(loss < 0.5, z - loss * z, keep * z)
 
-    By the loss, because a decay near 1 has no digits of it.
+
+def recurrence(
+    keep: jax.Array, loss: jax.Array, x: jax.Array, *, reverse: bool = False
+) -> jax.Array:
+    """z_i = x_i + keep_i z_{i-1} along the first axis, keep = 1 - loss; serial on a CPU.
 
     XLA's CPU compiler makes one tight loop of it, and a tree of small kernels of a parallel prefix.
-    Row: ``smooth.soft_sort/long`` (this part takes 3 times as long without it, and compiling it 20
-    times).
+    Row: ``smooth.soft_sort gradient/long`` (this part takes 3 times as long without it, and
+    compiling it 20 times).
     """
 
-    def then(z: jax.Array, loss: jax.Array, x: jax.Array) -> jax.Array:
-        return (z - loss * z) + x
-
-    def serial(loss: jax.Array, x: jax.Array) -> jax.Array:
+    def serial(*entries: jax.Array) -> jax.Array:
         def step(z: jax.Array, entry: tuple) -> tuple[jax.Array, jax.Array]:
-            z = then(z, *entry)
+            keep, loss, x = entry
+            z = kept(z, keep, loss) + x
             return z, z
 
-        return lax.scan(step, jnp.zeros_like(x[0]), (loss, x), reverse=reverse)[1]
+        return lax.scan(step, jnp.zeros_like(x[0]), entries, reverse=reverse)[1]
 
-    def parallel(loss: jax.Array, x: jax.Array) -> jax.Array:
-        def combine(first: tuple, second: tuple) -> tuple[jax.Array, jax.Array]:
-            loss, x = second
-            return then(first[0], loss, loss), then(first[1], loss, x)
+    def parallel(*entries: jax.Array) -> jax.Array:
+        def combine(first: tuple, second: tuple) -> tuple[jax.Array, ...]:
+            keep, loss, x = second
+            return keep * first[0], loss + keep * first[1], kept(first[2], keep, loss) + x
 
-        return lax.associative_scan(combine, (loss, x), reverse=reverse)[1]
+        return lax.associative_scan(combine, entries, reverse=reverse)[2]
 
-    return lax.platform_dependent(loss, x, cpu=serial, default=parallel)
+    return lax.platform_dependent(keep, loss, x, cpu=serial, default=parallel)
 
 
 def sort(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """``lax.sort(arrays, dimension=0, num_keys=1)``, unstable; many short columns by a network.
+    """``lax.sort(arrays, dimension=0, num_keys=1)``, unstable; faster by a network or by integers.
 
     XLA's CPU compiler sorts one column after another, comparison by comparison; a network compares
-    all of them at once. Row: ``smooth.soft_sort/short`` (this part: 4 times as long without it).
+    all of them at once (row ``smooth.soft_sort/short``, this part: 4 times as long without it). It
+    compares floats by a program, and integers in place (row ``smooth.soft_sort/long``, this part: 4
+    times as long without it).
     """
 
     def sorted_by_library(*arrays: jax.Array) -> Any:
         return lax.sort(arrays, dimension=0, num_keys=1, is_stable=False)
 
     count, columns = len(arrays[0]), arrays[0][:1].size
-    if not (1 < count <= 128 and columns >= 256):
+    if 1 < count <= 128 and columns >= 256:
+        return lax.platform_dependent(*arrays, cpu=_sorted_by_network, default=sorted_by_library)
+    if len(arrays) > 1:
         return sorted_by_library(*arrays)
-    return lax.platform_dependent(*arrays, cpu=_sorted_by_network, default=sorted_by_library)
+    return lax.platform_dependent(*arrays, cpu=_sorted_by_integers, default=sorted_by_library)
+
+
+@jax.custom_jvp
+def _sorted_by_integers(x: jax.Array) -> tuple[jax.Array]:
+    """By the bits of the floats, which rise with them if those of negative ones are turned round.
+
+    Not a number is the last.
+    """
+    bits = jnp.dtype(f"int{8 * x.dtype.itemsize}")
+
+    def turned(i: jax.Array) -> jax.Array:
+        return i ^ ((i >> jnp.iinfo(bits).bits - 1) & jnp.iinfo(bits).max)
+
+    keys = turned(lax.bitcast_convert_type(jnp.where(jnp.isnan(x), jnp.nan, x), bits))
+    keys = lax.sort(keys, dimension=0, is_stable=False)
+    return (lax.bitcast_convert_type(turned(keys), x.dtype),)
+
+
+@_sorted_by_integers.defjvp
+def _sorted_by_integers_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    def by_library(x: jax.Array) -> tuple[jax.Array]:
+        return (lax.sort(x, dimension=0, is_stable=False),)
+
+    return jax.jvp(by_library, primals, tangents)
 
 
 def _sorted_by_network(*arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -156,3 +156,24 @@ def test_network_sorts_as_the_library():
         np.testing.assert_array_equal(np.take_along_axis(keys[:count], order, 0), found)
         np.testing.assert_array_equal(np.sort(order, axis=0)[:, 0], np.arange(count))
         np.testing.assert_array_equal(np.take_along_axis(back, order, 0), payload[:count])
+
+
+def test_many_items_far_from_one_keep_their_digits():
+    """1,000 items ten units below one: e^{-10} of them weigh as 1 - e^{-10} has no digits to say."""
+    x = np.append(np.zeros(1000), 10.0)
+    weights = np.exp(-np.abs(x - 10))
+    expected = weights @ x / weights.sum()
+    y = sort(x.astype(np.float32))
+    np.testing.assert_allclose(y[-1], expected, rtol=1e-6)
+    value, _ = jax.jvp(soft_sort, (jnp.float32(x),), (jnp.ones(1001),))
+    np.testing.assert_allclose(value, y, rtol=1e-6)
+
+
+def test_floats_are_sorted_by_their_bits():
+    x = np.array(
+        [3.0, -0.0, np.inf, -1e-40, 0.0, -np.inf, 1e-40, -2.5, np.nan, -np.nan], np.float32
+    )
+    np.testing.assert_array_equal(jax.jit(_cpu.sort)(x)[0], np.sort(x))
+    np.testing.assert_array_equal(
+        _cpu.sort(x.astype(jnp.bfloat16))[0], np.sort(x).astype(jnp.bfloat16)
+    )

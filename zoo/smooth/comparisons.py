@@ -13,8 +13,11 @@ Source: Jianlin Su, "Function smoothing", 2019, https://kexue.fm/archives/6620 (
 smooth equality is ours.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from zoo import _checks
@@ -42,7 +45,7 @@ def soft_greater(x: ArrayLike, y: ArrayLike, *, temperature: ArrayLike = 1.0) ->
     [0.1192, 0.5, 0.9820]
     """
     dtype, difference, temperature = _difference(x, y, temperature)
-    return logistic(scaled(difference, temperature)).astype(dtype)
+    return _probability(difference, temperature).astype(dtype)
 
 
 def soft_less(x: ArrayLike, y: ArrayLike, *, temperature: ArrayLike = 1.0) -> jax.Array:
@@ -106,9 +109,31 @@ def _difference(
         raise ValueError(
             f"x and y must broadcast, got shapes {jnp.shape(x)} and {jnp.shape(y)}"
         ) from None
+    finite = isinstance(y, (int, float)) and math.isfinite(y)
     x, y = (jnp.broadcast_to(jnp.asarray(v, dtype), shape) for v in (x, y))
     _, x, temperature = check_arguments(x, temperature)
-    return dtype, _subtract(x, y.astype(x.dtype)), temperature
+    subtract = jnp.subtract if finite else _subtract
+    return dtype, subtract(x, y.astype(x.dtype)), temperature
+
+
+@jax.custom_jvp
+def _probability(difference: jax.Array, temperature: jax.Array) -> jax.Array:
+    """logistic(scaled(difference, temperature)); a value needs no limits."""
+    return jax.nn.sigmoid(difference / temperature)
+
+
+def _probability_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
+
+    def value(*moved: jax.Array) -> jax.Array:
+        return logistic(
+            scaled(*(dict(enumerate(primals)) | dict(zip(moving, moved, strict=True))).values())
+        )
+
+    return jax.jvp(value, [primals[i] for i in moving], [tangents[i] for i in moving])
+
+
+_probability.defjvp(_probability_jvp, symbolic_zeros=True)
 
 
 @jax.custom_jvp

@@ -171,5 +171,5 @@ def _block_means(starts: jax.Array, d: jax.Array) -> jax.Array:
         return d
     first = starts.astype(d.dtype)
     last = jnp.concatenate([first[1:], jnp.ones_like(first[:1])])
-    means = running(False, first, d) / running(False, first, jnp.ones_like(d))
-    return running(True, last, last * means)
+    means = running(False, 1 - first, first, d) / running(False, 1 - first, first, jnp.ones_like(d))
+    return running(True, 1 - last, last, last * means)

@@ -279,31 +279,86 @@ def _sorted_means(
     if not len(keys):
         return keys
     items = _in_order(keys, where, values)
-    upper, lower = items.x[1:], items.x[:-1]
-    gap = jnp.where((upper == lower) & jnp.isinf(upper), 0, upper - lower)
-    units = scaled(gap, temperature)
-    loss, gap = -jnp.expm1(-units), jnp.where(units < FAR, gap, 0)
-    edge = jnp.zeros_like(keys[:1])
+    y = _means(items.x, items.weights, temperature) if values is None else _sums(items, temperature)
+    y = jnp.where(_absent(keys, where), jnp.inf if values is None else 0, y)
+    return jnp.where(_lost(keys, where) | jnp.isnan(temperature), jnp.nan, y)
+
+
+def _sums(items: _Sorted, temperature: jax.Array) -> jax.Array:
+    """The weighted means of the values, or of the items by their distances if these are the values.
+
+    Every sum is a recurrence of its own, which a GPU computes by parallel prefixes.
+    """
+    keep, loss, gap = _passed(items.x[1:], items.x[:-1], temperature)
+    edge = jnp.zeros_like(items.x[:1])
     with_edge = functools.partial(jnp.concatenate, axis=0)
-    from_below, from_above = with_edge([edge + 1, loss]), with_edge([loss, edge + 1])
+    from_below = with_edge([edge, keep]), with_edge([edge + 1, loss])
+    from_above = with_edge([keep, edge]), with_edge([loss, edge + 1])
 
     def both_sides(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return running(False, from_below, x), running(True, from_above, x)
+        return running(False, *from_below, x), running(True, *from_above, x)
 
     below, above = both_sides(items.weights)
     total = below + above - items.weights
     total = jnp.where(total == 0, 1, total)
-    if values is None:
-        shrunk = jnp.exp(-units) * gap
-        steps_up, steps_down = shrunk * above[1:], shrunk * below[:-1]
-        up = running(True, from_above, with_edge([steps_up, edge]))
-        down = running(False, from_below, with_edge([edge, steps_down]))
-        y = items.x + (up - down) / total
-    else:
+    if items.values is not items.x:
         weighted = items.weights * items.values
-        y = (sum(both_sides(weighted)) - weighted) / total
-    y = jnp.where(_absent(keys, where), jnp.inf if values is None else 0, y)
-    return jnp.where(_lost(keys, where) | jnp.isnan(temperature), jnp.nan, y)
+        return (sum(both_sides(weighted)) - weighted) / total
+    shrunk = keep * gap
+    up = running(True, *from_above, with_edge([shrunk * above[1:], edge]))
+    down = running(False, *from_below, with_edge([edge, shrunk * below[:-1]]))
+    return items.x + (up - down) / total
+
+
+def _passed(upper: jax.Array, lower: jax.Array, temperature: jax.Array) -> tuple[jax.Array, ...]:
+    """e^{-gap/τ}, 1 less it, and the gap, 0 where nothing passes it."""
+    gap = jnp.where((upper == lower) & jnp.isinf(upper), 0, upper - lower)
+    units = scaled(gap, temperature)
+    return jnp.exp(-units), -jnp.expm1(-units), jnp.where(units < FAR, gap, 0)
+
+
+@jax.custom_jvp
+def _means(x: jax.Array, weights: jax.Array, temperature: jax.Array) -> jax.Array:
+    """`_sums` of the items themselves; without derivatives, two loops suffice on a CPU."""
+    return lax.platform_dependent(
+        x, weights, temperature, cpu=_means_in_two_passes, default=_means_by_sums
+    )
+
+
+@_means.defjvp
+def _means_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    return jax.jvp(_means_by_sums, primals, tangents)
+
+
+def _means_by_sums(x: jax.Array, weights: jax.Array, temperature: jax.Array) -> jax.Array:
+    return _sums(_Sorted(x, weights, x), temperature)
+
+
+def _means_in_two_passes(x: jax.Array, weights: jax.Array, temperature: jax.Array) -> jax.Array:
+    """From below with count and distance of the items passed, then from above with the means."""
+    passed = _passed(x[1:], x[:-1], temperature)
+    edge = jnp.zeros_like(x[:1])
+    nothing = edge[0], edge[0]
+
+    def step(sums: tuple, entry: tuple) -> tuple[jax.Array, jax.Array]:
+        (count, distance), (keep, loss, gap, weight) = sums, entry
+        count, moved = _cpu.kept(count, keep, loss), distance + gap * count
+        return count + weight, _cpu.kept(moved, keep, loss)
+
+    def rise(sums: tuple, entry: tuple) -> tuple[tuple, tuple]:
+        sums = step(sums, entry)
+        return sums, sums
+
+    def fall(sums: tuple, entry: tuple) -> tuple[tuple, jax.Array]:
+        x, below, down, *entry = entry
+        above, up = sums = step(sums, tuple(entry))
+        total = below + above - entry[-1]
+        return sums, x + (up - down) / jnp.where(total == 0, 1, total)
+
+    before = (jnp.concatenate([edge, a]) for a in passed)
+    after = (jnp.concatenate([a, edge]) for a in passed)
+    _, below = lax.scan(rise, nothing, (*before, weights))
+    return lax.scan(fall, nothing, (x, *below, *after, weights), reverse=True)[1]
 
 
 @jax.jit
@@ -321,15 +376,18 @@ def _matrix(keys: jax.Array, where: jax.Array | None, temperature: jax.Array) ->
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def running(reverse: bool, loss: jax.Array, x: jax.Array) -> jax.Array:
-    """z_i = x_i + (1 - loss_i) z_{i-1} along the first axis; z_{i+1} for z_{i-1} in reverse."""
-    return _cpu.recurrence(loss, x, reverse=reverse)
+def running(reverse: bool, keep: jax.Array, loss: jax.Array, x: jax.Array) -> jax.Array:
+    """z_i = x_i + keep_i z_{i-1} along the first axis; z_{i+1} for z_{i-1} in reverse.
+
+    The loss, 1 - keep, adds digits, no derivative.
+    """
+    return _cpu.recurrence(keep, loss, x, reverse=reverse)
 
 
 @running.defjvp
 def _running_jvp(reverse: bool, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    loss, x = primals
-    z = running(reverse, loss, x)
+    keep, loss, x = primals
+    z = running(reverse, keep, loss, x)
     edge = jnp.zeros_like(z[:1])
     before = jnp.concatenate([z[1:], edge] if reverse else [edge, z[:-1]])
-    return z, running(reverse, loss, tangents[1] - tangents[0] * before)
+    return z, running(reverse, keep, loss, tangents[2] + tangents[0] * before)
