@@ -152,13 +152,13 @@ def vanished(bench: Bench, random: Random) -> list[Ended]:
     time.sleep(bench.moment(random) / 2)
     bench.folder.rename(away)
     ended = bench.end(run)
-    bench.clear()
+    bench.clear()  # it may have made a new one, and ended there
     away.rename(bench.folder)
-    return [ended]
+    return [ended, bench.end(bench.start())]
 
 
 def _checkpoints(bench: Bench, random: Random) -> list[pathlib.Path]:
-    folders = [path for path in bench.folder.rglob("checkpoints*") if path.is_dir()]
+    folders = sorted({path.parents[2] for path in bench.folder.rglob("manifest/data.json")})
     if not folders:
         raise NotHere("no checkpoints")
     steps = [path for path in random.choice(folders).iterdir() if path.name.isdigit()]

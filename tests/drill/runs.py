@@ -174,11 +174,14 @@ def processes_of(session: int) -> list[int]:
 def contents(folder: pathlib.Path) -> dict[str, object]:
     """What a run leaves: of each file its content, of checkpoints the checksums of the newest."""
     found: dict[str, object] = {}
+    inside = {path.parents[2] for path in folder.rglob("manifest/data.json")}
+    for checkpoints in inside:
+        found[str(checkpoints.relative_to(folder))] = _newest(checkpoints)
     for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if checkpoints := re.match(r"(.*?checkpoints\w*)/(\d+)$", name):
-            found[checkpoints[1]] = _newest(folder / checkpoints[1])
-        elif path.name == ".lock" or path.is_dir() or re.search(r"checkpoints\w*/\d+/", name):
+        name, above = str(path.relative_to(folder)), {path, *path.parents}
+        if LEFTOVERS.search(name):
+            found[name] = "left"
+        elif path.is_dir() or path.name == ".lock" or above & inside:
             continue
         elif path.suffix in (".json", ".jsonl"):
             text = path.read_text()

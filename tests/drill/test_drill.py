@@ -97,6 +97,9 @@ def test_what_is_bad_is_noticed(bench):
     (bench.folder / "summary.json.7.part").touch()
     assert judge(bench, [ended()]) == ("left", "summary.json.7.part is left behind")
     (bench.folder / "summary.json.7.part").unlink()
+    (bench.folder / "checkpoints" / "10.orbax-checkpoint-tmp").mkdir()
+    assert judge(bench, [ended()])[0] == "left"
+    (bench.folder / "checkpoints" / "10.orbax-checkpoint-tmp").rmdir()
     (bench.root / "tmp" / "x").touch()
     assert judge(bench, [ended()])[0] == "left"
     (bench.folder / "summary.json").unlink()
