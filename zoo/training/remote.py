@@ -133,5 +133,5 @@ def _named(url: str, what: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         number = getattr(error, "errno", None) or errno.EIO
-        advice = "log in there, or give another --workdir"
+        advice = "check the bucket and the login, or give another --workdir"
         raise OSError(number, f"{what} ({reason}); {advice}", url) from error
