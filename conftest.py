@@ -19,7 +19,7 @@ for option, value in CACHE.items():
     os.environ.setdefault(option.upper(), str(value))
     jax.config.update(option, type(value)(os.environ[option.upper()]))
 jax.config.update("jax_num_cpu_devices", 8)
-# No lines of source inside compiled programs, and rare collections of what JAX keeps: a tenth of the
+# No lines of source in compiled programs, and rare collections of what JAX keeps: a tenth of the
 # suite's processor time.
 jax.config.update("jax_traceback_in_locations_limit", 0)
 gc.set_threshold(50_000, 20, 100)
