@@ -11,6 +11,7 @@ a program that works inside a cache may beat the second.
 
 import datetime
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 from .case import Floor
 
@@ -177,6 +179,34 @@ def roofline(floor: Floor, peaks: Peaks) -> tuple[float, str]:
     compute = floor.operations / peaks.operations.get(floor.dtype, peaks.operations["float32"])
     memory = floor.bytes / peaks.bandwidth
     return (compute, "compute") if compute >= memory else (memory, "memory")
+
+
+def operations(jaxpr: Any) -> float:
+    """Multiplications and additions of all products and convolutions, loops as often as they run.
+
+    The compiler's own count takes the body of a loop once.
+
+    >>> times = lambda x, _: (x @ x, None)
+    >>> run = lambda x: jax.lax.scan(times, x, length=5)
+    >>> operations(jax.make_jaxpr(run)(jax.numpy.eye(4)).jaxpr)
+    640.0
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        shapes = [variable.aval.shape for variable in equation.invars if hasattr(variable, "aval")]
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            size = math.prod(shapes[0][axis] for axis in contracted)
+            total += 2 * size * math.prod(equation.outvars[0].aval.shape)
+        elif equation.primitive.name == "conv_general_dilated":
+            numbers = equation.params["dimension_numbers"]
+            out = equation.outvars[0].aval.shape
+            features = shapes[1][numbers.rhs_spec[0]]
+            total += 2 * math.prod(out) / features * math.prod(shapes[1])
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        inner = jaxprs_in_params(equation.params)
+        total += times * sum(map(operations, inner))
+    return total
 
 
 def environment() -> dict[str, Any]:

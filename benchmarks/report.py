@@ -130,7 +130,7 @@ def scaling_cells(row: Row) -> tuple[str, ...]:
         row["grows"],
         f"{row['values'][0]:,} … {row['values'][-1]:,}",
         f"{duration(row['seconds'][0])} … {duration(row['seconds'][-1])}",
-        f"{row['exponent']:.2f} ± {row['error']:.2f}{_dagger(row)}",
+        f"{row['exponent']:.2f} ± {row['error']:.2f}",
         row["expected"],
         "" if memory is None else f"{memory:.2f}",
     )

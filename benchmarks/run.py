@@ -60,17 +60,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def run(chosen: list[tuple[Case, str]], *, rounds: int, output: pathlib.Path | None) -> int:
     """Measures the chosen cases; 1 if a program failed, 130 if interrupted."""
-    environment, status = measure.environment(), 0
-    others = measure.Others()
-    if environment["platform"] == "cpu":
-        peaks = measure.measure_peaks(matrix_size=2048, copy_bytes=2**28)
-    else:
-        peaks = measure.measure_peaks(
-            matrix_size=8192, copy_bytes=2**30, dtypes=("float32", "bfloat16")
-        )
-    environment["peak_operations"] = peaks.operations
-    environment["peak_bandwidth"] = peaks.bandwidth
-    environment["others_share"] = others.share()
+    environment, peaks = measured_environment()
+    status = 0
     print(header(environment, rounds))
     try:
         for case, label in chosen:
@@ -94,6 +85,21 @@ def run(chosen: list[tuple[Case, str]], *, rounds: int, output: pathlib.Path | N
         print(f"\ninterrupted; {kept}", file=sys.stderr)
         return 130
     return status
+
+
+def measured_environment() -> tuple[dict[str, Any], measure.Peaks]:
+    """What a reader must know, and the peaks of the device, measured now."""
+    environment, others = measure.environment(), measure.Others()
+    if environment["platform"] == "cpu":
+        peaks = measure.measure_peaks(matrix_size=2048, copy_bytes=2**28)
+    else:
+        peaks = measure.measure_peaks(
+            matrix_size=8192, copy_bytes=2**30, dtypes=("float32", "bfloat16")
+        )
+    environment["peak_operations"] = peaks.operations
+    environment["peak_bandwidth"] = peaks.bandwidth
+    environment["others_share"] = others.share()
+    return environment, peaks
 
 
 def measure_case(case: Case, label: str, rounds: int, peaks: measure.Peaks) -> list[dict[str, Any]]:

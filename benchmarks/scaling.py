@@ -1,7 +1,7 @@
 """How the cost grows with the work: ``python -m benchmarks.run --scaling [pattern]``.
 
 A curve is a case of the benchmarks at sizes of which one number grows, the others as given. The
-fitted exponent is the slope of log(best time) over log(size), by least squares; beside it what the
+fitted exponent is the slope of log(time) over log(size), by least squares; beside it what the
 algorithm says. It is less where a fixed cost is in the time, and more where a larger problem leaves
 a cache. Memory is what XLA plans for the arguments, outputs and temporaries.
 """
@@ -10,8 +10,9 @@ import fnmatch
 import json
 import math
 import pathlib
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -116,6 +117,23 @@ def exponent(values: Sequence[float], costs: Sequence[float]) -> tuple[float, fl
     return slope, math.sqrt(float(np.sum((y - slope * x) ** 2)) / freedom / float(x @ x))
 
 
+def best_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> list[float]:
+    """The least seconds of each call, in turns; on a CPU those of all its threads together.
+
+    Neighbours on the machine spoil the time of the clock, least of all for small problems.
+    """
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+    best = dict.fromkeys(calls, math.inf)
+    for _ in range(rounds + 1):  # the first one warms up
+        for name, call in calls.items():
+            begin, count = clock(), 0
+            while not count or clock() - begin < measure.ROUND_SECONDS:
+                call()
+                count += 1
+            best[name] = min(best[name], (clock() - begin) / count)
+    return list(best.values())
+
+
 def run_curve(curve: Curve, cases: Mapping[str, Case], rounds: int) -> dict[str, Any]:
     """Times the case at every value, in turns."""
     calls, memory = {}, []
@@ -124,9 +142,7 @@ def run_curve(curve: Curve, cases: Mapping[str, Case], rounds: int) -> dict[str,
         compiled = measure.compile_program(*program)
         calls[str(value)] = compiled.call
         memory.append(compiled.memory_bytes)
-    others = measure.Others()
-    timings = measure.time_in_turns(calls, rounds)
-    seconds = [timing.best for timing in timings.values()]  # neighbours spoil the others
+    seconds = best_seconds(calls, rounds)
     slope, error = exponent(curve.values, seconds)
     return {
         "case": curve.case,
@@ -139,7 +155,6 @@ def run_curve(curve: Curve, cases: Mapping[str, Case], rounds: int) -> dict[str,
         "error": error,
         "expected": curve.expected,
         "memory_exponent": None if None in memory else exponent(curve.values, memory)[0],
-        "others_share": others.share(),
         "environment": measure.environment(),
     }
 

@@ -37,13 +37,12 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # no device could load wha
 
 import jax
 from jax.experimental import topologies
-from jax.extend.core import jaxprs_in_params
 
 from zoo._files import replace_file
 from zoo._paths import path_name
 from zoo.training import make_mesh
 
-from .measure import planned_bytes
+from .measure import operations, planned_bytes
 from .report import RESULTS as FOLDER
 from .report import TPU_HEAD, tpu_cells
 from .tpu_steps import STEPS, Step
@@ -94,34 +93,6 @@ def collectives(text: str) -> list[tuple[str, list[tuple[str, tuple[int, ...]]]]
         )
         for results, kind in _COLLECTIVE.findall(text)
     ]
-
-
-def operations(jaxpr: Any) -> float:
-    """Multiplications and additions of all products and convolutions, loops as often as they run.
-
-    The compiler's own count takes the body of a loop once.
-
-    >>> times = lambda x, _: (x @ x, None)
-    >>> run = lambda x: jax.lax.scan(times, x, length=5)
-    >>> operations(jax.make_jaxpr(run)(jax.numpy.eye(4)).jaxpr)
-    640.0
-    """
-    total = 0.0
-    for equation in jaxpr.eqns:
-        shapes = [variable.aval.shape for variable in equation.invars if hasattr(variable, "aval")]
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            size = math.prod(shapes[0][axis] for axis in contracted)
-            total += 2 * size * math.prod(equation.outvars[0].aval.shape)
-        elif equation.primitive.name == "conv_general_dilated":
-            numbers = equation.params["dimension_numbers"]
-            out = equation.outvars[0].aval.shape
-            features = shapes[1][numbers.rhs_spec[0]]
-            total += 2 * math.prod(out) / features * math.prod(shapes[1])
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        inner = jaxprs_in_params(equation.params)
-        total += times * sum(map(operations, inner))
-    return total
 
 
 def problems(step: Step, text: str) -> list[str]:

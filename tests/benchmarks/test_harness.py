@@ -327,11 +327,10 @@ def test_every_curve_is_of_a_case_and_every_idea_has_one():
 def test_exponents_are_those_of_the_times(file, monkeypatch, capsys):
     """Of a made-up clock: the square of the size."""
 
-    def timings(calls, rounds):
-        return {n: measure.Timing(int(n) ** 2, 0, (0, 0), rounds) for n in calls}
+    def squares(calls, rounds):
+        return [int(n) ** 2 for n in calls]
 
-    monkeypatch.setattr(measure, "time_in_turns", timings)
-    monkeypatch.setattr(measure.Others, "share", lambda self: 0.0)
+    monkeypatch.setattr(scaling, "best_seconds", squares)
     curve = scaling.Curve("toy.sum", "n", (2, 4, 8), "2", {})
     monkeypatch.setattr(scaling, "CURVES", (curve,))
     monkeypatch.setattr(scaling, "discover", lambda: [toy()])
