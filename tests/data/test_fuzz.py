@@ -82,8 +82,26 @@ def archive(images, compression=zipfile.ZIP_STORED):
     return file.getvalue()
 
 
+def picture(kind):
+    file = io.BytesIO()
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    pytest.importorskip("PIL.Image").fromarray(image).save(file, kind)
+    return file.getvalue()
+
+
+def parquet():
+    file, arrow = io.BytesIO(), pytest.importorskip("pyarrow")
+    table = arrow.table({"text": ["é", "b", None], "label": [1, 2, 3]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, file)
+    return file.getvalue()
+
+
 # Name -> contents, and what is done to them after they were changed.
 FILES = {
+    "a.csv": (b'id,text\n1,"one, ""two""\nthree"\n2,\n', bytes),
+    "a.png": (picture("PNG"), bytes),
+    "a.jpg": (picture("JPEG"), bytes),
+    "a.parquet": (parquet(), bytes),
     "a.txt": (TEXT, bytes),
     "a.tsv": (TABLE, bytes),
     "a.jsonl": (OBJECTS, bytes),

@@ -44,7 +44,10 @@ class Rows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(self._length)[operator.index(index)]
-        return {name: column[index].as_py() for name, column in self._columns.items()}
+        try:
+            return {name: column[index].as_py() for name, column in self._columns.items()}
+        except ValueError as error:  # bytes that are not UTF-8
+            raise ValueError(f"{self.path}, row {index}: {error}") from error
 
     def fingerprinted(self) -> Any:
         """What a fingerprint is made of: the bytes."""
