@@ -196,7 +196,8 @@ def _newest(checkpoints: pathlib.Path) -> object:
     step = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
     content = json.loads((checkpoints / str(step) / "manifest" / "data.json").read_text())
     content = content.get("content", content)
-    return step, content["leaves"], content["position"]["batches"]
+    position = content["position"]
+    return step, content["leaves"], position["batches"] if isinstance(position, dict) else position
 
 
 def _without_measured(tree: object) -> object:
