@@ -108,11 +108,13 @@ def on_page_markdown(markdown, page, config, files):
 def table(here, file, heading, number):
     """A table of another page and the paragraph before it."""
     path = posixpath.normpath(posixpath.join(here, file))
-    parts = re.split(r"^#+ (.*)$", (ROOT / path).read_text(), flags=re.MULTILINE)
-    slugs = [re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in parts[1::2]]
+    found = list(re.finditer(r"^(#+) (.*)$", text := (ROOT / path).read_text(), re.MULTILINE))
+    slugs = [re.sub(r"[^\w -]", "", match[2]).lower().replace(" ", "-") for match in found]
     if heading not in slugs:
         raise PluginError(f"{path} has no heading #{heading}; its headings are {slugs}")
-    blocks = parts[2 * slugs.index(heading) + 2].strip().split("\n\n")
+    first, *rest = found[slugs.index(heading) :]
+    ends = [match.start() for match in rest if len(match[1]) <= len(first[1])]
+    blocks = text[first.end() : ends[0] if ends else None].strip().split("\n\n")
     tables = [index for index, block in enumerate(blocks) if block.startswith("|")]
     if int(number) > len(tables):
         raise PluginError(f"{path}#{heading} has {len(tables)} tables, so there is no {number}")
