@@ -7,11 +7,18 @@ attribute() {
     "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
 }
 
-workdir=$(attribute workdir)
+share=$(attribute share)
+workdir=/mnt/runs/$(attribute run)
 source=$(attribute source)
 venv=/opt/zoo
+
+# The hosts of a slice share a folder: an NFS server (Filestore). A bucket has no renames to build on.
+command -v mount.nfs >/dev/null || apt-get install -qq nfs-common
+mkdir -p /mnt/runs
+mountpoint -q /mnt/runs || mount -t nfs -o hard "$share" /mnt/runs
+
 test -x "$venv/bin/python" || python3 -m venv "$venv"
-"$venv/bin/pip" install -q "kexue-zoo[data,train,plot,tpu,remote] @ $source"
+"$venv/bin/pip" install -q "kexue-zoo[data,train,plot,tpu] @ $source"
 
 # systemd sends SIGTERM when the host is taken away, waits, and starts a run again that failed
 # because another host was; not one that was told to stop (143) or was mistaken (2).

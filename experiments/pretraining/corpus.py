@@ -22,7 +22,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from zoo._files import replace_file
 from zoo.data import Vocabulary, build_vocabulary, open_source
@@ -61,12 +63,23 @@ class Shard(NamedTuple):
 def prepare(data: DataConfig, directory: pathlib.Path) -> dict[str, Any]:
     """Makes what is missing of a corpus and returns its manifest.
 
+    Every process of a run calls this; process 0 prepares while the others wait.
+
     Raises:
         ValueError: if the folder holds a corpus of other settings, or the text is empty.
     """
     if not (directory / records.MANIFEST).exists():
         open_source(data.uri, split="train")  # a text that is not there leaves no folder
     open_workdir(directory, data, ignore=ELSEWHERE, lock=False)
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices("corpus")
+    manifest = _complete(data, directory)
+    if jax.process_index() == 0 < jax.process_count() - 1:
+        multihost_utils.sync_global_devices("corpus")
+    return manifest
+
+
+def _complete(data: DataConfig, directory: pathlib.Path) -> dict[str, Any]:
     path = directory / records.MANIFEST
     manifest = _read(path)
     shards = manifest.get("shards") if manifest else None

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from zoo._files import replace_file
@@ -101,12 +100,8 @@ def check_text(config: Config) -> None:
 
 
 def load(config: Config) -> Data:
-    """The corpus, which the first process prepares while the others wait."""
+    """The corpus, prepared if it is not there."""
     directory = corpus.directory_of(config)
-    if is_main_process():
-        corpus.prepare(config.data, directory)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("corpus")
     manifest = corpus.prepare(config.data, directory)
     rows = {
         split: RecordRows(directory, split, config.data.corrupt) for split in ("train", "valid")
