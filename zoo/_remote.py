@@ -27,7 +27,9 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     for scheme, module in (("gs", "gcsfs"), ("s3", "s3fs")):
         if url.startswith(f"{scheme}://"):
             require(module, "remote")
-    return fsspec.url_to_fs(url)
+    system, path = fsspec.url_to_fs(url)
+    system.invalidate_cache()  # of listings: others write there too
+    return system, path
 
 
 def cache_folder() -> pathlib.Path:

@@ -14,15 +14,19 @@ import io
 import math
 import operator
 import pathlib
+import struct
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from zoo.data.archives import DAMAGED
 from zoo.data.arrays import read_npz
 from zoo.data.lines import map_file, read_bytes
 from zoo.extras import require
 
+# What Pillow raises on a file that is cut off, damaged or none of its own.
+_DAMAGED = (*DAMAGED, SyntaxError, OverflowError, struct.error)
 _IDX_NAMES = {"train": "train", "test": "t10k"}
 
 
@@ -107,10 +111,11 @@ class ImageFiles:
         index = operator.index(index)
         path = self.files[index]
         operations = require("PIL.ImageOps", "data")
+        header = _read_picture(path)
         try:
-            picture = operations.exif_transpose(_read_picture(path))
+            picture = operations.exif_transpose(header)
             picture = picture.convert("L" if self._channels == 1 else "RGB")
-        except (OSError, SyntaxError) as error:
+        except _DAMAGED as error:
             raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from error
         if self._size is not None:
             picture = operations.fit(picture, (self._size, self._size))
@@ -140,7 +145,7 @@ def _read_picture(path: pathlib.Path) -> Any:
     data = read_bytes(path)
     try:
         picture = pictures.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-    except (OSError, SyntaxError, pictures.DecompressionBombError) as error:
+    except (*_DAMAGED, pictures.DecompressionBombError) as error:
         raise ValueError(f"{path} is damaged or no PNG or JPEG image ({error})") from error
     if picture.mode.startswith(("I", "F")):
         raise ValueError(f"{path} must have 8 bits a channel, got the mode {picture.mode}")

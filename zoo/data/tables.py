@@ -27,16 +27,15 @@ class Rows:
         content = map_file(path)
         try:
             table = parquet.read_table(arrow.BufferReader(arrow.py_buffer(content)))
-        except (arrow.ArrowException, OSError) as error:
+            names = table.column_names
+            columns = [column.combine_chunks() for column in table.columns]
+        except (arrow.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"{path} is damaged or no Parquet file ({error})") from error
         if not len(table):
             raise ValueError(f"{path} is empty: it has no rows")
-        if len(set(table.column_names)) < table.num_columns:
-            raise ValueError(f"{path}: columns must have different names, {table.column_names}")
-        self._columns = {
-            name: column.combine_chunks()
-            for name, column in zip(table.column_names, table.columns, strict=True)
-        }
+        if len(set(names)) < len(names):
+            raise ValueError(f"{path}: columns must have different names, got {names}")
+        self._columns = dict(zip(names, columns, strict=True))
         self._length = len(table)
 
     def __len__(self) -> int:
