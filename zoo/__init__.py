@@ -12,7 +12,8 @@
 =============================================  =====================================================
 
 The frame that their experiments share: ``zoo.training`` and ``zoo.data``. A package is imported
-when it is first used. The command ``zoo`` lists and runs the experiments.
+when it is first used. The command ``zoo`` lists and runs the experiments; ``zoo.load(NAME)`` gives
+a small model that is trained already.
 """
 
 import importlib
@@ -40,6 +41,8 @@ def __getattr__(name: str) -> Any:
             return importlib.metadata.version("kexue-zoo")
         except importlib.metadata.PackageNotFoundError:  # a folder that was never installed
             return "unknown"
+    if name == "load":
+        return importlib.import_module("zoo.trained").load
     if name in (*IDEAS, *FRAME):
         return importlib.import_module(f"zoo.{name}")
     raise AttributeError(
@@ -48,4 +51,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted((*IDEAS, *FRAME, "__version__"))
+    return sorted((*IDEAS, *FRAME, "__version__", "load"))
