@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from zoo.averaging import (
     average_init,
@@ -67,6 +68,13 @@ def optax_ema(updates: Any, average: Any, parameters: Any) -> Any:
 def incremental_update(updates: Any, average: Any, parameters: Any) -> Any:
     """Optax's helper for target networks, with the gain of a debiased average by hand."""
     return optax.incremental_update(optax.apply_updates(parameters, updates), average, GAIN)
+
+
+def nnx_ema(updates: Any, average: Any, parameters: Any) -> Any:
+    """Flax's own, of variables, with the gain of a debiased average by hand."""
+    ema = nnx.EMA(jax.tree.map(nnx.Param, average), decay=1 - GAIN)
+    ema.update(jax.tree.map(nnx.Param, optax.apply_updates(parameters, updates)))
+    return jax.tree.map(lambda leaf: leaf[...], nnx.to_pure_dict(ema.params))
 
 
 # A step of training with the average in the optimiser.
@@ -156,6 +164,7 @@ CASES = [
         {
             "optax.ema": optax_ema,
             "incremental_update": incremental_update,
+            "nnx.EMA": nnx_ema,
             "PyTorch swa_utils": "swa_utils",
         },
         trees,

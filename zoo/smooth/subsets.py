@@ -71,8 +71,8 @@ def _coefficient_by_terms(first: jax.Array, zeroth: jax.Array, degree: int) -> j
                 terms[i + j] = terms[i + j] + term if i + j in terms else term
         return [terms[power] for power in range(len(terms))]
 
-    def multiply(product_so_far: tuple, factor: tuple) -> tuple[tuple, None]:
-        return tuple(product(product_so_far, factor)), None
+    def multiply(so_far: Any, factor: Any) -> tuple[Any, None]:
+        return tuple(product(so_far, factor)), None
 
     for _ in range(2):  # four factors at once, the rest one after another
         half = len(factors[0]) // 2

@@ -106,8 +106,11 @@ def soft_top_k(
     else:
         # Sums over the first axis are those of many columns at once. The barriers keep XLA's CPU
         # compiler from computing in the order of the other side of a transpose.
-        columns = lax.optimization_barrier(jnp.moveaxis(wide, axis, 0))
-        chosen = lax.optimization_barrier(_shift_invariant(method, k, columns, temperature))
+        columns = jnp.moveaxis(wide, axis, 0)
+        sizes = [size for size in columns.shape[1:] if size != 1]  # loops over one entry are slow
+        x_by_column = lax.optimization_barrier(columns.reshape(items, *sizes))
+        chosen = _shift_invariant(method, k, x_by_column, temperature)
+        chosen = lax.optimization_barrier(chosen).reshape(columns.shape)
         chosen = jnp.moveaxis(chosen, 0, axis)
     if where is not None:
         chosen = jnp.where(where | jnp.isnan(chosen), chosen, 0)
