@@ -103,7 +103,8 @@ def test_a_run_that_continues_from_a_bucket_is_as_one_that_was_not_stopped(bucke
     (folder.parent / "run" / "checkpoints" / "9").mkdir()
     capsys.readouterr()
     assert train(6) == expected
-    assert "continues from step 2 of 6" in capsys.readouterr().out + capsys.readouterr().err
+    said = "".join(capsys.readouterr())
+    assert "continues from step 2 of 6, saved in memory://zoo-test/run/checkpoints" in said
     lines = bucket.cat_file("/zoo-test/run/metrics.jsonl").decode().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     steps = {name.split("/")[1] for name in names(bucket) if name.startswith("checkpoints/")}

@@ -89,6 +89,11 @@ class Checkpointer:
             if error is None:  # else it has been said, or what led here has
                 raise
 
+    @property
+    def place(self) -> str:
+        """Where the checkpoints are kept, as the user named it."""
+        return remote.url_of(self.directory) or str(self.directory)
+
     def steps(self) -> list[int]:
         """The steps of the checkpoints, ascending; those still being saved are among them."""
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]

@@ -127,7 +127,7 @@ def fit(
         log.resume(first, records)
     expected = min(num_steps, getattr(batches, "expected_steps", num_steps))  # they may end before
     if first and checkpointer is not None and jax.process_index() == 0:
-        where = f"step {first} of {expected}, saved in {checkpointer.directory}"
+        where = f"step {first} of {expected}, saved in {checkpointer.place}"
         say(f"continues from {where}" if first < expected else f"was complete: {where}")
     ended, stop = False, 0
 
@@ -179,7 +179,7 @@ def fit(
         stop = stop or _agreed(signals.received)  # also one that came in the last save
         if stop:
             if jax.process_index() == 0:
-                kept = f"saved in {checkpointer.directory}" if checkpointer else "nothing saved"
+                kept = f"saved in {checkpointer.place}" if checkpointer else "nothing saved"
                 name = signal.Signals(stop).name
                 say(f"stopped at step {done} by {name}; {kept}; the same command continues")
             raise SystemExit(128 + stop)
