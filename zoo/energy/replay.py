@@ -303,7 +303,7 @@ def _check(buffer: ReplayBuffer, samples: Any, labels: Any, name: str) -> int:
 
 def _device_memory() -> int | None:
     """Bytes of memory of one device, or of the machine if its devices do not report theirs."""
-    if statistics := jax.devices()[0].memory_stats():
+    if statistics := jax.local_devices()[0].memory_stats():
         return statistics.get("bytes_limit")
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
