@@ -17,6 +17,7 @@ from zoo.decoding import prefill, sample
 from zoo.energy import langevin, run_chain
 from zoo.ordered import depths_to_tree
 from zoo.ordered.trees import tree_spans
+from zoo.transformer import mask_tokens
 
 NAMES = sorted(path.stem for path in trained.WEIGHTS.glob("*.safetensors"))
 load = functools.cache(zoo.load)
@@ -83,6 +84,23 @@ def test_on_lstm_predicts_held_out_words_writes_and_parses():
         jax.random.key(0), read.step_fn, read.state, start=read.start, max_length=8, temperature=0
     ).tokens
     assert vocabulary.decode(tokens[0]) == vocabulary.decode(tokens[1])
+
+
+def test_bert_fills_in_hidden_characters():
+    model, vocabulary, *_ = load("bert_plays")
+    lines = [example["text"] for example in open_source("builtin:shakespeare", split="valid")]
+    cls, sep, mask = (vocabulary.ids[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
+    rows = [[cls, *ids[:62], sep] for ids in vocabulary.encode_batch(lines[:60]) if len(ids) > 20]
+    ids = np.stack([np.pad(np.array(row), (0, 64 - len(row))) for row in rows])
+    special = tuple(vocabulary.ids[token] for token in vocabulary.special)
+    options = {"mask_rate": 1.0, "random_rate": 0.0, "vocab_size": len(vocabulary)}
+    hidden = mask_tokens(
+        jax.random.key(0), ids, word_starts=None, mask_id=mask, special_ids=special, **options
+    )
+    read = nnx.jit(lambda model, ids, given: model(ids, mask=given).argmax(axis=-1))
+    right = (read(model, hidden.inputs, ids != 0) == ids)[hidden.weights].mean()
+    most_frequent = np.bincount(ids[hidden.weights]).max() / hidden.weights.sum()
+    assert right > 2 * most_frequent
 
 
 def test_conditional_plays_knows_the_play_and_writes():

@@ -47,6 +47,7 @@ def load(name: str) -> Trained:
 
     =====================  =========================================================================
     ``on_lstm_plays``      ``OnLstmLanguageModel`` of words: ``model(ids)``: logits, depths of trees
+    ``bert_plays``         ``Transformer`` of characters: ``model(ids)``: logits of hidden ones
     ``conditional_plays``  causal ``Transformer``, norms see the play: ``model(ids, condition=…)``
     ``energy_digits``      energy of images: ``model(images)``, ``[B, 8, 8, 1]`` in 0..1 to ``[B]``
     =====================  =========================================================================
@@ -73,12 +74,13 @@ def load(name: str) -> Trained:
 def read(path: pathlib.Path) -> tuple[Any, Vocabulary | None, dict[str, jax.Array]]:
     """Model, vocabulary and classes of what :func:`write` wrote."""
     with extras.require("safetensors", "data").safe_open(path, framework="numpy") as file:
-        arrays = {name: np.float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        names = file.keys()
+        arrays = {name: file.get_tensor(name).astype(np.float32) for name in names}
         texts = {name: json.loads(text) for name, text in file.metadata().items()}
     words = path.with_suffix(".vocabulary.json")
     vocabulary = Vocabulary.load(words) if words.exists() else None
     kind, options = texts["kind"], texts["options"]
-    conditions = arrays.pop("conditions", ())
+    conditions = arrays.pop("conditions", np.zeros((0, 0)))
     classes = {n: jnp.asarray(c) for n, c in zip(texts["classes"], conditions, strict=True)}
     graph, state = nnx.split(nnx.eval_shape(lambda: MODULES[kind](options, nnx.Rngs(0))))
     state = jax.tree.map_with_path(lambda place, _: jnp.asarray(arrays[path_name(place)]), state)
