@@ -49,6 +49,7 @@ def test_smoke_reaches_what_it_must(tmp_path):
     norm, samples = summary["norm"], summary["norm"]["samples"]["2.0"]
     assert len(summary["classes"]) == 9
     assert norm["held_out"]["right"] <= expected["right_label_perplexity_at_most"]
+    assert norm["held_out"]["right"] < summary["unigram_perplexity"]
     low, _ = norm["held_out"]["wrong / right interval"]
     assert low >= expected["wrong_over_right_lower_end_at_least"]
     real = summary["held_out_text"]["label accuracy"]

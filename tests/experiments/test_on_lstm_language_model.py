@@ -44,6 +44,8 @@ def test_smoke_reaches_what_it_must(tmp_path):
     expected = json.loads((FOLDER / "expected.json").read_text())
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["on_lstm"]["valid"] <= expected["valid_perplexity_at_most"]
+    assert summary["unigram"]["valid"] == pytest.approx(92.77, 1e-3)
+    assert "learnt" not in done.stdout
     baseline = expected["baseline_valid_perplexity"]
     assert summary["baseline"]["valid"] == pytest.approx(baseline, 1e-3)
     assert "5-gram" in done.stdout

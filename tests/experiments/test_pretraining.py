@@ -193,7 +193,7 @@ def test_the_usage_line_names_the_program(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["masked", "causal", "prefix"])
-def test_every_objective_trains(tiny, tmp_path, kind):
+def test_every_objective_trains(tiny, tmp_path, kind, capsys):
     """On eight devices; that losses do not depend on the mesh is proved in tests/transformer."""
     flags = [*tiny, f"--workdir={tmp_path}", f"--objective.kind={kind}"]
     flags += ["--mesh.fsdp=2", "--mesh.model=2", f"--data.separate-documents={kind == 'causal'}"]
@@ -202,6 +202,9 @@ def test_every_objective_trains(tiny, tmp_path, kind):
     written = read_records(tmp_path / "metrics.jsonl")
     losses = [record["loss"] for record in written if "loss" in record]
     assert losses[-1] < losses[0]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    nothing = summary["transformer"]["valid_loss"] >= summary["baseline"]["unigram"]
+    assert ("learnt" in capsys.readouterr().out) == nothing
 
 
 def test_it_is_built_without_being_run(tiny, tmp_path):
