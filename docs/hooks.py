@@ -23,6 +23,7 @@ PATTERNS = ("*.md", "*/*.md", "*/*/*.md", "*/*/*/*.md", "*/*/*.png", "*/*.ipynb"
 HIDDEN = re.compile(r"\.|(tests|site|runs|build)/")
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("zoo/*/__init__.py"))
 LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"<!-- table: (\S+)#(\S+) (\d+) -->")
 FORMULA = re.compile(
     r'<span class="arithmatex">\\\((.*?)\\\)</span>'
@@ -108,7 +109,9 @@ def on_page_markdown(markdown, page, config, files):
 def table(here, file, heading, number):
     """A table of another page and the paragraph before it."""
     path = posixpath.normpath(posixpath.join(here, file))
-    found = list(re.finditer(r"^(#+) (.*)$", text := (ROOT / path).read_text(), re.MULTILINE))
+    text = (ROOT / path).read_text()
+    prose = FENCE.sub(lambda code: " " * len(code[0]), text)  # its comments are no headings
+    found = list(re.finditer(r"^(#+) (.*)$", prose, re.MULTILINE))
     slugs = [re.sub(r"[^\w -]", "", match[2]).lower().replace(" ", "-") for match in found]
     if heading not in slugs:
         raise PluginError(f"{path} has no heading #{heading}; its headings are {slugs}")
