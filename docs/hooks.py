@@ -107,7 +107,7 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def table(here, file, heading, number):
-    """A table of another page and the paragraph before it."""
+    """A table of another page and the paragraph before it, if there is one."""
     path = posixpath.normpath(posixpath.join(here, file))
     text = (ROOT / path).read_text()
     prose = FENCE.sub(lambda code: " " * len(code[0]), text)  # its comments are no headings
@@ -115,14 +115,15 @@ def table(here, file, heading, number):
     slugs = [re.sub(r"[^\w -]", "", match[2]).lower().replace(" ", "-") for match in found]
     if heading not in slugs:
         raise PluginError(f"{path} has no heading #{heading}; its headings are {slugs}")
-    first, *rest = found[slugs.index(heading) :]
-    ends = [match.start() for match in rest if len(match[1]) <= len(first[1])]
-    blocks = text[first.end() : ends[0] if ends else None].strip().split("\n\n")
+    begin, *rest = found[slugs.index(heading) :]
+    ends = [match.start() for match in rest if len(match[1]) <= len(begin[1])]
+    blocks = text[begin.end() : ends[0] if ends else None].strip().split("\n\n")
     tables = [index for index, block in enumerate(blocks) if block.startswith("|")]
     if int(number) > len(tables):
         raise PluginError(f"{path}#{heading} has {len(tables)} tables, so there is no {number}")
     index = tables[int(number) - 1]
-    text = "\n\n".join(blocks[max(index - 1, 0) : index + 1])
+    first = index - (index > 0 and index - 1 not in tables)
+    text = "\n\n".join(blocks[first : index + 1])
 
     def link(found):
         target = posixpath.join(posixpath.dirname(path), found[1])
