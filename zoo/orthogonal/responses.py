@@ -140,9 +140,14 @@ def sign_correlation(
 
     Reference: arXiv 2001.01275, section 3; https://kexue.fm/archives/7169.
     """
-    correlation = gram(_unit_signs(y, sharpness, center, axis_name))
+    signs, samples = _signs(y, sharpness, center, axis_name)
+    products = gram(signs)
     if axis_name is not None:
-        correlation = lax.psum(correlation, axis_name)
+        products = lax.psum(products, axis_name)
+    # UᵀU is SᵀS over the lengths, whose squares stand on its diagonal.
+    lengths = jnp.diagonal(products)
+    by_column = _over_length(products, lengths[None], samples)
+    correlation = _over_length(by_column, lengths[:, None], samples)
     return correlation.astype(jnp.result_type(y))
 
 
@@ -205,6 +210,14 @@ def _unit_signs(
     y: jax.Array, sharpness: float | jax.Array, center: bool, axis_name: AxisName | None
 ) -> jax.Array:
     """U ``[B, K]``: soft signs, each column of length 1 over the full batch, or of zeros."""
+    signs, samples = _signs(y, sharpness, center, axis_name)
+    return _over_length(signs, _over_batch(signs**2, axis_name), samples)
+
+
+def _signs(
+    y: jax.Array, sharpness: float | jax.Array, center: bool, axis_name: AxisName | None
+) -> tuple[jax.Array, int]:
+    """S ``[B, K]`` and how many samples all devices have."""
     sharpness = _checks.number("sharpness", sharpness, above=0)
     _, wide = _checks.widened("y", y)
     if wide.ndim < 2:
@@ -212,18 +225,21 @@ def _unit_signs(
             f"y must be [B, K], responses of K filters to B samples, got shape {wide.shape}"
         )
     wide = wide.reshape(math.prod(wide.shape[:-1]), wide.shape[-1])
-
     samples = wide.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
-
-    def over_batch(x: jax.Array) -> jax.Array:
-        sums = jnp.sum(x, axis=0, keepdims=True)
-        return sums if axis_name is None else lax.psum(sums, axis_name)
-
     if center:
-        wide = wide - over_batch(wide / max(samples, 1))
-    signs = jnp.tanh(jnp.asarray(sharpness, wide.dtype) * wide)
-    squares = over_batch(signs**2)
+        wide = wide - _over_batch(wide / max(samples, 1), axis_name)
+    return jnp.tanh(jnp.asarray(sharpness, wide.dtype) * wide), samples
+
+
+def _over_batch(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """The sums of columns."""
+    sums = jnp.sum(x, axis=0, keepdims=True)
+    return sums if axis_name is None else lax.psum(sums, axis_name)
+
+
+def _over_length(x: jax.Array, squares: jax.Array, samples: int) -> jax.Array:
+    """x/√squares, or 0 where the filter does not respond."""
     # Squares below the smallest normal number are lost; here they are less than a rounding.
     info = jnp.finfo(squares.dtype)
     responds = ~(squares <= samples * info.tiny / info.eps)  # not >: NaN must stay NaN
-    return jnp.where(responds, signs / jnp.sqrt(jnp.where(responds, squares, 1)), 0)
+    return jnp.where(responds, x / jnp.sqrt(jnp.where(responds, squares, 1)), 0)
