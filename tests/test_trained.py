@@ -43,6 +43,7 @@ def test_no_model_of_that_name():
         zoo.load("on_lstm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_snippet_of_the_card_runs(name):
     (snippet,) = re.findall(r"```python\n(.*?)```", load(name).card, re.DOTALL)
