@@ -48,11 +48,9 @@ def cross_entropy_sums(
     size = logits.shape[-1]
     # What is not chosen reaches no arithmetic, so that no derivative is 0 · NaN.
     logits = jnp.where(jnp.expand_dims(weights == 0, -1), 0, logits)
-    # A comparison instead of a look-up: no logits move when the vocabulary is split over devices.
-    chosen = jnp.expand_dims(targets, -1) == jax.lax.broadcasted_iota(
-        targets.dtype, logits.shape, logits.ndim - 1
-    )
-    likelihood = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
+    # Where the vocabulary is split over devices, each looks up its own and these are added.
+    places = jnp.expand_dims(targets, -1)
+    likelihood = jnp.take_along_axis(logits, places, axis=-1, mode="clip")[..., 0]
     losses = jax.nn.logsumexp(logits, axis=-1) - likelihood
     losses = jnp.where((targets >= 0) & (targets < size), losses, jnp.nan)
     return jnp.sum(jnp.where(weights == 0, 0, losses) * weights), jnp.sum(weights)
