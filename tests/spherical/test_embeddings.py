@@ -403,3 +403,21 @@ def test_neighbours_classify():
     found = classify_documents(vectors, labels, vectors, np.roll(labels, 1))
     assert found == {"macro_f1": 0, "micro_f1": 0}
     assert classify_documents(vectors, labels, vectors, labels)["micro_f1"] == 1
+
+
+def test_centered_tables_have_no_common_component():
+    random = np.random.default_rng(0)
+    table = random.normal(size=(40, 6)) + 3
+    table = (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float32)
+    documents = np.concatenate([table[:9], np.zeros((1, 6), np.float32)])
+    vocabulary = Vocabulary(tuple(f"w{i}" for i in range(40)), "whitespace", special=())
+    model = JoseEmbeddings(table, table[::-1], documents, vocabulary)
+    centered = model.centered()
+    expected = table - table.mean(axis=0)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(centered.words, expected, atol=1e-6)
+    np.testing.assert_allclose(centered.contexts, expected[::-1], atol=1e-6)
+    assert np.linalg.norm(model.words.mean(axis=0)) > 0.9
+    assert np.linalg.norm(centered.words.mean(axis=0)) < 0.3
+    assert not centered.documents[9].any()
+    np.testing.assert_allclose(np.linalg.norm(centered.documents[:9], axis=1), 1, atol=1e-6)
