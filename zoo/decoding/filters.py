@@ -61,7 +61,7 @@ def filter_logits(
     z = _divide(z, jnp.asarray(temperature, z.dtype), largest=float(jnp.finfo(logits.dtype).max))
     # "Not less" instead of "at least": NaN stays NaN.
     if top_k is not None and top_k < size:
-        z = jnp.where(z < largest(z, top_k)[..., -1:], -jnp.inf, z)
+        z = jnp.where(z < largest(jnp.moveaxis(z, -1, 0), top_k)[-1][..., None], -jnp.inf, z)
     if top_p is not None:
         z = _nucleus(z, jnp.asarray(top_p, z.dtype))
     if min_p is not None:
