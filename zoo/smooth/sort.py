@@ -350,9 +350,9 @@ def _means_in_two_passes(x: jax.Array, weights: jax.Array, temperature: jax.Arra
         return sums, sums
 
     def fall(sums: tuple, entry: tuple) -> tuple[tuple, jax.Array]:
-        x, below, down, *entry = entry
-        above, up = sums = step(sums, tuple(entry))
-        total = below + above - entry[-1]
+        x, below, down, *others = entry
+        above, up = sums = step(sums, tuple(others))
+        total = below + above - others[-1]
         return sums, x + (up - down) / jnp.where(total == 0, 1, total)
 
     before = (jnp.concatenate([edge, a]) for a in passed)
