@@ -100,7 +100,8 @@ def blocks(*, positions: int, dimension: int) -> tuple[BlockVectors, BlockMasks]
     vectors = BlockVectors(units(BLOCK + 2 * WINDOW), units(BLOCK), units(BLOCK), units(NUMBER))
     reach = random.integers(1, WINDOW + 1, (2, count, BLOCK)).astype(np.int32)
     collides = random.random((count, NUMBER, BLOCK)) < 1e-3
-    return vectors, BlockMasks(*reach, np.ones((count, BLOCK), bool), collides)
+    valid, offsets = np.ones((count, BLOCK), bool), np.ones((count, 2 * WINDOW + 1), bool)
+    return vectors, BlockMasks(*reach, valid, offsets, collides)
 
 
 @jax.vmap

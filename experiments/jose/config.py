@@ -66,6 +66,8 @@ class TrainingConfig:
     """Words between two updates."""
     block_size: int = 32
     """Neighbouring words that share negatives."""
+    steps: int = 4
+    """Of a chunk, each with every so-manieth offset and word of the documents."""
     seed: int = 0
 
 

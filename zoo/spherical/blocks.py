@@ -44,7 +44,8 @@ class BlockMasks(NamedTuple):
 
     left: jax.Array  # int [T], neighbours before each position: within the window and document
     right: jax.Array  # int [T], neighbours behind it
-    valid: jax.Array  # bool [T], False where the block holds no word
+    valid: jax.Array  # bool [T], False where a word's own triple with its document does not count
+    offsets: jax.Array  # bool [2W + 1], which of the offsets -W … W count
     collides: jax.Array  # bool [N, T], whether a negative is the word itself
 
 
@@ -78,7 +79,7 @@ def block_loss(
     window = width // 2
     offsets = jnp.arange(-window, window + 1)[:, None]
     left, right = masks.left[None], masks.right[None]
-    neighbours = (-offsets <= left) & (offsets <= right) & (offsets != 0)
+    neighbours = (-offsets <= left) & (offsets <= right) & (offsets != 0) & masks.offsets[:, None]
     product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
     def products(u: jax.Array, x: jax.Array, negatives: jax.Array) -> tuple[jax.Array, jax.Array]:

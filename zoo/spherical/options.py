@@ -25,6 +25,8 @@ class JoseOptions(NamedTuple):
             the file is sorted by class, scores rise.
         chunk_size: P, words between two updates; a multiple of ``block_size``.
         block_size: T, neighbouring words that share negatives.
+        steps: J, steps of a chunk, each with every J-th offset of neighbours and every J-th word of
+            the documents; more come nearer to the authors' program, and take longer.
         seed: of all random numbers.
     """
 
@@ -39,6 +41,7 @@ class JoseOptions(NamedTuple):
     shuffle: bool = False
     chunk_size: int = 1024
     block_size: int = 32
+    steps: int = 4
     seed: int = 0
 
     def checked(self, shards: int = 1) -> "JoseOptions":
@@ -49,7 +52,7 @@ class JoseOptions(NamedTuple):
             TypeError: if a count is not an integer.
         """
         least = dict.fromkeys(("dimension", "passes", "window", "negatives"), 1)
-        least |= {"block_size": 1, "chunk_size": 1, "seed": 0}
+        least |= {"block_size": 1, "chunk_size": 1, "steps": 1, "seed": 0}
         most = {"window": 127, "seed": 2**63 - 1}  # reaches are kept in int8
         plain: dict[str, Any] = {
             name: _checks.count(

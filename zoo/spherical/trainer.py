@@ -1,10 +1,12 @@
 """Trains JoSE on real corpora: one compiled step for each chunk of text.
 
-A step gathers the rows of a chunk from the three tables into small dense ones, takes the gradient
-of the objective over all blocks of the chunk (``zoo.spherical.blocks``), moves each row once by
-``riemannian_sgd``, with the angular factor of the paper for its joint hinge and without for the two
-hinges, and writes the rows back. For a row that occurs once this is the authors' rule. The chunks
-are made in a second thread (``zoo.spherical.sampling``). Tables may be split by rows over the
+A step gathers the rows of a chunk from the three tables into dense ones and moves them J times
+before it writes them back: by ``riemannian_sgd`` on the objective over all blocks of the chunk
+(``zoo.spherical.blocks``), with the angular factor of the paper for its joint hinge and without for
+the two hinges. Each time every J-th offset of neighbours counts, and every J-th word of a document:
+in the authors' program each of the 40 triples of a word sees what the ones before it did, and the
+sum of all at one point goes too far, at whatever rate. The chunks are made in a second thread
+(``zoo.spherical.sampling``). Tables may be split by rows over the
 devices of a mesh.
 
 Source: arXiv 1911.01196 and its program; https://kexue.fm/archives/7063.
@@ -311,15 +313,21 @@ def _train_step(
     tables = state.parameters
     points = {name: tables[name].at[rows[name]].get(mode="fill", fill_value=0) for name in rows}
 
-    def loss(moving: dict[str, jax.Array]) -> tuple[jax.Array, HingeSum]:
-        return _chunk_loss(points | moving, chunk, options)
+    optimizer = riemannian_sgd(chunk.rate[0], angular=options.objective == "joint")
+    Moving = tuple[dict[str, jax.Array], Any]  # with the state of the optimizer
+
+    def descend(carry: Moving, part: jax.Array) -> tuple[Moving, HingeSum]:
+        moving, optimizer_state = carry
+        loss = lambda moving: _chunk_loss(points | moving, chunk, options, part)  # noqa: E731
+        gradients, hinges = jax.grad(loss, has_aux=True)(moving)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, moving)
+        return (optax.apply_updates(moving, updates), optimizer_state), hinges
 
     moving = {name: points[name] for name in trained}
-    gradients, hinges = jax.grad(loss, has_aux=True)(moving)
+    start = moving, state.optimizer_state
+    (moved, optimizer_state), hinges = jax.lax.scan(descend, start, jnp.arange(options.steps))
+    hinges = jax.tree.map(jnp.sum, hinges)
     finite = jnp.isfinite(hinges.total)
-    optimizer = riemannian_sgd(chunk.rate[0], angular=options.objective == "joint")
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, moving)
-    moved = optax.apply_updates(moving, updates)
     moved = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, moving)
     nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
     new = {name: tables[name].at[rows[name]].set(moved[name], mode="drop") for name in moved}
@@ -338,9 +346,11 @@ def _train_step(
 
 
 def _chunk_loss(
-    points: dict[str, jax.Array], chunk: Chunk, options: JoseOptions
+    points: dict[str, jax.Array], chunk: Chunk, options: JoseOptions, part: jax.Array
 ) -> tuple[jax.Array, HingeSum]:
-    """The sum of ``block_loss`` over the blocks of a chunk."""
+    """The sum of ``block_loss`` over the blocks of a chunk; ``part`` of J offsets and places."""
+    places, offsets = np.arange(options.block_size), np.arange(2 * options.window + 1)
+    offsets -= offsets > options.window  # the one in the middle is none
     here = chunk.centers[:, options.window : options.window + options.block_size]
 
     def take(name: str, places: jax.Array) -> jax.Array:
@@ -358,7 +368,8 @@ def _chunk_loss(
     masks = BlockMasks(
         left=chunk.left.astype(jnp.int32),
         right=chunk.right.astype(jnp.int32),
-        valid=chunk.valid,
+        valid=chunk.valid & (places % options.steps == part)[None],
+        offsets=jnp.broadcast_to(offsets % options.steps == part, (len(here), len(offsets))),
         collides=chunk.negatives[:, :, None] == here[:, None, :],
     )
     blocks = jax.vmap(partial(block_loss, options=options))(vectors, masks)
