@@ -66,8 +66,8 @@ class TrainingConfig:
     """Words between two updates."""
     block_size: int = 32
     """Neighbouring words that share negatives."""
-    steps: int = 4
-    """Of a chunk, each with every so-manieth offset and word of the documents."""
+    steps: int = 1
+    """Steps of a chunk, each with its share of the offsets; 4 learn more in a pass, more slowly."""
     seed: int = 0
 
 

@@ -256,9 +256,11 @@ def test_a_position_belongs_to_what_else_is_named():
         new(np.zeros(3, int)).set_state(state)
     del state["sampler"]["content"]  # of a run that did not name it
     new(np.zeros(3, int)).set_state(state)
-    del state["sampler"]["steps"]  # of an earlier version
-    with pytest.raises(ValueError, match="must name the steps of a chunk: an earlier version"):
-        new(np.zeros(3, int)).set_state(state)
+    del state["sampler"]["steps"]  # of an earlier version, which took one
+    new(np.zeros(3, int)).set_state(state)
+    two = spherical.JoseTrainer(TEXT, **SMALL, steps=2)
+    with pytest.raises(ValueError, match="steps was 1, is 2"):
+        two.chunks.set_state(state)
 
 
 def test_negatives_need_counts():

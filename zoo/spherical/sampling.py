@@ -178,11 +178,8 @@ class ChunkSampler:
             ValueError: if the state was saved with other text or settings.
         """
         saved = state.get("sampler", {})
-        if saved and "steps" not in saved:
-            raise ValueError(
-                "the saved position must name the steps of a chunk: an earlier version wrote it, "
-                "which took one; start anew in another folder (initial takes the vectors it left)"
-            )
+        if saved:  # states of earlier versions, which took one step a chunk, do not name it
+            saved = {"steps": 1, **saved}
         if "content" in self.identity:  # states of earlier versions do not name it
             saved = {"content": self.identity["content"], **saved}
         differing = [

@@ -1,13 +1,12 @@
 """Trains JoSE on real corpora: one compiled step for each chunk of text.
 
-A step gathers the rows of a chunk from the three tables into dense ones and moves them J times
-before it writes them back: by ``riemannian_sgd`` on the objective over all blocks of the chunk
-(``zoo.spherical.blocks``), with the angular factor of the paper for its joint hinge and without for
-the two hinges. Each time every J-th offset of neighbours counts, and every J-th word of a document:
-in the authors' program each of the 40 triples of a word sees what the ones before it did, and the
-sum of all at one point goes too far, at whatever rate. The chunks are made in a second thread
-(``zoo.spherical.sampling``). Tables may be split by rows over the
-devices of a mesh.
+A step gathers the rows of a chunk from the three tables into small dense ones and moves them J
+times before it writes them back: by ``riemannian_sgd`` on the objective over all blocks of the
+chunk (``zoo.spherical.blocks``), with the angular factor of the paper for its joint hinge and
+without for the two hinges. For a row that occurs once this is the authors' rule. Of several moves
+each has every J-th offset of neighbours and every J-th word of a document: in the authors' program
+each of the 40 triples of a word sees what the ones before it did. The chunks are made in a second
+thread (``zoo.spherical.sampling``). Tables may be split by rows over the devices of a mesh.
 
 Source: arXiv 1911.01196 and its program; https://kexue.fm/archives/7063.
 """
