@@ -70,6 +70,7 @@ def test_what_was_written_is_read(tmp_path):
     np.testing.assert_allclose(energy, jax.nn.silu(2.0) + jax.nn.silu(0.0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_on_lstm_predicts_held_out_words_writes_and_parses():
     model, vocabulary, *_ = load("on_lstm_plays")
     ids = held_out(vocabulary, 2001)
@@ -104,6 +105,7 @@ def test_bert_fills_in_hidden_characters():
     assert right > 2 * most_frequent
 
 
+@pytest.mark.slow
 def test_conditional_plays_knows_the_play_and_writes():
     model, vocabulary, classes, _ = load("conditional_plays")
     lines = (
@@ -129,6 +131,7 @@ def test_conditional_plays_knows_the_play_and_writes():
     assert (drawn.tokens >= 0).all()
 
 
+@pytest.mark.slow
 def test_energy_is_low_on_digits_and_falls_along_a_chain():
     model, *_ = load("energy_digits")
     source = open_source("builtin:digits")

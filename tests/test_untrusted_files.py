@@ -339,6 +339,9 @@ def offences(text):
             yield "allow_pickle"
         elif isinstance(node, ast.Call):
             called = ast.unparse(node.func)
+            # Tensors and nothing else, from a file whose checksum is known: published weights.
+            if called == "torch.load" and "weights_only=True" in map(ast.unparse, node.keywords):
+                continue
             if called.endswith(UNPACKS) or called in ("eval", "exec", "os.system"):
                 yield called
 
@@ -356,7 +359,15 @@ import pickle, numpy as np
 from joblib import load
 np.load(path, allow_pickle=True)
 tarfile.open(path).extractall()
+torch.load(path, weights_only=False), torch.load(path, weights_only=True)
 eval("1")
 """
-    found = {"pickle", "joblib", "allow_pickle", "tarfile.open(path).extractall", "eval"}
+    found = {
+        "torch.load",
+        "pickle",
+        "joblib",
+        "allow_pickle",
+        "tarfile.open(path).extractall",
+        "eval",
+    }
     assert set(offences(text)) == found

@@ -29,8 +29,8 @@ def replace_file(path: str | os.PathLike[str], content: str | bytes) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        if isinstance(error, OSError) and error.filename is None:  # a full disk: which file it was
-            error.filename = str(path)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)  # a full disk: which file it was
         raise
 
 

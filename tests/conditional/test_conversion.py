@@ -86,6 +86,7 @@ def test_the_condition_learns_from_the_second_step_on():
     assert min(norms(after, CONDITION)[1]) > 0
 
 
+@pytest.mark.slow
 def test_no_sample_sees_the_condition_of_another():
     noise = np.random.default_rng(1)
     moved = jax.tree.map(

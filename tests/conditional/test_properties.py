@@ -14,6 +14,8 @@ from tests.battery import quick_jit
 from zoo.conditional import conditional_layer_norm
 from zoo.conditional.layer_norm import conditional_rms_norm, drop_condition
 
+pytestmark = pytest.mark.slow  # many examples each
+
 ROWS, FEATURES, EPSILON = 3, 2, 1e-6
 # Few of each, as every one is compiled.
 CASES = [(1, "float32"), (5, "float32"), (5, "float16")]

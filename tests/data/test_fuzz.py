@@ -154,6 +154,7 @@ def test_idx(tmp_path):
     assert 0 < opened < COUNT
 
 
+@pytest.mark.slow
 def test_uris(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.tsv").write_bytes(TABLE)

@@ -16,6 +16,8 @@ from tests.battery import quick_jit
 from zoo.ordered import OnLstmCarry, OnLstmParams, cumax, log_cumax, on_lstm, on_lstm_step
 from zoo.ordered.ordered_lstm import master_gates
 
+pytestmark = pytest.mark.slow  # many examples each
+
 DTYPES = ("float32", "bfloat16", "float16")
 SIZES = (1, 4)
 MASTER = ("complement", "reverse")

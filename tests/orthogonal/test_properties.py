@@ -19,6 +19,8 @@ from zoo.orthogonal import (
 )
 from zoo.orthogonal.angles import random_angle_density
 
+pytestmark = pytest.mark.slow  # many examples each
+
 # Few of each, as every one is compiled.
 CASES = (
     ((0, 3), "float32"),

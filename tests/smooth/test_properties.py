@@ -22,6 +22,8 @@ from zoo import smooth
 from zoo.smooth.projections import project_simplex
 from zoo.smooth.streaming import streaming_f1, streaming_f1_init
 
+pytestmark = pytest.mark.slow  # many examples each
+
 K = 2
 LARGEST = float(np.finfo(np.float32).max)
 SQUARE = 4 * math.log(2) ** 2

@@ -15,6 +15,8 @@ import pytest
 from tests.battery import quick_jit
 from zoo import spherical
 
+pytestmark = pytest.mark.slow  # many examples each
+
 DTYPES = ("float32", "bfloat16", "float16")
 SIZES = (1, 2, 5)  # of vectors
 
