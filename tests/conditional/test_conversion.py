@@ -55,6 +55,7 @@ def gradients_and_logits(parameters, condition):
     return jax.grad(loss, argnums=(0, 1), has_aux=True)(parameters, condition)
 
 
+@pytest.mark.slow
 def test_step_0_is_the_pretrained_model_to_the_last_bit():
     plain = drawn_transformer()
     model = conditionalize(plain, FEATURES, hidden_features=4, rngs=nnx.Rngs(8))

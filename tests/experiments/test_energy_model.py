@@ -206,6 +206,7 @@ def test_chains_keep_the_label_they_began_with():
     np.testing.assert_array_equal(state["replay"].labels[0], 1)
 
 
+@pytest.mark.slow
 def test_uses_of_a_known_energy(tmp_path):
     """E(x, y) = 50·|x - m_y|²: every answer is known."""
 

@@ -292,6 +292,7 @@ def test_neither_padding_nor_the_order_of_reading_changes_the_answer(pairs):
     assert np.abs(swapped - expected).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_plain_lstm_is_one():
     model = PairClassifier("lstm", **SIZES, rngs=nnx.Rngs(1))
     ids, _ = encode(["( not ( a ( and b ) ) )", "( c ( or ( not d ) ) )"])

@@ -166,6 +166,7 @@ def test_own_labels_in_a_table_and_a_prediction(untrained, tmp_path, capsys):
     assert "give the classifier/ of a run of finetune" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

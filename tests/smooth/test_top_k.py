@@ -201,7 +201,10 @@ def test_axis_and_temperature_scale():
     np.testing.assert_allclose(found, np.moveaxis(last, -1, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize(("method", "items", "k"), [("gradient", 13, 3), ("sigmoid", 8, 5)])
+@pytest.mark.parametrize(
+    ("method", "items", "k"),
+    [pytest.param("gradient", 13, 3, marks=pytest.mark.slow), ("sigmoid", 8, 5)],
+)
 def test_many_columns_are_as_few(method, items, k):
     # 256 of them have a network for the largest, and the products term by term.
     x = np.random.default_rng(8).normal(size=(256, items)).astype(np.float32)

@@ -21,6 +21,7 @@ from zoo.training import make_mesh
 ONE_DEVICE = make_mesh(devices=jax.devices()[:1])
 SMALL = {
     "dimension": 8,
+    "passes": 10,
     "window": 2,
     "chunk_size": 64,
     "block_size": 16,
@@ -74,8 +75,8 @@ def vectors(tables, rows):
 @pytest.mark.parametrize("objective", [pytest.param("two_hinges", marks=pytest.mark.slow), "joint"])
 def test_a_chunk_takes_steps_of_riemannian_sgd_on_the_sums_of_the_public_losses(objective):
     lines, _ = topics(documents=6)
-    options = {"objective": objective, "subsample": 0, "passes": 1, "steps": 3}
-    trainer = spherical.JoseTrainer(lines, **SMALL, **options)
+    options = {"objective": objective, "subsample": 0, "passes": 1, "steps": 2}
+    trainer = spherical.JoseTrainer(lines, **SMALL | options)
     _, full, *_, last = list(trainer.chunks)
     assert last.valid.sum() < 64 == full.valid.sum()
     options, start = trainer.options, trainer.state.parameters
@@ -219,6 +220,16 @@ def test_a_position_is_restored(numbered):
 
 
 TEXT = ["a b a c", "b c b a", "c a"]
+
+
+def test_passes_and_subsampling_fit_the_corpus_unless_one_is_given():
+    def chosen(**options):
+        options = spherical.JoseTrainer(TEXT, min_count=1, mesh=ONE_DEVICE, **options).options
+        return options.passes, options.subsample
+
+    assert chosen() == (80, 1e-4)
+    assert chosen(passes=3) == (3, 1e-3)
+    assert chosen(subsample=0) == (10, 0)
 
 
 def identity(texts=TEXT, **options):

@@ -132,6 +132,7 @@ def test_samples_move_with_their_quantile(size):
             assert slope == pytest.approx(-moved / density(phi) * np.sin(phi), rel=1e-6)
 
 
+@pytest.mark.slow
 @double
 def test_gradients_of_samples_are_those_of_expectations():
     count = 2000

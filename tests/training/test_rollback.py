@@ -120,9 +120,10 @@ class Killed(Exception):
     """As kill -9: nothing is saved."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("killed", "checkpoint_every", "keep"),
-    [pytest.param(8, 20, 12, marks=pytest.mark.slow), (9, 5, 4)],
+    [(8, 20, 12), (9, 5, 4)],
     ids=["from 0", "from 5"],
 )
 def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path, killed, checkpoint_every, keep):

@@ -6,10 +6,14 @@ from typing import Any, Literal, NamedTuple
 from zoo import _checks
 
 Objective = Literal["two_hinges", "joint"]
+SMALL_CORPUS = 1_600_000  # words; in ten passes over more, frequent words part by themselves
 
 
 class JoseOptions(NamedTuple):
     """How JoSE is trained; the defaults are those of the authors' program.
+
+    Trainers choose passes and subsampling by the corpus if neither is given, see
+    :func:`for_corpus`.
 
     Attributes:
         dimension: D of the vectors.
@@ -73,3 +77,19 @@ class JoseOptions(NamedTuple):
                 "fewer devices"
             )
         return self._replace(**plain)
+
+
+def for_corpus(words: int) -> dict[str, Any]:
+    """Passes and subsampling for a corpus of so many words.
+
+    The authors' are made for millions of words. In a smaller text, frequent words stay drawn to one
+    side and are everybody's neighbours: there more of them are dropped, and the text is read until
+    16 million words have been seen, 80 times at most.
+
+    >>> for_corpus(200_000), for_corpus(5_000_000)
+    ({'passes': 80, 'subsample': 0.0001}, {})
+    """
+    if words >= SMALL_CORPUS:
+        return {}
+    passes = min(80, max(JoseOptions().passes, round(16e6 / max(words, 1))))
+    return {"passes": passes, "subsample": 1e-4}

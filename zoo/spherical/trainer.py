@@ -28,10 +28,11 @@ from zoo.spherical.corpus import Corpus, Tokenizer, read_corpus
 from zoo.spherical.embeddings import JoseEmbeddings
 from zoo.spherical.geometry import normalize
 from zoo.spherical.optimizers import riemannian_sgd
-from zoo.spherical.options import JoseOptions
+from zoo.spherical.options import JoseOptions, for_corpus
 from zoo.spherical.sampling import Chunk, ChunkSampler
 from zoo.spherical.word2vec import WordVectors
 from zoo.training import Checkpointer, Loop, MetricsLog, TrainState, fit, init_state, make_mesh
+from zoo.training.progress import say
 
 Given: TypeAlias = dict[str, tuple[np.ndarray, np.ndarray]]  # table -> rows [R], vectors [R, D]
 
@@ -55,7 +56,8 @@ class JoseTrainer:
         depends_on: what else a run that continues must find unchanged, such as the labels that the
             documents are scored by, see :class:`zoo.data.Pipeline`.
         **options: fields of :class:`zoo.spherical.options.JoseOptions`, such as ``dimension``,
-            ``objective``, ``passes``, ``window`` and ``seed``.
+            ``objective``, ``passes``, ``window`` and ``seed``; without ``passes`` and ``subsample``
+            both are chosen by the size of the corpus (``options.for_corpus``).
 
     Raises:
         ValueError: if an option is out of its range, the text is not UTF-8, fewer than two words
@@ -84,6 +86,8 @@ class JoseTrainer:
         shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.options = JoseOptions(**options).checked(shards)
         self.vocabulary, self.corpus = read_corpus(corpus, min_count=min_count, tokenizer=tokenizer)
+        if not options.keys() & {"passes", "subsample"}:
+            self.options = self.options._replace(**for_corpus(len(self.corpus.ids)))
         counts, tokens = self.vocabulary.counts, self.vocabulary.tokens
         self._given: Given = {}
         if initial is not None:
@@ -142,6 +146,12 @@ class JoseTrainer:
             FloatingPointError: after ten chunks in a row whose loss is not finite.
             SystemExit: when stopped by a signal, after saving.
         """
+        if loop.progress:
+            passes, most = self.options.passes, self.options.subsample
+            say(
+                f"{len(self.corpus.ids):,} words, {passes} passes; words above a frequency of "
+                f"{most:g} are dropped at random"
+            )
         train = partial(
             fit,
             self.step,
