@@ -123,14 +123,12 @@ def _probability(difference: jax.Array, temperature: jax.Array) -> jax.Array:
 
 
 def _probability_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
-
-    def value(*moved: jax.Array) -> jax.Array:
-        return logistic(
-            scaled(*(dict(enumerate(primals)) | dict(zip(moving, moved, strict=True))).values())
-        )
-
-    return jax.jvp(value, [primals[i] for i in moving], [tangents[i] for i in moving])
+    (difference, temperature), (moved, warmed) = primals, tangents
+    if isinstance(moved, SymbolicZero):
+        moved = jnp.zeros_like(difference)
+    if isinstance(warmed, SymbolicZero):  # the temperature is a constant, as nearly always
+        return jax.jvp(lambda d: logistic(scaled(d, temperature)), (difference,), (moved,))
+    return jax.jvp(lambda d, t: logistic(scaled(d, t)), primals, (moved, warmed))
 
 
 _probability.defjvp(_probability_jvp, symbolic_zeros=True)
