@@ -258,16 +258,16 @@ def sort(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     compares floats by a program, and integers in place (row ``smooth.soft_sort/long``, this part: 4
     times as long without it).
     """
-
-    def sorted_by_library(*arrays: jax.Array) -> Any:
-        return lax.sort(arrays, dimension=0, num_keys=1, is_stable=False)
-
     count, columns = len(arrays[0]), arrays[0][:1].size
     if 1 < count <= 128 and columns >= 256:
-        return lax.platform_dependent(*arrays, cpu=_sorted_by_network, default=sorted_by_library)
+        return lax.platform_dependent(*arrays, cpu=_sorted_by_network, default=_sorted_by_library)
     if len(arrays) > 1:
-        return sorted_by_library(*arrays)
-    return lax.platform_dependent(*arrays, cpu=_sorted_by_integers, default=sorted_by_library)
+        return _sorted_by_library(*arrays)
+    return lax.platform_dependent(*arrays, cpu=_sorted_by_integers, default=_sorted_by_library)
+
+
+def _sorted_by_library(*arrays: jax.Array) -> Any:
+    return tuple(lax.sort(arrays, dimension=0, num_keys=1, is_stable=False))
 
 
 @jax.custom_jvp
@@ -288,10 +288,7 @@ def _sorted_by_integers(x: jax.Array) -> tuple[jax.Array]:
 
 @_sorted_by_integers.defjvp
 def _sorted_by_integers_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
-    def by_library(x: jax.Array) -> tuple[jax.Array]:
-        return (lax.sort(x, dimension=0, is_stable=False),)
-
-    return jax.jvp(by_library, primals, tangents)
+    return jax.jvp(_sorted_by_library, primals, tangents)
 
 
 def _sorted_by_network(*arrays: jax.Array) -> tuple[jax.Array, ...]:

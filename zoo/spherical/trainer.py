@@ -327,7 +327,10 @@ def _train_step(
 
     def descend(carry: Moving, part: jax.Array) -> tuple[Moving, HingeSum]:
         moving, optimizer_state = carry
-        loss = lambda moving: _chunk_loss(points | moving, chunk, options, part)  # noqa: E731
+
+        def loss(moving: dict[str, jax.Array]) -> tuple[jax.Array, HingeSum]:
+            return _chunk_loss(points | moving, chunk, options, part)
+
         gradients, hinges = jax.grad(loss, has_aux=True)(moving)
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, moving)
         return (optax.apply_updates(moving, updates), optimizer_state), hinges
